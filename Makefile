@@ -1,0 +1,32 @@
+# The three commands that matter: `make repro`, `make test`, `make check`. Everything lives in .venv.
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+export PATH := $(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(VENV)
+# uv does not read pip's find-links; hand them on, so that a torch wheel lying on disk is taken.
+FIND_LINKS = $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(VENV)/bin/pip config get global.find-links 2>/dev/null))
+
+.PHONY: help setup repro test check clean
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.done: pyproject.toml constraints.txt $(wildcard packages/*/pyproject.toml)
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -c constraints.txt uv
+	UV_FIND_LINKS="$(FIND_LINKS)" uv pip install -q -c constraints.txt $(foreach p,data[hf] model train eval,-e "packages/hope-$(p)") -r pyproject.toml --group dev
+	touch $@
+
+setup: $(VENV)/.done  ## create .venv with the four packages and the tools
+
+repro: setup  ## run the pipeline: corpora, three models, evaluation, report
+	dvc repro
+	@echo "report: $(CURDIR)/reports/results.md"
+
+test: setup  ## run every test
+	pytest -q -n 2
+
+check: setup  ## lint, types, import direction
+	ruff check . && ruff format --check . && mypy && lint-imports
+
+clean:  ## remove the environment and what the pipeline made (the DVC cache stays)
+	rm -rf $(VENV) data runs

@@ -1,0 +1,6 @@
+"""Console script of hope-data."""
+
+
+def main() -> int:
+    """Run the command line."""
+    return 0

@@ -1,0 +1,1 @@
+"""Evaluation with error bars: bits per byte, continuation choice, passkey, report."""

@@ -1,0 +1,1 @@
+"""HOPE, Titans, gated DeltaNet and Transformer++ behind one interface and one recurrence."""

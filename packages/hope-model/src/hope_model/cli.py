@@ -1,0 +1,6 @@
+"""Console script of hope-model."""
+
+
+def main() -> int:
+    """Run the command line."""
+    return 0
