@@ -1,0 +1,94 @@
+"""A block is a mixer and a channel mixer chosen by name; nothing else branches on the variant.
+
+Letters: B sequences, T tokens, D width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hope_model.config import ModelConfig
+from hope_model.errors import InputError
+from hope_model.layers.attention import Attention
+from hope_model.layers.basic import SwiGLU
+from hope_model.layers.cms import CMS
+from hope_model.layers.deltanet import GatedDeltaNet
+from hope_model.layers.self_modifying import SelfModifyingTitans
+from hope_model.layers.titans import Titans
+from hope_model.state import BlockState, MemorySettings
+
+MIXERS: dict[str, Callable[[ModelConfig, float, float], nn.Module]] = {
+    "attention": Attention,
+    "gated_deltanet": GatedDeltaNet,
+    "titans": Titans,
+    "self_modifying": SelfModifyingTitans,
+}
+
+VARIANTS: dict[str, tuple[str, str]] = {
+    "hope": ("self_modifying", "cms"),
+    "hope_attention": ("attention", "cms"),
+    "self_modifying_titans": ("self_modifying", "swiglu"),
+    "titans": ("titans", "swiglu"),
+    "gated_deltanet": ("gated_deltanet", "swiglu"),
+    "transformer": ("attention", "swiglu"),
+}
+
+
+def variant_parts(config: ModelConfig) -> tuple[str, str]:
+    """Names of mixer and channel mixer."""
+    if config.variant not in VARIANTS:
+        raise InputError(f"model.variant is {config.variant!r}; choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[config.variant]
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def channel_budget(config: ModelConfig) -> int:
+    """Parameters that the channel mixer may have, so that every variant's block weighs what a Transformer's does."""
+    dim = config.dim
+    swiglu = 3 * dim * round(8 * dim / 3)
+    with torch.device("meta"):
+        spent = parameter_count(MIXERS[variant_parts(config)[0]](config, 0.0, 0.0))
+    return 4 * dim * dim + swiglu - spent
+
+
+class Block(nn.Module):
+    """x + mixer(norm x), then x + channel(norm x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        mixer, channel = variant_parts(config)
+        std, out_std = config.init_std, config.init_std / (2 * config.layers) ** 0.5
+        self.mixer_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.mixer = MIXERS[mixer](config, std, out_std)
+        self.channel_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        budget = channel_budget(config) // config.dim
+        if channel == "cms":
+            levels = len(config.cms.chunks())
+            self.channel: nn.Module = CMS(config, _round(budget / (2 * levels)), std, out_std)
+        else:
+            self.channel = SwiGLU(config.dim, _round(budget / 3), std, out_std)
+
+    def initial(self, batch: int) -> BlockState:
+        """State before the first token."""
+        channel = self.channel.initial(batch) if isinstance(self.channel, CMS) else None
+        return BlockState(self.mixer.initial(batch), channel)  # type: ignore[operator]
+
+    def forward(self, x_BTD: Tensor, state: BlockState, settings: MemorySettings) -> tuple[Tensor, BlockState]:
+        """Map [B, T, D] to [B, T, D]."""
+        write = settings.writes is None or "titans" in settings.writes
+        y, mixer = self.mixer(self.mixer_norm(x_BTD), state.mixer, write=write)
+        x_BTD = x_BTD + y
+        u = self.channel_norm(x_BTD)
+        if isinstance(self.channel, CMS):
+            y, channel = self.channel(u, state.channel, teach=settings.teach_scale > 0)
+            return x_BTD + y, BlockState(mixer, channel)
+        return x_BTD + self.channel(u), BlockState(mixer, None)
+
+
+def _round(width: float) -> int:
+    return max(8, 8 * round(width / 8))

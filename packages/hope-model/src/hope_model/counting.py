@@ -1,0 +1,69 @@
+"""What a model costs: parameters, floating-point operations, bytes of state.
+
+Letters: T tokens, D width, d head width, m hidden width of a memory, C chunk.
+"""
+
+import torch
+from torch import nn
+
+from hope_model.blocks import parameter_count, variant_parts
+from hope_model.config import ModelConfig
+from hope_model.model import LanguageModel
+
+
+def build_meta(config: ModelConfig) -> LanguageModel:
+    """The model without memory behind its tensors."""
+    with torch.device("meta"):
+        return LanguageModel(config)
+
+
+def parameters(config: ModelConfig) -> int:
+    """Number of parameters, a tied embedding counted once."""
+    return parameter_count(build_meta(config))
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Parameters by optimiser: "matrix" (hidden matrices, for Muon) and "other" (for AdamW).
+
+    Embedding and head, norms, scalar gates, convolutions and stacked memories are "other".
+    """
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "other": []}
+    for name, parameter in model.named_parameters():
+        outside = name.startswith(("embed.", "head.")) or ".conv." in name
+        hidden = parameter.dim() == 2 and min(parameter.shape) >= 32 and not outside
+        groups["matrix" if hidden else "other"].append((name, parameter))
+    return groups
+
+
+def flops_per_token(config: ModelConfig, length: int) -> float:
+    """Forward floating-point operations per token at sequence length `length` (a multiply and an add are two).
+
+    Every matrix counts twice its elements; on top comes what depends on length and chunk.
+    """
+    model = build_meta(config)
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and ".conv." not in n)
+    if not config.tied_embedding:
+        matrices -= model.embed.weight.numel()
+    mixer, channel = variant_parts(config)
+    D, d, m, C = config.dim, config.head_dim, config.memory_hidden, config.memory.chunk
+    per_layer = 0.0
+    if mixer == "attention":
+        seen = min(length, config.attention.window or length)
+        per_layer += 2 * D * seen  # scores and values, half of each hidden by the mask
+    elif mixer == "gated_deltanet":
+        per_layer += 6 * D * d + 5 * D * C
+    elif mixer == "titans":
+        per_layer += 14 * D * m + D * C * (3 * m / d + 4)
+    elif mixer == "self_modifying":
+        per_layer += 90 * D * m + D * C * (5 * 2 * m / d + 12)
+    if channel == "cms" and config.cms.teach_scale > 0:
+        per_layer += _cms_writes(config, model, length)
+    head = 2 * D * config.vocab_size if channel == "cms" and config.cms.teach_scale > 0 else 0
+    return 2 * matrices + config.layers * per_layer + head
+
+
+def _cms_writes(config: ModelConfig, model: LanguageModel, length: int) -> float:
+    """Closed-form writes: one product for the hidden layer, one back through it, two outer products."""
+    hidden = model.get_parameter("blocks.0.channel.levels.0.up").shape[0]
+    written = sum(period < length for period in config.cms.chunks())
+    return written * 4 * 2 * hidden * config.dim

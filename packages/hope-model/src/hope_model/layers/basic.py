@@ -1,0 +1,79 @@
+"""Small parts that several layers share.
+
+Letters: B sequences, T tokens, D width, H heads, d head width, F hidden width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def linear(inputs: int, outputs: int, std: float) -> nn.Linear:
+    """A matrix without bias, drawn from a normal distribution."""
+    layer = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(layer.weight, std=std)
+    return layer
+
+
+def to_heads(x_BTD: Tensor, heads: int) -> Tensor:
+    """[B, T, H d] to [B, H, T, d]."""
+    return x_BTD.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def to_width(x_BHTd: Tensor) -> Tensor:
+    """[B, H, T, d] to [B, T, H d]."""
+    return x_BHTd.transpose(1, 2).flatten(-2)
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int, std: float, out_std: float) -> None:
+        super().__init__()
+        self.up = linear(dim, 2 * hidden, std)
+        self.down = linear(hidden, dim, out_std)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Map [B, T, D] to [B, T, D]."""
+        gate, value = self.up(x_BTD).chunk(2, -1)
+        y: Tensor = self.down(F.silu(gate) * value)
+        return y
+
+
+class CausalConv(nn.Module):
+    """Depthwise causal convolution; the state is the last width-1 inputs [B, width-1, D]."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, dim))
+        nn.init.ones_(self.weight.data[-1])  # begins as the identity
+
+    def initial(self, batch: int) -> Tensor:
+        """Zeros before the first token."""
+        width, dim = self.weight.shape
+        return self.weight.new_zeros(batch, width - 1, dim)
+
+    def forward(self, x_BTD: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum over j of weight_j * x_{t-width+1+j}."""
+        T = x_BTD.shape[1]
+        whole = torch.cat((tail.to(x_BTD.dtype), x_BTD), 1)
+        y = x_BTD * self.weight[-1]
+        for j in range(len(self.weight) - 1):
+            y = y + whole[:, j : j + T] * self.weight[j]
+        return y, whole[:, T:]
+
+
+class GatedOutput(nn.Module):
+    """Per-head norm, output gate, output projection: how every memory's reads return to the stream."""
+
+    def __init__(self, dim: int, head_dim: int, std: float, out_std: float) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(head_dim, eps=1e-6)
+        self.gate = linear(dim, dim, std)
+        self.out = linear(dim, dim, out_std)
+
+    def forward(self, o_BHTd: Tensor, x_BTD: Tensor) -> Tensor:
+        """[B, H, T, d] reads and the layer's input to [B, T, D]."""
+        o_BTD = self.norm(o_BHTd.transpose(1, 2)).flatten(-2)
+        y: Tensor = self.out(o_BTD.to(x_BTD.dtype) * F.silu(self.gate(x_BTD)))
+        return y

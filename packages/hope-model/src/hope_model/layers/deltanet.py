@@ -1,0 +1,56 @@
+"""Gated DeltaNet (arXiv 2412.06464) with erase strength up to 2 (arXiv 2411.12537).
+
+Letters: B sequences, T tokens, D width, H heads, d head width.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hope_model.config import ModelConfig
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads
+from hope_model.layers.gates import RetentionGate
+from hope_model.ops.activations import l2norm
+from hope_model.ops.gated_delta import gated_delta
+from hope_model.precision import full_precision
+
+
+class DeltaState(NamedTuple):
+    """Matrix memory of every head and the convolution's last inputs."""
+
+    S_BHdd: Tensor
+    tail: Tensor
+
+
+class GatedDeltaNet(nn.Module):
+    """A linear memory per head, written by the gated delta rule."""
+
+    def __init__(self, config: ModelConfig, std: float, out_std: float) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.chunk = config.heads, config.head_dim, config.memory.chunk
+        self.qkv = linear(config.dim, 3 * config.dim, std)
+        self.conv = CausalConv(3 * config.dim, config.conv)
+        self.retention = RetentionGate(config, std)
+        self.beta = linear(config.dim, config.heads, std)
+        self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
+
+    def initial(self, batch: int) -> DeltaState:
+        """Nothing remembered."""
+        S = self.qkv.weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim, dtype=torch.float32)
+        return DeltaState(S.to(torch.promote_types(S.dtype, self.qkv.weight.dtype)), self.conv.initial(batch))
+
+    def forward(self, x_BTD: Tensor, state: DeltaState, *, write: bool = True) -> tuple[Tensor, DeltaState]:
+        """Read and write; with `write=False` only read."""
+        qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
+        log_a, beta = self.retention(x_BTD), self.beta(x_BTD)
+        with full_precision(x_BTD) as cast:
+            q, k, v = (to_heads(part, self.heads) for part in cast(F.silu(qkv)).chunk(3, -1))
+            q, k = l2norm(q, -1), l2norm(k, -1)
+            if not write:
+                o = (state.S_BHdd @ q.transpose(-1, -2)).transpose(-1, -2)
+                return self.output(o, x_BTD), DeltaState(state.S_BHdd, tail)
+            b = log_a.exp() * 2 * cast(beta).transpose(1, 2).sigmoid()
+            o, S, _ = gated_delta(q, k, b[..., None] * v, log_a, b, state.S_BHdd, chunk=self.chunk)
+        return self.output(o, x_BTD), DeltaState(S, tail)

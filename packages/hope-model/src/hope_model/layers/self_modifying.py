@@ -1,0 +1,64 @@
+"""Self-modifying Titans (Nested Learning, eq. 83-93): memories that make their own keys, values and gates.
+
+Letters: B sequences, T tokens, D width, H heads, d head width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hope_model.config import ModelConfig
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads
+from hope_model.layers.gates import retention_bias
+from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules
+from hope_model.ops.activations import l2norm
+from hope_model.ops.deep_memory import BANK, FastWeights, Gates, MemoryState, Readout, read_memory, self_modifying
+from hope_model.precision import full_precision
+
+
+class SelfModifyingTitans(nn.Module):
+    """Five memories per head; only the query projection is not a memory."""
+
+    def __init__(self, config: ModelConfig, std: float, out_std: float) -> None:
+        super().__init__()
+        self.heads, self.rules = config.heads, memory_rules(config)
+        self.self_modify = config.memory.self_modify
+        self.conv = CausalConv(config.dim, config.conv)
+        self.query = linear(config.dim, config.dim, std)
+        self.strengths = None if self.rules.tied_gates else linear(config.dim, 2 * config.heads, std)
+        if self.rules.tied_gates and self.rules.stable:
+            self.strengths = linear(config.dim, config.heads, std)
+        self.memory = MemoryWeights(config, len(BANK))
+        H, d = config.heads, config.head_dim
+        self.eta_Hd = nn.Parameter(torch.randn(H, d) * d**-0.5)
+        self.eta_bias_H = nn.Parameter(torch.zeros(H))
+        self.eta_scale_HR = None if self.rules.tied_gates else nn.Parameter(torch.zeros(H, len(BANK)))
+        self.alpha_Hd = nn.Parameter(torch.randn(H, d) * d**-0.5)
+        self.alpha_bias_H = nn.Parameter(retention_bias(H))
+        self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
+
+    def initial(self, batch: int) -> TitansState:
+        """The meta-learned memories."""
+        fast = self.memory.fast(batch)
+        if not self.self_modify:
+            fast = FastWeights(*(W[:, :, -1:] for W in fast))
+        return TitansState(MemoryState(fast, fast, None, 0), self.conv.initial(batch))
+
+    def forward(self, x_BTD: Tensor, state: TitansState, *, write: bool = True) -> tuple[Tensor, TitansState]:
+        """Read and write; with `write=False` only read."""
+        x_BTD, tail = self.conv(x_BTD, state.tail)
+        q = self.query(x_BTD)
+        raw = None if self.strengths is None else self.strengths(x_BTD)
+        with full_precision(x_BTD) as cast:
+            x, q = (l2norm(to_heads(cast(part), self.heads), -1) for part in (x_BTD, q))
+            if not write:
+                return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
+            strengths = () if raw is None else (2 * cast(raw).transpose(1, 2).sigmoid()).chunk(raw.shape[-1] // self.heads, 1)
+            output = strengths[0] if self.rules.stable else None
+            gates = Gates(None, None if self.rules.tied_gates else strengths[-1], output, None, None)
+            fixed = None if self.self_modify else self.memory.fast(len(x))
+            o, memory = self_modifying(x, q, gates, self._readout(), state.memory, self.rules, fixed)
+        return self.output(o, x_BTD), TitansState(memory, tail)
+
+    def _readout(self) -> Readout:
+        parts = (self.eta_Hd, self.eta_bias_H, self.eta_scale_HR, self.alpha_Hd, self.alpha_bias_H)
+        return Readout(*parts)

@@ -1,0 +1,90 @@
+"""Titans' long-term memory (arXiv 2501.00663): linear q, k, v; one deep memory per head, written with momentum.
+
+Letters: B sequences, T tokens, D width, H heads, d head width, m hidden width.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hope_model.config import ModelConfig
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads
+from hope_model.layers.gates import RetentionGate
+from hope_model.ops.activations import l2norm
+from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, read_memory, titans_memory
+from hope_model.precision import full_precision
+
+
+class TitansState(NamedTuple):
+    """Fast weights and the convolution's last inputs."""
+
+    memory: MemoryState
+    tail: Tensor
+
+
+def memory_rules(config: ModelConfig) -> Rules:
+    """The op's choices, from the configuration."""
+    memory = config.memory
+    stable = memory.output_rule == "delta"
+    return Rules(memory.chunk, memory.activation, memory.eta_max, stable, memory.tied_gates)
+
+
+class MemoryWeights(nn.Module):
+    """Meta-learned initial weights of R memories per head, ordinary parameters."""
+
+    def __init__(self, config: ModelConfig, memories: int) -> None:
+        super().__init__()
+        H, d, m = config.heads, config.head_dim, config.memory_hidden
+        # Inputs have norm 1 and hidden activations norm below 1: these scales give z of order 1 and |W1 a| near 1.
+        self.W2_HRmd = nn.Parameter(torch.randn(H, memories, m, d))
+        self.W1_HRdm = nn.Parameter(torch.randn(H, memories, d, m) * d**-0.5)
+
+    def fast(self, batch: int) -> FastWeights:
+        """One copy per sequence, in the precision of states; gradients flow back to the parameters."""
+        weights = (self.W2_HRmd, self.W1_HRdm)
+        return FastWeights(*(W.to(_state_dtype(W)).expand(batch, *W.shape) for W in weights))
+
+
+def _state_dtype(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+class Titans(nn.Module):
+    """LMM: the memory as the mixer."""
+
+    def __init__(self, config: ModelConfig, std: float, out_std: float) -> None:
+        super().__init__()
+        self.heads, self.rules, self.momentum = config.heads, memory_rules(config), config.memory.momentum
+        self.qkv = linear(config.dim, 3 * config.dim, std)
+        self.conv = CausalConv(3 * config.dim, config.conv)
+        self.memory = MemoryWeights(config, 1)
+        self.retention = RetentionGate(config, std)
+        self.gates = linear(config.dim, 4 * config.heads, std)
+        self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
+
+    def initial(self, batch: int) -> TitansState:
+        """The meta-learned memory, no momentum."""
+        fast = self.memory.fast(batch)
+        momentum = FastWeights(*(torch.zeros_like(W, requires_grad=False) for W in fast)) if self.momentum else None
+        return TitansState(MemoryState(fast, fast, momentum, 0), self.conv.initial(batch))
+
+    def forward(self, x_BTD: Tensor, state: TitansState, *, write: bool = True) -> tuple[Tensor, TitansState]:
+        """Read and write; with `write=False` only read."""
+        qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
+        log_a, raw = self.retention(x_BTD), self.gates(x_BTD)
+        with full_precision(x_BTD) as cast:
+            q, k, v = (l2norm(to_heads(part, self.heads), -1) for part in cast(F.silu(qkv)).chunk(3, -1))
+            if not write:
+                return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
+            gates = self._gates(log_a, cast(raw))
+            o, memory = titans_memory(q, k, v, gates, state.memory, self.rules)
+        return self.output(o, x_BTD), TitansState(memory, tail)
+
+    def _gates(self, log_a: Tensor, raw: Tensor) -> Gates:
+        eta, erase, output, theta = raw.transpose(1, 2).chunk(4, 1)
+        eta = self.rules.eta_max * eta.sigmoid()
+        erase = eta if self.rules.tied_gates else 2 * erase.sigmoid()
+        output = 2 * output.sigmoid()
+        return Gates(log_a, erase, output, eta[:, :, None], F.logsigmoid(theta) if self.momentum else None)

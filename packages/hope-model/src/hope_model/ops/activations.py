@@ -1,0 +1,34 @@
+"""Activations with their slopes, and the two normalisations that keep fast weights bounded."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def _relu(z: Tensor) -> tuple[Tensor, Tensor]:
+    return z.relu(), (z > 0).to(z.dtype)
+
+
+def _silu(z: Tensor) -> tuple[Tensor, Tensor]:
+    gate = z.sigmoid()
+    return z * gate, gate * (1 + z * (1 - gate))
+
+
+def _gelu(z: Tensor) -> tuple[Tensor, Tensor]:
+    cdf = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
+    return z * cdf, cdf + z * torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"relu": _relu, "silu": _silu, "gelu": _gelu}
+
+
+def l2norm(x: Tensor, dim: int) -> Tensor:
+    """x / ||x|| along `dim`; a zero vector stays zero."""
+    return x * torch.rsqrt(x.square().sum(dim, keepdim=True) + 1e-6)
+
+
+def shrink_factor(phi: Tensor, dim: int) -> Tensor:
+    """1 / sqrt(1 + ||phi||^2): times phi it has norm below 1."""
+    return torch.rsqrt(1 + phi.square().sum(dim, keepdim=True))

@@ -1,0 +1,205 @@
+"""Deep memories a chunk at a time: every write and read goes through the one recurrence.
+
+Letters: N leading dimensions (batch, heads), R memories that share keys, d head width, m hidden width,
+T tokens, C tokens of one chunk. Inside a chunk tokens are the last dimension.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor
+from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
+from hope_model.ops.gated_delta.chunk import (
+    Decays,
+    Momentum,
+    Writes,
+    chunk_decays,
+    chunk_momentum,
+    chunk_read,
+    chunk_state,
+    chunk_writes,
+)
+
+
+class Layer(NamedTuple):
+    """One layer of the memories inside one chunk. W2's rows of all memories are stacked: they share the key."""
+
+    S: Tensor  # W2: [N, R m, d]; W1: [N, R, d, m]
+    key: Tensor  # W2: [N, d, C]; W1: [N, R, m, C]
+    writes: Writes
+    decays: Decays
+    momentum: Momentum | None
+
+
+def memory_forward(weights: FastWeights, x_NdC: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """M(x) of R memories for the same x: (y_NRdC, hidden a_NRmC, its slope, pre-activation z_NRmC)."""
+    R, m = weights.W2_NRmd.shape[-3:-1]
+    z = (weights.W2_NRmd.flatten(-3, -2) @ x_NdC).unflatten(-2, (R, m))
+    phi, slope = _activate(z, rules)
+    return x_NdC[..., None, :, :] + weights.W1_NRdm @ phi, phi, slope, z
+
+
+def _activate(z: Tensor, rules: Rules) -> tuple[Tensor, Tensor]:
+    phi, slope = ACTIVATIONS[rules.activation](z)
+    if not rules.stable:
+        return phi, slope
+    s = shrink_factor(phi, -2)
+    return phi * s, slope * s
+
+
+def _for_each_memory(decays: Decays) -> Decays:
+    gamma, before, within, between = decays
+    return Decays(*(x[..., None, :] for x in (gamma, before)), *(x[..., None, :, :] for x in (within, between)))
+
+
+def _write(
+    state: MemoryState, k_NdC: Tensor, hidden: tuple[Tensor, ...], target_NRdC: Tensor, gates: Gates, rules: Rules
+) -> tuple[Layer, Layer]:
+    """Solve the writes of both layers. `hidden` is memory_forward(start, k)."""
+    y, a_NRmC, slope, z = hidden
+    log_a_NC, eta_NRC = _present(gates.log_a_NT), _present(gates.eta_NRT)
+    k_N1dC, keep_NC = k_NdC[..., None, :, :], log_a_NC.exp()
+    whole = state.position % rules.chunk == 0  # the piece begins with its chunk: S_0 k is known
+    error = y - target_NRdC
+    write2 = -eta_NRC[..., None, :] * slope * (state.start.W1_NRdm.transpose(-1, -2) @ error)
+    strength1, recalled1, write1 = None, None, -eta_NRC[..., None, :] * error
+    if rules.stable:
+        strength1 = (keep_NC * _present(gates.output_NT))[..., None, :]
+        write1 = (target_NRdC - k_N1dC) * strength1[..., None, :]
+        recalled1 = y - k_N1dC if whole else None
+    strength2 = gates.erase_NT if gates.erase_NT is None or rules.tied_gates else keep_NC * gates.erase_NT
+    decays2 = chunk_decays(log_a_NC)
+    decays1 = _for_each_memory(decays2)
+    momentum1 = momentum2 = None
+    if gates.log_theta_NT is not None and state.momentum is not None:
+        P2, P1 = state.momentum
+        momentum2 = chunk_momentum(decays2, gates.log_theta_NT, P2.flatten(-3, -2))
+        momentum1 = chunk_momentum(decays1, gates.log_theta_NT[..., None, :], P1)
+        # An average, not a sum, of past surprises: the equilibrium of a write does not depend on theta.
+        share = -torch.expm1(gates.log_theta_NT)[..., None, None, :]
+        write1, write2 = write1 * share, write2 * share
+    W2_flat, recalled2 = state.now.W2_NRmd.flatten(-3, -2), z.flatten(-3, -2) if whole else None
+    write2_flat = write2.flatten(-3, -2)
+    writes2 = chunk_writes(W2_flat, k_NdC, write2_flat, strength2, decays2, momentum2, recalled2)
+    writes1 = chunk_writes(state.now.W1_NRdm, a_NRmC, write1, strength1, decays1, momentum1, recalled1)
+    return (
+        Layer(W2_flat, k_NdC, writes2, decays2, momentum2),
+        Layer(state.now.W1_NRdm, a_NRmC, writes1, decays1, momentum1),
+    )
+
+
+def _present(gate: Tensor | None) -> Tensor:
+    if gate is None:
+        raise TypeError("a gate that this rule needs is missing")
+    return gate
+
+
+def _after(layer2: Layer, layer1: Layer, state: MemoryState, rules: Rules) -> MemoryState:
+    W2, P2 = chunk_state(layer2.S, *layer2[1:])
+    W1, P1 = chunk_state(layer1.S, *layer1[1:])
+    shape = state.now.W2_NRmd.shape
+    now = FastWeights(W2.view(shape), W1)
+    momentum = None if P1 is None or P2 is None else FastWeights(P2.view(shape), P1)
+    position = state.position + layer2.key.shape[-1]
+    return MemoryState(now, state.start if position % rules.chunk else now, momentum, position)
+
+
+def _last(layer: Layer, rows: slice | int, decays: Decays) -> Layer:
+    """The layer of the memory that is read: rows of the stack, or an index along R."""
+    take = (lambda x: x[..., rows, :]) if isinstance(rows, slice) else (lambda x: x[..., rows, :, :])
+    writes = Writes(*(None if x is None else take(x) for x in layer.writes))
+    momentum = layer.momentum
+    if momentum is not None:
+        momentum = momentum._replace(P_NVK=take(momentum.P_NVK))
+    return Layer(take(layer.S), layer.key, writes, decays, momentum)
+
+
+def _read(layer2: Layer, layer1: Layer, q_NdC: Tensor, rules: Rules) -> Tensor:
+    """Token-exact reads of the last memory: z_t = W2_t q_t, o_t = q_t + W1_t phi(z_t)."""
+    m = layer1.key.shape[-2]
+    last2 = _last(layer2, slice(layer2.S.shape[-2] - m, None), layer2.decays)
+    last1 = _last(layer1, -1, layer2.decays)
+    z = chunk_read(last2.S, last2.key, last2.writes, q_NdC, last2.decays, last2.momentum)
+    phi, _ = _activate(z, rules)
+    momentum1 = None
+    if last1.momentum is not None and last2.momentum is not None:
+        momentum1 = last2.momentum._replace(P_NVK=last1.momentum.P_NVK)
+    key1 = layer1.key[..., -1, :, :]
+    return q_NdC + chunk_read(last1.S, key1, last1.writes, phi, last1.decays, momentum1)
+
+
+def _pieces(position: int, T: int, chunk: int) -> list[slice]:
+    """Slices of the next T tokens that do not cross a chunk's end."""
+    pieces, t = [], 0
+    while t < T:
+        end = min(T, t + chunk - (position + t) % chunk)
+        pieces.append(slice(t, end))
+        t = end
+    return pieces
+
+
+def titans_memory(
+    q_NTd: Tensor, k_NTd: Tensor, v_NTd: Tensor, gates: Gates, state: MemoryState, rules: Rules
+) -> tuple[Tensor, MemoryState]:
+    """`titans_memory_naive`, a chunk at a time."""
+    q_NdT, k_NdT, v_NdT = (x.transpose(-1, -2).contiguous() for x in (q_NTd, k_NTd, v_NTd))
+    outputs = []
+    for piece in _pieces(state.position, q_NdT.shape[-1], rules.chunk):
+        gates_C = Gates(*(None if g is None else g[..., piece] for g in gates))
+        k_NdC = k_NdT[..., piece]
+        hidden = memory_forward(state.start, k_NdC, rules)
+        layers = _write(state, k_NdC, hidden, v_NdT[..., None, :, piece], gates_C, rules)
+        outputs.append(_read(*layers, q_NdT[..., piece], rules))
+        state = _after(*layers, state, rules)
+    return torch.cat(outputs, -1).transpose(-1, -2), state
+
+
+def self_modifying(
+    x_NTd: Tensor,
+    q_NTd: Tensor,
+    gates: Gates,
+    readout: Readout,
+    state: MemoryState,
+    rules: Rules,
+    fixed: FastWeights | None = None,
+) -> tuple[Tensor, MemoryState]:
+    """`self_modifying_naive`, a chunk at a time."""
+    x_NdT, q_NdT = (x.transpose(-1, -2).contiguous() for x in (x_NTd, q_NTd))
+    outputs = []
+    for piece in _pieces(state.position, x_NdT.shape[-1], rules.chunk):
+        projecting = FastWeights(*(W[..., :4, :, :] for W in (state.start if fixed is None else fixed)))
+        y = memory_forward(projecting, x_NdT[..., piece], rules)[0]
+        R, C = state.start.W2_NRmd.shape[-3], y.shape[-1]
+        k_NdC, v_NdC = l2norm(y[..., 0, :, :], -2), l2norm(y[..., 1, :, :], -2)
+        log_a_NC, eta_NC, eta_NRC = _self_made_gates(y, readout, R, rules)
+        both = memory_forward(state.start, torch.cat((k_NdC, v_NdC), -1), rules)
+        target_NRdC = both[0][..., C:]
+        if rules.stable:
+            target_NRdC = l2norm(target_NRdC, -2)
+        erase_NC = eta_NC if rules.tied_gates else _present(gates.erase_NT)[..., piece]
+        output_NC = None if gates.output_NT is None else gates.output_NT[..., piece]
+        gates_C = Gates(log_a_NC, erase_NC, output_NC, eta_NRC, None)
+        layers = _write(state, k_NdC, tuple(x[..., :C] for x in both), target_NRdC, gates_C, rules)
+        outputs.append(_read(*layers, q_NdT[..., piece], rules))
+        state = _after(*layers, state, rules)
+    return torch.cat(outputs, -1).transpose(-1, -2), state
+
+
+def _self_made_gates(y_NRdC: Tensor, readout: Readout, R: int, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
+    """log alpha, eta, and eta by memory, from what their memories say."""
+    eta = (readout.eta_Hd[:, None, :] @ y_NRdC[..., 2, :, :])[..., 0, :] + readout.eta_bias_H[:, None]
+    alpha = (readout.alpha_Hd[:, None, :] @ y_NRdC[..., 3, :, :])[..., 0, :] + readout.alpha_bias_H[:, None]
+    eta_NC = rules.eta_max * eta.sigmoid()
+    if readout.eta_scale_HR is None:
+        return F.logsigmoid(alpha), eta_NC, eta_NC[..., None, :].expand(*eta_NC.shape[:-1], R, -1)
+    scale_HR1 = 2 * readout.eta_scale_HR[..., -R:, None].sigmoid()
+    return F.logsigmoid(alpha), eta_NC, scale_HR1 * eta_NC[..., None, :]
+
+
+def read_memory(state: MemoryState, q_NTd: Tensor, rules: Rules) -> Tensor:
+    """Reads of the last memory without any write."""
+    last = FastWeights(*(W[..., -1:, :, :] for W in state.now))
+    return memory_forward(last, q_NTd.transpose(-1, -2), rules)[0][..., 0, :, :].transpose(-1, -2)

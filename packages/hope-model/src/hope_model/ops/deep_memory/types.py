@@ -1,0 +1,58 @@
+"""The values that deep memories take and give.
+
+Letters: N leading dimensions (batch, heads), R memories that share keys, d head width, m hidden width, T tokens.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+BANK = ("k", "v", "eta", "alpha", "memory")  # order of self-modifying Titans' memories along R
+
+
+class FastWeights(NamedTuple):
+    """Weights of R memories M(x) = x + W1 phi(W2 x) (eq. 91), one copy per sequence and head."""
+
+    W2_NRmd: Tensor
+    W1_NRdm: Tensor
+
+
+class MemoryState(NamedTuple):
+    """Fast weights after the last token, and as they were when its chunk began (where gradients are taken)."""
+
+    now: FastWeights
+    start: FastWeights
+    momentum: FastWeights | None
+    position: int
+
+
+class Gates(NamedTuple):
+    """Per token, before any chunking; None where a rule has no such gate."""
+
+    log_a_NT: Tensor | None  # retention (None: read from the alpha memory)
+    erase_NT: Tensor | None  # strength in (0, 2) at the hidden layer, times the retention
+    output_NT: Tensor | None  # strength in (0, 2) at the output layer, times the retention
+    eta_NRT: Tensor | None  # inner learning rate (None: read from the eta memory)
+    log_theta_NT: Tensor | None  # momentum's decay
+
+
+class Readout(NamedTuple):
+    """How the scalars eta and alpha are read from the vectors that their memories give (H heads)."""
+
+    eta_Hd: Tensor
+    eta_bias_H: Tensor
+    eta_scale_HR: Tensor | None  # each memory's own share of eta; None: all the same (the paper)
+    alpha_Hd: Tensor
+    alpha_bias_H: Tensor
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The named choices of model.md 2 and 3."""
+
+    chunk: int = 64
+    activation: str = "relu"
+    eta_max: float = 0.1
+    stable: bool = True  # shrunk activations, normalised targets, exact delta rule at the output layer
+    tied_gates: bool = False  # erase with eta

@@ -1,0 +1,14 @@
+"""State and decays stay in float32 (or float64) whatever autocast does around them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def full_precision(x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Autocast off inside; yields a cast that lifts half precision to float32 and leaves float64 alone."""
+    with torch.autocast(x.device.type, enabled=False):
+        yield lambda tensor: tensor if tensor.dtype == torch.float64 else tensor.float()
