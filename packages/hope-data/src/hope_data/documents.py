@@ -1,0 +1,122 @@
+"""Documents on disk: a folder of zstd JSONL parts with one sealed `provenance.json`."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from hope_data.errors import InputError
+from hope_data.files import load_sealed, sha256_file
+
+PROVENANCE = "provenance.json"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with its name and where it comes from."""
+
+    text: str
+    id: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Writer:
+    """Writes documents into numbered parts; a new part begins after `part_bytes` of text.
+
+    The bytes depend on the documents and their order only (one compression thread, fixed level).
+    """
+
+    def __init__(self, folder: Path, part_bytes: int = 64 << 20):
+        self.folder, self.part_bytes = folder, part_bytes
+        self.documents = self.bytes = 0
+        self._names: list[str] = []
+        self._room = 0
+        self._stream: zstandard.ZstdCompressionWriter | None = None
+
+    def write(self, document: Document) -> None:
+        """Append one document."""
+        size = len(document.text.encode())
+        stream = self._stream if self._stream and self._room >= size else self._next_part()
+        row = {"text": document.text, "id": document.id, "meta": document.meta}
+        stream.write(json.dumps(row, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+        self._room -= size
+        self.documents += 1
+        self.bytes += size
+
+    def _next_part(self) -> zstandard.ZstdCompressionWriter:
+        self._close_part()
+        name = f"part-{len(self._names):05d}.jsonl.zst"
+        file = (self.folder / name).open("wb")
+        self._stream = zstandard.ZstdCompressor(level=3).stream_writer(file, closefd=True)
+        self._names.append(name)
+        self._room = self.part_bytes
+        return self._stream
+
+    def _close_part(self) -> None:
+        if self._stream is not None:
+            self._stream.close()  # type: ignore[no-untyped-call]
+            self._stream = None
+
+    def close(self) -> dict[str, Any]:
+        """Finish the last part.
+
+        Returns:
+            {"documents", "bytes", "files": {name: sha256}}.
+        """
+        self._close_part()
+        files = {name: sha256_file(self.folder / name) for name in self._names}
+        return {"documents": self.documents, "bytes": self.bytes, "files": files}
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """The sealed record of a folder of documents.
+
+    Raises:
+        InputError: not such a folder, or damaged.
+    """
+    return load_sealed(
+        folder / PROVENANCE, "run `hope-data acquire` (raw) or `hope-data filter` (clean) for it"
+    )
+
+
+def read(folder: Path) -> Iterator[Document]:
+    """Yield the documents of a folder in their order.
+
+    Raises:
+        InputError: a part is missing, truncated or holds a line that is no document.
+    """
+    for name in provenance(folder)["files"]:
+        path = folder / name
+        last = 0
+        try:
+            with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+                for last, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"), 1):  # noqa: B007
+                    row = json.loads(line)
+                    yield Document(row["text"], row["id"], row["meta"])
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}; make the folder again") from None
+        except (zstandard.ZstdError, ValueError, KeyError, TypeError):
+            raise InputError(f"{path}, line {last + 1}: is damaged; make the folder again") from None
+
+
+def text_of(row: Mapping[str, Any], fields: list[str], joiner: str, where: str) -> str:
+    """The text of a row: its fields, strings or lists of strings, joined.
+
+    Raises:
+        InputError: a field is missing or holds no text.
+    """
+    parts: list[str] = []
+    for name in fields:
+        if name not in row:
+            have = ", ".join(map(str, row)) or "none"
+            raise InputError(f"{where}: no field {name!r} (it has {have}); set `fields` in the manifest")
+        value = row[name]
+        strings = value if isinstance(value, list) else [value]
+        if not all(isinstance(s, str) for s in strings):
+            raise InputError(f"{where}: field {name!r} is no text; set `fields` in the manifest")
+        parts += strings
+    return joiner.join(parts)

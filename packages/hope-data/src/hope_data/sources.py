@@ -1,0 +1,188 @@
+"""Documents from files and from the Hugging Face hub, one iterator per kind of manifest."""
+
+import glob
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import zstandard
+
+from hope_data import hub, installed
+from hope_data.config import Manifest
+from hope_data.documents import Document, text_of
+from hope_data.errors import InputError
+
+_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".txt.gz", ".md.gz", ".rst.gz", ".txt.zst", ".md.zst", ".rst.zst")
+_GUTENBERG = re.compile(r"\*\*\* ?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE)
+_HEADER_LINES = 1000
+
+
+def documents(manifest: Manifest) -> Iterator[Document]:
+    """Yield a corpus's documents in a fixed order.
+
+    Raises:
+        InputError: a file is missing or damaged, a line is no JSON, a field is missing, no hub in reach.
+    """
+    if manifest.kind == "installed-docs":
+        rows: Iterable[Document] = installed.documents(manifest.installed)
+    elif manifest.kind == "hf":
+        rows = hub.documents(manifest)
+    else:
+        read = {"jsonl": _jsonl, "text": _text, "parquet": _parquet}[manifest.kind]
+        rows = (
+            row for path, name in find(manifest.files, manifest.kind) for row in read(path, name, manifest)
+        )
+    if not manifest.chunk_bytes:
+        yield from rows
+        return
+    for row in rows:
+        yield from _chunks(row, manifest.chunk_bytes)
+
+
+def find(patterns: list[str], kind: str) -> list[tuple[Path, str]]:
+    """Files that the patterns of a manifest mean, sorted, each with its name inside its pattern.
+
+    Raises:
+        InputError: a pattern that finds nothing.
+    """
+    found: dict[Path, str] = {}
+    for pattern in patterns:
+        root = Path(pattern)
+        if root.is_dir():
+            suffixes = _TEXT_SUFFIXES if kind == "text" else (".parquet",) if kind == "parquet" else (
+                ".jsonl", ".jsonl.gz", ".jsonl.zst")  # fmt: skip
+            paths = sorted(p for p in root.rglob("*") if p.is_file() and p.name.endswith(suffixes))
+            names = [p.relative_to(root).as_posix() for p in paths]
+        else:
+            paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())  # noqa: PTH207
+            names = [p.name for p in paths]
+        if not paths:
+            raise InputError(f"{pattern}: no {kind} file here; correct `files` in the manifest")
+        found.update(zip(paths, names, strict=True))
+    return list(found.items())
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
+    return path.open("rb")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered raw lines of a file, decompressed."""
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                yield number, line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(
+            f"{path}, line {number + 1}: compressed file is cut off or damaged ({error})"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def _jsonl(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: is no JSON ({error}); mend or remove the line") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: is no JSON object with a text field")
+        yield Document(
+            text_of(row, manifest.fields, manifest.joiner, where), f"{name}:{number}", {"file": name}
+        )
+
+
+def _text(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
+    ends = re.compile(manifest.separator).search if manifest.separator else _never
+    drops = re.compile(manifest.drop_lines).search if manifest.drop_lines else _never
+    held: list[str] = []
+    count = 0
+    for line in _without_gutenberg(_decoded(path)):
+        if not drops(line.rstrip("\n")):
+            held.append(line)
+        if ends(line.rstrip("\n")):
+            yield Document("".join(held).strip("\n") + "\n", f"{name}:{count}", {"file": name})
+            count, held = count + 1, []
+    if "".join(held).strip():
+        yield Document("".join(held).strip("\n") + "\n", f"{name}:{count}", {"file": name})
+
+
+def _never(_line: str) -> None:
+    return None
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    for number, line in _lines(path):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}, line {number}: is no UTF-8 ({error.reason}); convert it with iconv"
+            ) from None
+
+
+def _without_gutenberg(lines: Iterator[str]) -> Iterator[str]:
+    """Leave out the licence that Project Gutenberg puts before and after a book."""
+    head = list(islice(lines, _HEADER_LINES))
+    starts = [i for i, line in enumerate(head) if (m := _GUTENBERG.search(line)) and m[1].upper() == "START"]
+    for line in chain(head[starts[0] + 1 if starts else 0 :], lines):
+        if starts and _GUTENBERG.search(line):
+            return
+        yield line
+
+
+def _parquet(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
+    try:
+        from pyarrow import ArrowException, parquet  # noqa: PLC0415
+    except ImportError:
+        raise InputError("kind parquet needs pyarrow: pip install 'hope-data[hf]'") from None
+    number = 0
+    try:
+        file = parquet.ParquetFile(path)
+        have = file.schema_arrow.names
+        if missing := [field for field in manifest.fields if field not in have]:
+            raise InputError(
+                f"{path}: no field {missing[0]!r} (it has {', '.join(have)}); set `fields` in the manifest"
+            )
+        for batch in file.iter_batches(batch_size=1000, columns=manifest.fields):
+            for row in batch.to_pylist():
+                where = f"{path}, row {number}"
+                yield Document(
+                    text_of(row, manifest.fields, manifest.joiner, where), f"{name}:{number}", {"file": name}
+                )
+                number += 1
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path}: is no readable parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _chunks(document: Document, size: int) -> Iterator[Document]:
+    """Cut a long text at paragraph ends (at line ends where a paragraph is itself too long)."""
+    held: list[str] = []
+    n_bytes = count = 0
+    whole = len(document.text.encode()) <= size
+    for line in document.text.splitlines(keepends=True):
+        held.append(line)
+        n_bytes += len(line.encode())
+        if not whole and n_bytes >= (size if not line.strip() else 2 * size):
+            yield _piece(document, held, count)
+            held, n_bytes, count = [], 0, count + 1
+    if held:
+        yield document if whole else _piece(document, held, count)
+
+
+def _piece(document: Document, lines: list[str], count: int) -> Document:
+    return Document("".join(lines).strip("\n") + "\n", f"{document.id}#{count}", document.meta)

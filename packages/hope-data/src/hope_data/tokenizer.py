@@ -1,0 +1,239 @@
+"""A lossless sentencepiece unigram tokenizer that knows how many bytes each token stands for."""
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from hope_data import documents
+from hope_data.errors import InputError
+from hope_data.files import dump_sealed, load_sealed, new_folder, sha256_bytes
+from hope_data.splits import SplitRule
+
+META = "tokenizer.json"
+MODEL = "tokenizer.model"
+# Sentencepiece writes a space as this character; one that stands in the text itself goes through as bytes.
+_SPACE = "\u2581"
+_LINE = 2000
+
+
+class Tokenizer:
+    """Text to token ids and back, without loss.
+
+    Attributes:
+        vocab_size: number of tokens.
+        eos_id: end of text; ends every document of a shard.
+        token_bytes: int64 [vocab_size], UTF-8 bytes a token stands for (0 for the specials).
+        is_fallback: bool [vocab_size], whether a token is one raw byte.
+        sha256: hash of `tokenizer.model`.
+        meta: what `tokenizer.json` says: how it was trained, and its coverage per corpus.
+    """
+
+    def __init__(self, model: bytes, meta: dict[str, Any] | None = None):
+        try:
+            self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise InputError(
+                "tokenizer.model: is no sentencepiece model; run `hope-data tokenizer` again"
+            ) from None
+        self.meta = meta or {}
+        self.sha256 = sha256_bytes(model)
+        self.vocab_size: int = self._sp.vocab_size()
+        self.eos_id: int = self._sp.eos_id()
+        self._pieces = [self._piece(i) for i in range(self.vocab_size)]
+        self._space_ids = [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        self.is_fallback: npt.NDArray[np.bool_] = np.array(
+            [self._sp.is_byte(i) for i in range(self.vocab_size)]
+        )
+        self.token_bytes: npt.NDArray[np.int64] = np.array([len(piece) for piece in self._pieces], np.int64)
+
+    def _piece(self, i: int) -> bytes:
+        if self._sp.is_control(i) or self._sp.is_unknown(i):
+            return b""
+        piece: str = self._sp.id_to_piece(i)
+        return bytes([int(piece[3:5], 16)]) if self._sp.is_byte(i) else piece.replace(_SPACE, " ").encode()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Open a tokenizer folder.
+
+        Raises:
+            InputError: missing, damaged, or a model that is not the one its `tokenizer.json` names.
+        """
+        folder = Path(folder)
+        meta = load_sealed(folder / META, "train one with `hope-data tokenizer`")
+        try:
+            model = (folder / MODEL).read_bytes()
+        except OSError as error:
+            raise InputError(f"{folder / MODEL}: {error.strerror}; run `hope-data tokenizer` again") from None
+        if sha256_bytes(model) != meta["sha256"]:
+            raise InputError(
+                f"{folder / MODEL}: is not the model that {META} names; run `hope-data tokenizer` again"
+            )
+        return cls(model, meta)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without end-of-text.
+
+        Raises:
+            InputError: the text holds a lone surrogate, which has no UTF-8 form.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
+        """Token ids of several texts; the same for any number of threads."""
+        try:
+            ids: list[list[int]] = self._sp.encode(
+                [t.replace(_SPACE, "") for t in texts], num_threads=threads
+            )
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"text is not valid Unicode ({error.reason}); repair it with `hope-data filter`"
+            ) from None
+        for i, text in enumerate(texts):
+            if _SPACE in text:
+                ids[i] = self._encode_marked(text)
+        return ids
+
+    def _encode_marked(self, text: str) -> list[int]:
+        parts: list[list[int]] = [self._sp.encode(part) for part in text.split(_SPACE)]
+        first, *rest = parts
+        return first + [i for part in rest for i in (*self._space_ids, *part)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids; a cut UTF-8 sequence at either end becomes U+FFFD."""
+        return b"".join(self._pieces[i] for i in ids).decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class _Sample:
+    train: list[str]
+    held_out: list[str]
+
+
+def _sample(folder: Path, train_bytes: int, held_out_bytes: int) -> _Sample:
+    """About so many bytes of a corpus's train and val documents, picked by content hash from all of it."""
+    record = documents.provenance(folder)
+    rule = SplitRule.from_dict(record["split"])
+    sample = _Sample([], [])
+    wanted = {"train": (sample.train, train_bytes), "val": (sample.held_out, held_out_bytes)}
+    room = {"train": train_bytes, "val": held_out_bytes}
+    for document in documents.read(folder):
+        sha256 = document.meta["sha256"]
+        split = rule.of(sha256)
+        if split not in wanted or room[split] <= 0:
+            continue
+        texts, size = wanted[split]
+        share = size / max(1.0, record["bytes"] * (rule.val if split == "val" else 1 - rule.val - rule.test))
+        # Other digits of the hash than those that decide the split.
+        if not texts or int(sha256[16:32], 16) / 2**64 < share:
+            texts.append(document.text)
+            room[split] -= len(document.text.encode())
+    return sample
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    # A newline is a token of its own, so that nothing is lost by training on lines.
+    for text in texts:
+        for line in text.replace(_SPACE, "").split("\n"):
+            yield from (line[i : i + _LINE] for i in range(0, len(line), _LINE))
+
+
+def _fit(texts: list[str], vocab_size: int, threads: int) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            split_digits=True,
+            user_defined_symbols=["\n"],
+            unk_id=0,
+            eos_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            max_sentence_length=4 * _LINE,
+            # Far more seeds than the vocabulary needs, far fewer than the default million.
+            seed_sentencepiece_size=max(100_000, 20 * vocab_size),
+            num_threads=threads,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(
+            f"tokenizer: a vocabulary of {vocab_size} does not fit this text ({reason})"
+        ) from None
+    return model.getvalue()
+
+
+def coverage(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
+    """How well a tokenizer covers texts.
+
+    Returns:
+        bytes_per_token, tokens_per_word (words end at white space), fallback_share (tokens that are single
+        raw bytes), single_token_words (share of distinct words), and the sample's bytes and documents.
+    """
+    ids = np.array([i for row in tokenizer.encode_batch(texts) for i in row], np.int64)
+    words = sorted({word for text in texts for word in text.split()})
+    n_bytes = sum(len(text.encode()) for text in texts)
+    whole = sum(len(row) == 1 for row in tokenizer.encode_batch([" " + word for word in words]))
+    return {
+        "bytes_per_token": n_bytes / max(1, len(ids)),
+        "tokens_per_word": len(ids) / max(1, sum(len(text.split()) for text in texts)),
+        "fallback_share": float(tokenizer.is_fallback[ids].mean()) if len(ids) else 0.0,
+        "single_token_words": whole / max(1, len(words)),
+        "bytes": n_bytes,
+        "documents": len(texts),
+    }
+
+
+def train(
+    folders: dict[str, Path], out: Path, vocab_size: int, sample_bytes: int = 4_000_000, threads: int = 2
+) -> dict[str, Any]:
+    """Train a tokenizer on the train documents of clean corpora and write its folder.
+
+    Every corpus gives the same number of bytes, if it has them. Held-out documents never train it; they
+    measure its coverage. The result depends on the text and the arguments, not on the machine.
+
+    Args:
+        folders: corpus name to folder of `hope-data filter`.
+        out: folder to write.
+        vocab_size: tokens, specials and the 256 bytes included.
+        sample_bytes: text to learn from, all corpora together.
+        threads: of sentencepiece; part of the recipe because it orders floating-point sums.
+
+    Returns:
+        What `tokenizer.json` holds: settings, sha256 and coverage per corpus.
+
+    Raises:
+        InputError: no corpus, an unfit one, or a vocabulary that does not fit the text.
+    """
+    if not folders:
+        raise InputError("tokenizer: no clean corpus given; run `hope-data filter` first")
+    share = sample_bytes // len(folders)
+    samples = {name: _sample(folder, share, 200_000) for name, folder in folders.items()}
+    model = _fit([text for sample in samples.values() for text in sample.train], vocab_size, threads)
+    tokenizer = Tokenizer(model)
+    meta = {
+        "sha256": tokenizer.sha256,
+        "vocab_size": vocab_size,
+        "threads": threads,
+        "sample_bytes": {n: sum(len(t.encode()) for t in s.train) for n, s in samples.items()},
+        "coverage": {name: coverage(tokenizer, sample.held_out) for name, sample in samples.items()},
+        "sentencepiece": sentencepiece.__version__,
+    }
+    with new_folder(out, META) as folder:
+        (folder / MODEL).write_bytes(model)
+        (folder / META).write_bytes(dump_sealed(meta))
+    return meta
