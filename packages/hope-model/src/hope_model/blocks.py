@@ -78,7 +78,9 @@ class Block(nn.Module):
         channel = self.channel.initial(batch) if isinstance(self.channel, CMS) else None
         return BlockState(self.mixer.initial(batch), channel)  # type: ignore[operator]
 
-    def forward(self, x_BTD: Tensor, state: BlockState, settings: MemorySettings) -> tuple[Tensor, BlockState]:
+    def forward(
+        self, x_BTD: Tensor, state: BlockState, settings: MemorySettings
+    ) -> tuple[Tensor, BlockState]:
         """Map [B, T, D] to [B, T, D]."""
         write = settings.writes is None or "titans" in settings.writes
         y, mixer = self.mixer(self.mixer_norm(x_BTD), state.mixer, write=write)

@@ -59,15 +59,23 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> tuple[LanguageMo
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} is missing; the checkpoint is incomplete")
         if sha256(folder / name) != expected:
-            raise InputError(f"{folder / name} does not match the hash in {META}: torn or changed after saving")
+            raise InputError(
+                f"{folder / name} does not match the hash in {META}: torn or changed after saving"
+            )
     model = LanguageModel(ModelConfig.from_dict(_read_json(folder / CONFIG)))
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{folder / WEIGHTS} cannot be read as safetensors: {error}") from error
     own = dict(model.named_parameters())
-    wrong = [f"missing {n}" for n in own.keys() - tensors.keys()] + [f"unknown {n}" for n in tensors.keys() - own.keys()]
-    wrong += [f"{n} has shape {list(tensors[n].shape)}, not {list(own[n].shape)}" for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
+    wrong = [f"missing {n}" for n in own.keys() - tensors.keys()] + [
+        f"unknown {n}" for n in tensors.keys() - own.keys()
+    ]
+    wrong += [
+        f"{n} has shape {list(tensors[n].shape)}, not {list(own[n].shape)}"
+        for n in own.keys() & tensors.keys()
+        if own[n].shape != tensors[n].shape
+    ]
     if wrong:
         raise InputError(f"{folder / WEIGHTS} does not fit {CONFIG}: {'; '.join(sorted(wrong)[:5])}")
     for name, parameter in own.items():

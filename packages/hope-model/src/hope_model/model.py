@@ -3,6 +3,8 @@
 Letters: B sequences, T tokens, D width, V vocabulary, n tokens of one segment.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from hope_model.blocks import Block
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import linear
-from hope_model.layers.cms import CMS
+from hope_model.layers.cms import CMS, CMSState
 from hope_model.precision import full_precision
 from hope_model.state import BlockState, MemorySettings, Pending, State, Teach
 
@@ -85,9 +87,11 @@ class LanguageModel(nn.Module):
     def _settle(self, state: State) -> State:
         return self._each_cms(state, lambda cms, old: cms.settle(old))
 
-    def _each_cms(self, state: State, function) -> State:  # type: ignore[no-untyped-def]
+    def _each_cms(self, state: State, function: Callable[[CMS, CMSState], CMSState]) -> State:
         blocks = tuple(
-            BlockState(old.mixer, function(block.channel, old.channel))
+            BlockState(
+                old.mixer, function(block.channel, old.channel) if isinstance(block.channel, CMS) else None
+            )
             for block, old in zip(self._blocks(), state.blocks, strict=True)
         )
         return state._replace(blocks=blocks)
@@ -108,7 +112,7 @@ class LanguageModel(nn.Module):
             state, lambda cms, old: cms.teach(old, signal, state.position, settings.teach_scale, writes)
         )
         before = state.teach or Teach(norm.new_zeros(()), norm.new_zeros(()), 0)
-        count = before.count + norm.numel()
+        count = before.tokens + norm.numel()
         teach = Teach(before.norm + norm.detach().sum(), before.hits + open_gate.detach().sum(), count)
         return state._replace(pending=None, teach=teach)
 
@@ -123,4 +127,6 @@ def teach_signal(logits_BnV: Tensor, targets_Bn: Tensor, head_VD: Tensor) -> Ten
 def _append(pending: Pending | None, tokens_Bn: Tensor, logits_BnV: Tensor) -> Pending:
     if pending is None:
         return Pending(tokens_Bn, logits_BnV)
-    return Pending(torch.cat((pending.tokens_Bn, tokens_Bn), 1), torch.cat((pending.logits_BnV, logits_BnV), 1))
+    return Pending(
+        torch.cat((pending.tokens_Bn, tokens_Bn), 1), torch.cat((pending.logits_BnV, logits_BnV), 1)
+    )

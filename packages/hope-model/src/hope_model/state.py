@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from hope_model.tree import tree_map
+from hope_model.tree import tensors, tree_map
 
 
 class MemorySettings(NamedTuple):
@@ -31,7 +31,7 @@ class Teach(NamedTuple):
 
     norm: Tensor
     hits: Tensor
-    count: int
+    tokens: int
 
 
 class BlockState(NamedTuple):
@@ -62,7 +62,7 @@ def clone(state: State) -> State:
 
 
 def repeat(state: State, times: int) -> State:
-    """Every sequence `times` times in a row, as `Tensor.repeat_interleave`: one prefix, many continuations."""
+    """Every sequence `times` times in a row, as `repeat_interleave`: one prefix, many continuations."""
     return tree_map(lambda x: x.repeat_interleave(times, 0) if x.dim() else x, state)
 
 
@@ -73,18 +73,16 @@ def select(state: State, rows: Tensor) -> State:
 
 def n_bytes(state: State) -> int:
     """Bytes that the state's distinct tensors hold."""
-    from hope_model.tree import tensors
-
     unique = {(x.data_ptr(), x.numel()): x.numel() * x.element_size() for x in tensors(state)}
     return sum(unique.values())
 
 
 def metrics(state: State) -> dict[str, float]:
-    """Inner-loop metrics: mean norm of the teach signal, share of tokens that passed the gate, size of the deltas."""
+    """Inner-loop metrics: mean norm of the teach signal, share of tokens past the gate, size of the deltas."""
     result: dict[str, float] = {}
-    if state.teach is not None and state.teach.count:
-        result["teach_norm"] = float(state.teach.norm) / state.teach.count
-        result["gate_hit_rate"] = float(state.teach.hits) / state.teach.count
+    if state.teach is not None and state.teach.tokens:
+        result["teach_norm"] = float(state.teach.norm) / state.teach.tokens
+        result["gate_hit_rate"] = float(state.teach.hits) / state.teach.tokens
     sizes: dict[int, list[float]] = {}
     for block in state.blocks:
         for n, level in enumerate(block.channel or ()):

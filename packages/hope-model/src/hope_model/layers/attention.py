@@ -47,7 +47,9 @@ class Attention(nn.Module):
         empty = self.qkv.weight.new_zeros(batch, self.heads, 0, self.head_dim)
         return AttentionState(empty, empty, 0)
 
-    def forward(self, x_BTD: Tensor, state: AttentionState, *, write: bool = True) -> tuple[Tensor, AttentionState]:
+    def forward(
+        self, x_BTD: Tensor, state: AttentionState, *, write: bool = True
+    ) -> tuple[Tensor, AttentionState]:
         """Attend to the cache and the new tokens. `write` is for memories; a cache is always extended."""
         del write
         q, k, v = (to_heads(part, self.heads) for part in self.qkv(x_BTD).chunk(3, -1))

@@ -17,7 +17,7 @@ def linear(inputs: int, outputs: int, std: float) -> nn.Linear:
 
 def to_heads(x_BTD: Tensor, heads: int) -> Tensor:
     """[B, T, H d] to [B, H, T, d]."""
-    return x_BTD.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x_BTD.view(*x_BTD.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def to_width(x_BHTd: Tensor) -> Tensor:

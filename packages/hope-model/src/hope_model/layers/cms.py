@@ -87,7 +87,9 @@ class CMS(nn.Module):
         """
         with torch.set_grad_enabled(self.config.second_order and torch.is_grad_enabled()):
             return tuple(
-                self._teach_level(n, old, teach_BTD, position, teach_scale) if writes[n] else old._replace(waiting=None)
+                self._teach_level(n, old, teach_BTD, position, teach_scale)
+                if writes[n]
+                else old._replace(waiting=None)
                 for n, old in enumerate(state)
             )
 
@@ -102,7 +104,9 @@ class CMS(nn.Module):
             delta = LevelWeights(*(-step * g for g in total))
             if old.delta is not None:
                 rho = self.config.retention
-                delta = LevelWeights(*(rho * before + new for before, new in zip(old.delta, delta, strict=True)))
+                delta = LevelWeights(
+                    *(rho * before + new for before, new in zip(old.delta, delta, strict=True))
+                )
             return LevelState(delta, None, (), None)
         return LevelState(old.delta, old.total, seen, None)
 

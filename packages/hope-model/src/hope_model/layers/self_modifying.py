@@ -11,7 +11,15 @@ from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads
 from hope_model.layers.gates import retention_bias
 from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules
 from hope_model.ops.activations import l2norm
-from hope_model.ops.deep_memory import BANK, FastWeights, Gates, MemoryState, Readout, read_memory, self_modifying
+from hope_model.ops.deep_memory import (
+    BANK,
+    FastWeights,
+    Gates,
+    MemoryState,
+    Readout,
+    read_memory,
+    self_modifying,
+)
 from hope_model.precision import full_precision
 
 
@@ -52,7 +60,11 @@ class SelfModifyingTitans(nn.Module):
             x, q = (l2norm(to_heads(cast(part), self.heads), -1) for part in (x_BTD, q))
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
-            strengths = () if raw is None else (2 * cast(raw).transpose(1, 2).sigmoid()).chunk(raw.shape[-1] // self.heads, 1)
+            strengths = (
+                ()
+                if raw is None
+                else (2 * cast(raw).transpose(1, 2).sigmoid()).chunk(raw.shape[-1] // self.heads, 1)
+            )
             output = strengths[0] if self.rules.stable else None
             gates = Gates(None, None if self.rules.tied_gates else strengths[-1], output, None, None)
             fixed = None if self.self_modify else self.memory.fast(len(x))

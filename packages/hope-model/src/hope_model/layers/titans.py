@@ -67,7 +67,9 @@ class Titans(nn.Module):
     def initial(self, batch: int) -> TitansState:
         """The meta-learned memory, no momentum."""
         fast = self.memory.fast(batch)
-        momentum = FastWeights(*(torch.zeros_like(W, requires_grad=False) for W in fast)) if self.momentum else None
+        momentum = (
+            FastWeights(*(torch.zeros_like(W, requires_grad=False) for W in fast)) if self.momentum else None
+        )
         return TitansState(MemoryState(fast, fast, momentum, 0), self.conv.initial(batch))
 
     def forward(self, x_BTD: Tensor, state: TitansState, *, write: bool = True) -> tuple[Tensor, TitansState]:

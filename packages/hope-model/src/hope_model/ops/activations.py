@@ -21,7 +21,11 @@ def _gelu(z: Tensor) -> tuple[Tensor, Tensor]:
     return z * cdf, cdf + z * torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"relu": _relu, "silu": _silu, "gelu": _gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "relu": _relu,
+    "silu": _silu,
+    "gelu": _gelu,
+}
 
 
 def l2norm(x: Tensor, dim: int) -> Tensor:

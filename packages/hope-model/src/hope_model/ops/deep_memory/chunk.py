@@ -34,10 +34,13 @@ class Layer(NamedTuple):
     momentum: Momentum | None
 
 
-def memory_forward(weights: FastWeights, x_NdC: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def memory_forward(
+    weights: FastWeights, x_NdC: Tensor, rules: Rules
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """M(x) of R memories for the same x: (y_NRdC, hidden a_NRmC, its slope, pre-activation z_NRmC)."""
     R, m = weights.W2_NRmd.shape[-3:-1]
-    z = (weights.W2_NRmd.flatten(-3, -2) @ x_NdC).unflatten(-2, (R, m))
+    z = weights.W2_NRmd.flatten(-3, -2) @ x_NdC
+    z = z.view(*z.shape[:-2], R, m, z.shape[-1])
     phi, slope = _activate(z, rules)
     return x_NdC[..., None, :, :] + weights.W1_NRdm @ phi, phi, slope, z
 
@@ -52,11 +55,18 @@ def _activate(z: Tensor, rules: Rules) -> tuple[Tensor, Tensor]:
 
 def _for_each_memory(decays: Decays) -> Decays:
     gamma, before, within, between = decays
-    return Decays(*(x[..., None, :] for x in (gamma, before)), *(x[..., None, :, :] for x in (within, between)))
+    return Decays(
+        *(x[..., None, :] for x in (gamma, before)), *(x[..., None, :, :] for x in (within, between))
+    )
 
 
 def _write(
-    state: MemoryState, k_NdC: Tensor, hidden: tuple[Tensor, ...], target_NRdC: Tensor, gates: Gates, rules: Rules
+    state: MemoryState,
+    k_NdC: Tensor,
+    hidden: tuple[Tensor, ...],
+    target_NRdC: Tensor,
+    gates: Gates,
+    rules: Rules,
 ) -> tuple[Layer, Layer]:
     """Solve the writes of both layers. `hidden` is memory_forward(start, k)."""
     y, a_NRmC, slope, z = hidden
@@ -109,8 +119,12 @@ def _after(layer2: Layer, layer1: Layer, state: MemoryState, rules: Rules) -> Me
 
 def _last(layer: Layer, rows: slice | int, decays: Decays) -> Layer:
     """The layer of the memory that is read: rows of the stack, or an index along R."""
-    take = (lambda x: x[..., rows, :]) if isinstance(rows, slice) else (lambda x: x[..., rows, :, :])
-    writes = Writes(*(None if x is None else take(x) for x in layer.writes))
+
+    def take(x: Tensor) -> Tensor:
+        return x[..., rows, :] if isinstance(rows, slice) else x[..., rows, :, :]
+
+    u, w = layer.writes
+    writes = Writes(take(u), None if w is None else take(w))
     momentum = layer.momentum
     if momentum is not None:
         momentum = momentum._replace(P_NVK=take(momentum.P_NVK))

@@ -23,7 +23,8 @@ def _write_token(
     state: MemoryState, k_Nd: Tensor, target_NRd: Tensor, gates_t: Gates, rules: Rules
 ) -> tuple[FastWeights, FastWeights | None]:
     """One gated delta write of every memory; the error is taken at the chunk's start (eq. 90)."""
-    assert gates_t.log_a_NT is not None and gates_t.eta_NRT is not None  # noqa: S101
+    assert gates_t.log_a_NT is not None  # noqa: S101
+    assert gates_t.eta_NRT is not None  # noqa: S101
     k_NRd = k_Nd[..., None, :].expand_as(target_NRd)
     y, a, slope = _mlp(state.start, k_NRd, rules)
     error = y - target_NRd
@@ -44,14 +45,17 @@ def _write_token(
     added = FastWeights(write2[..., :, None] * k_NRd[..., None, :], write1[..., :, None] * a[..., None, :])
     if gates_t.log_theta_NT is not None and state.momentum is not None:
         theta = gates_t.log_theta_NT.exp()[..., None, None, None]
-        added = FastWeights(*(theta * P + (1 - theta) * w for P, w in zip(state.momentum, added, strict=True)))
+        added = FastWeights(
+            *(theta * P + (1 - theta) * w for P, w in zip(state.momentum, added, strict=True))
+        )
         momentum = added
 
     def delta(S: Tensor, erase: Tensor | float, key: Tensor, write: Tensor) -> Tensor:
         return keep * S - erase * (S @ key[..., :, None]) @ key[..., None, :] + write
 
     now = FastWeights(
-        delta(state.now.W2_NRmd, erase2, k_NRd, added.W2_NRmd), delta(state.now.W1_NRdm, erase1, a, added.W1_NRdm)
+        delta(state.now.W2_NRmd, erase2, k_NRd, added.W2_NRmd),
+        delta(state.now.W1_NRdm, erase1, a, added.W1_NRdm),
     )
     return now, momentum
 
@@ -110,7 +114,9 @@ def self_modifying_naive(
         eta_N, R = rules.eta_max * eta, state.start.W2_NRmd.shape[-3]
         scale_HR = 1.0 if readout.eta_scale_HR is None else 2 * readout.eta_scale_HR[..., -R:].sigmoid()
         eta_NR = eta_N[..., None] * scale_HR * eta.new_ones(R)
-        log_a = torch.nn.functional.logsigmoid((y[..., 3, :] * readout.alpha_Hd).sum(-1) + readout.alpha_bias_H)
+        log_a = torch.nn.functional.logsigmoid(
+            (y[..., 3, :] * readout.alpha_Hd).sum(-1) + readout.alpha_bias_H
+        )
         target = _mlp(state.start, v[..., None, :].expand(*v.shape[:-1], R, -1), rules)[0]
         if rules.stable:
             target = l2norm(target, -1)

@@ -1,0 +1,185 @@
+"""Contracts of the whole model, for every variant (model.md 7): float64, one small size."""
+
+import pytest
+import torch
+
+from hope_model import CMSConfig, LanguageModel, MemoryConfig, ModelConfig, State
+from hope_model.blocks import VARIANTS
+from hope_model.state import clone, repeat, select
+from hope_model.tree import tensors
+
+B, T, V = 3, 23, 29
+
+
+def small(variant: str, **changes: object) -> ModelConfig:
+    base: dict[str, object] = {
+        "vocab_size": V,
+        "dim": 32,
+        "layers": 2,
+        "head_dim": 16,
+        "memory": MemoryConfig(chunk=4),
+        "cms": CMSConfig(periods=[2, 4, 8], teach_scale=0.3),
+    }
+    return ModelConfig(variant=variant, **{**base, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    torch.manual_seed(0)
+    model = LanguageModel(small(request.param)).double()
+    with torch.no_grad():  # away from the special initial values: zero gates, identity convolutions
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return model
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(1))
+
+
+def feed(model: LanguageModel, tokens: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, State]:
+    outputs, state = [], None
+    for piece in tokens.split(lengths, 1):
+        logits, state = model(piece, state)
+        outputs.append(logits)
+    assert state is not None
+    return torch.cat(outputs, 1), state
+
+
+@pytest.mark.parametrize("lengths", [[1] * T, [5, 1, 7, 10], [T - 1, 1], [8, 8, 7], [3, 4, 16]])
+def test_any_split_gives_the_same_logits(
+    model: LanguageModel, tokens: torch.Tensor, lengths: list[int]
+) -> None:
+    with torch.no_grad():
+        whole, _ = model(tokens)
+        split, _ = feed(model, tokens, lengths)
+    assert (whole - split).abs().max() < 1e-9
+
+
+def test_batch_permutation_permutes_the_output(model: LanguageModel, tokens: torch.Tensor) -> None:
+    order = torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        assert (model(tokens)[0][order] - model(tokens[order])[0]).abs().max() < 1e-9
+
+
+def test_sequences_do_not_see_each_other(model: LanguageModel, tokens: torch.Tensor) -> None:
+    changed = tokens.clone()
+    changed[1] = (changed[1] + 1) % V
+    with torch.no_grad():
+        before, after = model(tokens)[0], model(changed)[0]
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[2], after[2])
+    assert not torch.equal(before[1], after[1])
+
+
+def test_causality_is_bitwise(model: LanguageModel, tokens: torch.Tensor) -> None:
+    for t in (3, 8, 13, T - 1):
+        changed = tokens.clone()
+        changed[:, t] = (changed[:, t] + 1) % V
+        with torch.no_grad():
+            before, after = model(tokens)[0], model(changed)[0]
+        assert torch.equal(before[:, :t], after[:, :t])
+        assert (before[:, t] - after[:, t]).abs().max() > 1e-6
+
+
+def test_causality_by_gradient(model: LanguageModel, tokens: torch.Tensor) -> None:
+    embedded: list[torch.Tensor] = []
+    hook = model.embed.register_forward_hook(
+        lambda _m, _i, out: embedded.append(out.requires_grad_()) or None
+    )
+    logits, _ = model(tokens)
+    hook.remove()
+    t = 13
+    grads = torch.autograd.grad(logits[:, t].square().sum(), embedded, allow_unused=True)
+    grad = torch.cat(
+        [torch.zeros_like(x) if g is None else g for x, g in zip(embedded, grads, strict=True)], 1
+    )
+    assert (grad[:, t + 1 :] == 0).all()
+    assert (grad[:, : t + 1].abs().amax((0, 2)) > 0).all()
+
+
+def test_every_parameter_receives_a_gradient(model: LanguageModel, tokens: torch.Tensor) -> None:
+    logits, _ = model(tokens)
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name
+        rms = p.grad.square().mean().sqrt()
+        assert rms > 1e-9, f"{name}: {rms}"
+
+
+def test_states_fork_clone_repeat_and_select(model: LanguageModel, tokens: torch.Tensor) -> None:
+    with torch.no_grad():
+        _, state = model(tokens[:, :11])
+        copy = clone(state)
+        expected, _ = model(tokens[:, 11:], state)
+        model((tokens[:, 11:] + 3) % V, state)  # another branch from the same value
+        again, _ = model(tokens[:, 11:], copy)
+        assert torch.equal(expected, again)
+        twice, _ = model(tokens[:, 11:].repeat_interleave(2, 0), repeat(state, 2))
+        assert (twice - expected.repeat_interleave(2, 0)).abs().max() < 1e-12
+        rows = torch.tensor([2, 0])
+        some, _ = model(tokens[rows, 11:], select(state, rows))
+        assert (some - expected[rows]).abs().max() < 1e-12
+
+
+def test_teach_scale_zero_is_bitwise_the_model_without_fast_weights(tokens: torch.Tensor) -> None:
+    for variant in ("hope", "hope_attention"):
+        torch.manual_seed(0)
+        off = LanguageModel(small(variant, cms=CMSConfig(periods=[2, 4, 8], teach_scale=0.0)))
+        never = LanguageModel(small(variant, cms=CMSConfig(periods=[1024, 1024, 1024], teach_scale=0.3)))
+        on = LanguageModel(small(variant))
+        for other in (never, on):
+            other.load_state_dict(off.state_dict())
+        with torch.no_grad():
+            (plain, state), (unwritten, _), (written, _) = off(tokens), never(tokens), on(tokens)
+        assert torch.equal(plain, unwritten)
+        assert all(level.delta is None for block in state.blocks for level in block.channel)
+        assert (plain[:, :2] - written[:, :2]).abs().max() < 1e-6
+        assert (plain - written).abs().max() > 1e-6
+
+
+def test_test_time_settings_travel_in_the_state(tokens: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(small("hope")).eval()
+    with torch.no_grad():
+        usual = model(tokens)[0]
+        silent = model.settings()._replace(teach_scale=0.0)
+        off = model(tokens, model.initial(B, silent))[0]
+        gated = model(tokens, model.initial(B, model.settings()._replace(surprise_threshold=1e9)))[0]
+        none = model(tokens, model.initial(B, model.settings()._replace(writes=("titans",))))[0]
+        first, _ = model(tokens, model.initial(B, model.settings()._replace(writes=("titans", "cms.0"))))
+        frozen, state = model(tokens, model.initial(B, model.settings()._replace(writes=())))
+    for same in (gated, none):
+        assert (off - same).abs().max() < 1e-5
+    assert (off - usual).abs().max() > 1e-6
+    assert (first - usual).abs().max() > 1e-6
+    assert (first - off).abs().max() > 1e-6
+    assert (frozen - off).abs().max() > 1e-6
+    start = model.initial(B).blocks[0].mixer.memory.now
+    assert all(
+        torch.equal(a, b) for a, b in zip(tensors(state.blocks[0].mixer.memory.now), start, strict=True)
+    )
+
+
+def test_variants_of_one_size_have_equal_parameters() -> None:
+    from hope_model.counting import parameters
+
+    for dim in (192, 256, 768):
+        counts = [parameters(ModelConfig(variant=v, dim=dim)) for v in VARIANTS]
+        assert max(counts) / min(counts) < 1.03
+
+
+def test_bf16_autocast_keeps_the_state_in_float32(tokens: torch.Tensor) -> None:
+    for variant in VARIANTS:
+        torch.manual_seed(0)
+        model = LanguageModel(small(variant))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logits, state = model(tokens)
+        with torch.no_grad():
+            exact, _ = model(tokens)
+        assert (logits.float() - exact).abs().max() < 0.05
+        if variant not in ("transformer", "hope_attention"):
+            fast = state.blocks[0].mixer[0]
+            fast = fast if isinstance(fast, torch.Tensor) else fast.now.W2_NRmd
+            assert fast.dtype == torch.float32

@@ -1,0 +1,35 @@
+"""The tree itself: pins, sizes, and what must never be committed."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def tracked() -> list[Path]:
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for name in names.split("\n") if name and (path := ROOT / name).is_file()]
+
+
+def test_constraints_are_uv_constraints() -> None:
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert pins == project["tool"]["uv"]["constraint-dependencies"]
+    assert len(pins) > 50
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin) for pin in pins)
+
+
+def test_no_index_host_and_no_large_file_is_tracked() -> None:
+    host = re.compile(r"https?://[^ \"']+/(simple|packages)/")
+    for path in tracked():
+        data = path.read_bytes()
+        assert len(data) <= 1_000_000, path
+        if path.suffix not in {".png"}:
+            assert not host.search(data.decode()), path
+
+
+def test_python_files_are_short() -> None:
+    long = {p.name: n for p in tracked() if p.suffix == ".py" and (n := len(p.read_text().splitlines())) > 400}
+    assert not long
