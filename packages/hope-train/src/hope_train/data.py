@@ -1,0 +1,73 @@
+"""From shards to what the loop needs: a loader, validation windows, and proof that they fit together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hope_data import shards
+from hope_data.loader import Loader, LoaderConfig, eval_windows
+from hope_data.tokenizer import Tokenizer
+from hope_model.errors import InputError
+from hope_train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Data:
+    """The tokens of a run.
+
+    Attributes:
+        loader: endless batches of the training split; its position can be saved.
+        windows: per corpus, validation tokens `[N, T + 1]`.
+        token_bytes: UTF-8 bytes each token stands for, `[vocabulary]`.
+        sha256: changes when the tokenizer or any token of training or validation does.
+        tokenizer_sha256: of the tokenizer's model file.
+    """
+
+    loader: Loader
+    windows: Mapping[str, npt.NDArray[np.int64]]
+    token_bytes: npt.NDArray[np.int64]
+    sha256: str
+    tokenizer_sha256: str
+
+
+def open_data(config: TrainConfig) -> Data:
+    """Open everything a run reads.
+
+    Raises:
+        InputError: a folder that is not there, shards of another tokenizer, a vocabulary too large.
+    """
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise InputError(
+            f"{config.data.tokenizer}: {tokenizer.vocab_size} tokens, but model.vocab_size is "
+            f"{config.model.vocab_size}; train a smaller tokenizer or enlarge the model's"
+        )
+    names = config.data.corpora
+    if config.data.weights and names and set(config.data.weights) != set(names):
+        raise InputError(f"data.weights name {sorted(config.data.weights)}, but data.corpora {sorted(names)}")
+    windows, hashes = {}, {}
+    for folder in shards.corpora(Path(config.data.shards), sorted(config.data.weights) or sorted(names)):
+        split = shards.Split.open(folder, "train", tokenizer)
+        windows[folder.name] = eval_windows(folder, config.length, config.eval_windows)
+        hashes[folder.name] = {part: split.index["splits"][part]["files"] for part in ("train", "val")}
+    loader = LoaderConfig(
+        shards=config.data.shards,
+        weights=config.data.weights,
+        corpora=names,
+        batch_size=config.batch_size,
+        length=config.length,
+    )
+    return Data(
+        loader=Loader(loader, "train", config.seed),
+        windows=windows,
+        token_bytes=tokenizer.token_bytes,
+        sha256=hashlib.sha256(json.dumps([tokenizer.sha256, hashes], sort_keys=True).encode()).hexdigest(),
+        tokenizer_sha256=tokenizer.sha256,
+    )

@@ -1,0 +1,40 @@
+"""Folders that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def swap_in(folder: Path, target: Path) -> None:
+    """Put a finished folder in the place of another.
+
+    Between its two renames a kill leaves `target` away and its predecessor beside it; `recover` mends that.
+    """
+    old = _old(target)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    folder.rename(target)
+    flush(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Undo a `swap_in` that was killed half-way."""
+    if _old(target).exists() and not target.exists():
+        _old(target).rename(target)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(target.name + ".old")

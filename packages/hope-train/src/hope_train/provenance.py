@@ -1,0 +1,39 @@
+"""What a number came from: git revision, code, data. All as short strings that a file can carry."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("hope_data", "hope_model", "hope_train")
+
+
+def revision() -> str:
+    """Git revision of the working folder, with `-dirty` where it was changed; `unknown` outside git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def code_sha256() -> str:
+    """SHA-256 over the sources that decide what training computes."""
+    roots = [Path(root) for name in PACKAGES for root in _locations(name)]
+    digest = hashlib.sha256()
+    for file in (file for root in roots for file in sorted(root.rglob("*.py"))):
+        content = file.read_bytes()
+        digest.update(f"{file.parent.name}/{file.name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _locations(package: str) -> list[str]:
+    spec = find_spec(package)
+    return list(spec.submodule_search_locations or []) if spec else []

@@ -1,0 +1,159 @@
+"""Where a run's numbers go: one interface; JSONL always, Weights & Biases if wanted, a display."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hope_data.files import write_atomic
+from hope_model.errors import InputError
+from hope_train.config import TrainConfig
+
+Row = Mapping[str, float]
+
+
+class Sink(Protocol):
+    """A place for rows."""
+
+    def log(self, row: Row) -> None:
+        """Take one row; `step` is among its keys."""
+
+    def close(self) -> None:
+        """Write out what is left."""
+
+
+class Jsonl:
+    """One JSON object per line; going on after an interruption leaves no gap and no double row.
+
+    Args:
+        path: the file.
+        step: rows after this step are dropped first: they belong to steps that will be done again.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step] if step else []
+        write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
+        self._stream = path.open("a", encoding="utf-8")
+
+    def log(self, row: Row) -> None:
+        """Append one row; it is in the file when this returns."""
+        self._stream.write(json.dumps(row) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Wait until the rows are on disk."""
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines: a kill may have torn the last one, and its step is done again anyway."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+
+
+class Wandb:
+    """Weights & Biases, quiet, with its files below the run's folder.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        mode: `offline` or `online`.
+        attempt: same for a run and its continuations.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path, mode: str, attempt: str) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb  # noqa: PLC0415 (a second of start-up that only those pay who want it)
+
+        try:
+            self._run: Any = wandb.init(
+                project=config.log.project,
+                name=config.run,
+                id=attempt,
+                resume="allow" if mode == "online" else None,
+                dir=folder,
+                mode=mode,  # type: ignore[arg-type]
+                config=asdict(config),
+                settings=wandb.Settings(silent=True, console="off", x_disable_stats=config.device == "cpu"),
+            )
+        except wandb.errors.Error as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"Weights & Biases: {reason}; log.wandb=offline needs no account") from None
+
+    def log(self, row: Row) -> None:
+        """Send one row."""
+        self._run.log(dict(row), step=int(row["step"]))
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def open_sinks(config: TrainConfig, folder: Path, step: int, attempt: str) -> list[Sink]:
+    """The sinks a configuration asks for; the variable WANDB_MODE wins over `log.wandb`."""
+    sinks: list[Sink] = [Jsonl(folder / "log.jsonl", step)]
+    mode = os.environ.get("WANDB_MODE") or config.log.wandb
+    if mode != "disabled":
+        sinks.append(Wandb(config, folder, mode, attempt))
+    return sinks
+
+
+class Display:
+    """Progress for people, on stderr: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        name: of the run.
+        steps: steps in all.
+        every: seconds between lines where there is no terminal.
+    """
+
+    def __init__(self, name: str, steps: int, every: float = 20.0) -> None:
+        self._console = Console(stderr=True)
+        self._every, self._name, self._steps = every, name, steps
+        self._last = time.monotonic()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task(name, total=steps, note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, loss: float, tokens_per_s: float, left: float) -> None:
+        """Show where the run stands; loss in nats per token, `left` in seconds."""
+        note = f"loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, note=note)
+        now = time.monotonic()
+        if self._console.is_terminal or now - self._last < self._every:
+            return
+        self._last = now
+        self.say(f"{self._name}  step {step}/{self._steps}  {note}  {left:.0f} s left")
+
+    def say(self, text: str) -> None:
+        """Print one line without disturbing the bar."""
+        if self._console.is_terminal:
+            self._console.print(text, highlight=False, soft_wrap=True)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()

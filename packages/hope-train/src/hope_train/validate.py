@@ -1,0 +1,80 @@
+"""Validation loss over fixed windows, in nats per token and in bits per byte, with its standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hope_data.bpb import bits_per_byte
+
+Losses = Callable[[Tensor], Tensor]
+
+
+class Validation:
+    """The same windows every time.
+
+    Args:
+        windows: per corpus, tokens `[N, T + 1]`.
+        token_bytes: UTF-8 bytes each token stands for, `[vocabulary]`.
+        batch_size: windows per forward pass.
+    """
+
+    def __init__(
+        self,
+        windows: Mapping[str, npt.NDArray[np.int64]],
+        token_bytes: npt.NDArray[np.int64],
+        batch_size: int,
+    ) -> None:
+        self._names = [name for name, tokens in windows.items() for _ in tokens]
+        self._tokens_NT = np.concatenate(list(windows.values()))
+        self._bytes_N = token_bytes[self._tokens_NT[:, 1:]].sum(axis=1)
+        self._batch_size = batch_size
+
+    def measure(self, losses: Losses, device: torch.device) -> dict[str, float]:
+        """Score every window.
+
+        Args:
+            losses: from tokens `[B, T + 1]` to nats of each target, `[B, T]`.
+            device: where to put the tokens.
+
+        Returns:
+            `val_loss` (nats per token), `val_bpb` and `val_bpb_<corpus>` (bits per byte, pooled),
+            `val_bpb_se` (standard error of the pooled ratio) and `val_windows` (their number).
+        """
+        parts = torch.split(torch.from_numpy(self._tokens_NT), self._batch_size)
+        with torch.no_grad():
+            nats_N = torch.cat([losses(part.to(device)).double().sum(1).cpu() for part in parts]).numpy()
+        bpb = self._bpb(nats_N, self._bytes_N)
+        out = {
+            "val_loss": float(nats_N.sum()) / (self._tokens_NT[:, 1:].size),
+            "val_bpb": bpb,
+            "val_bpb_se": self._standard_error(nats_N, bpb),
+            "val_windows": float(len(nats_N)),
+        }
+        for name in dict.fromkeys(self._names):
+            mine = np.array([n == name for n in self._names])
+            out[f"val_bpb_{name}"] = self._bpb(nats_N[mine], self._bytes_N[mine])
+        return out
+
+    @staticmethod
+    def _bpb(nats: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> float:
+        return bits_per_byte(float(nats.sum()), int(sizes.sum()))
+
+    def _standard_error(self, nats_N: npt.NDArray[np.float64], bpb: float) -> float:
+        """Of a ratio of sums, by linearisation (Cochran, Sampling Techniques, section 2.11)."""
+        n = len(nats_N)
+        if n < 2:
+            return float("nan")
+        residual_N = nats_N / np.log(2) - bpb * self._bytes_N
+        return float(residual_N.std(ddof=1) / (self._bytes_N.mean() * np.sqrt(n)))
+
+
+def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Nats of each target `[B, T]`, in float32 whatever the logits are."""
+    flat = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
+    return flat.view_as(targets_BT)

@@ -1,0 +1,42 @@
+"""Two tiny corpora, made once per session by the real steps of hope-data."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from hope_data.cli import main as hope_data
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with `shards/{left,right}` and `tokenizer` of 320 tokens."""
+    root = tmp_path_factory.mktemp("corpora")
+    for name, seed in (("left", 1), ("right", 2)):
+        with (root / f"{name}.jsonl").open("w") as stream:
+            stream.writelines(json.dumps({"text": text}) + "\n" for text in documents(seed, 60))
+        manifest = {"kind": "jsonl", "content": "code", "files": [str(root / f"{name}.jsonl")], "holdout": 0.1}
+        (root / f"{name}.yaml").write_text(json.dumps(manifest))
+        step("acquire", "--manifest", root / f"{name}.yaml", "--out", root / "raw" / name)
+        step("filter", root / "raw" / name, "--out", root / "clean" / name)
+    step("tokenizer", root / "clean", "--out", root / "tokenizer", "--vocab-size", 320, "--threads", 1)
+    for name in ("left", "right"):
+        step("shard", root / "clean" / name, "--tokenizer", root / "tokenizer", "--out", root / "shards" / name)
+    return root
+
+
+def documents(seed: int, count: int) -> list[str]:
+    """Sentences of a small made-up language: learnable in a few steps, different for every seed."""
+    draw = random.Random(seed)
+    words = ["".join(draw.choices("aeioulmnrst", k=draw.randint(2, 6))) for _ in range(40)]
+    return [
+        "\n".join(" ".join(draw.choices(words, k=draw.randint(4, 9))) + "." for _ in range(25))
+        for _ in range(count)
+    ]
+
+
+def step(*arguments: object) -> None:
+    assert hope_data([str(argument) for argument in arguments]) == 0

@@ -1,0 +1,146 @@
+"""What `hope-train compose` promises: one complete, reproducible text per run, and one line for a mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hope_train import config
+from hope_train.cli import main
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of conf/ and params.yaml to play with."""
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def set_params(project: Path, **values: object) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    (project / "params.yaml").write_text(yaml.safe_dump(params | values))
+
+
+def compose(project: Path, run: str, *overrides: str) -> tuple[int, bytes]:
+    """Exit status and the bytes written; no bytes where no file was left."""
+    out = project / f"{run}.yaml"
+    out.unlink(missing_ok=True)
+    arguments = ["compose", "--run", run, "--out", str(out), *overrides]
+    status = main([*arguments, "--conf", str(project / "conf"), "--params", str(project / "params.yaml")])
+    return status, out.read_bytes() if out.exists() else b""
+
+
+def test_same_input_gives_the_same_bytes_and_loads_back(project: Path) -> None:
+    status, first = compose(project, "hope")
+    assert status == 0
+    assert compose(project, "hope") == (0, first)
+    loaded = config.load(project / "hope.yaml")
+    assert config.dump(loaded).encode() == first
+    assert loaded.run == "hope"
+
+
+def test_teach_scale_reaches_hope_and_nothing_else(project: Path) -> None:
+    before = {run: compose(project, run)[1] for run in ("hope", "titans", "transformer", "gated_deltanet")}
+    set_params(project, teach_scale=0.15)
+    after = {run: compose(project, run)[1] for run in before}
+    assert {run for run in before if before[run] != after[run]} == {"hope"}
+    assert yaml.safe_load(after["hope"])["model"]["cms"]["teach_scale"] == 0.15
+
+
+def test_facts_of_params_reach_every_run(project: Path) -> None:
+    set_params(project, seed=7, scale="tiny", corpora=["mine", "it's"])
+    for run in ("hope", "titans", "transformer"):
+        values = yaml.safe_load(compose(project, run)[1])
+        tiny = yaml.safe_load((ROOT / "conf/scale/tiny.yaml").read_text())
+        assert values["seed"] == 7
+        assert values["data"]["corpora"] == ["mine", "it's"]
+        assert (values["steps"], values["model"]["dim"]) == (tiny["steps"], tiny["model"]["dim"])
+
+
+def test_overrides_win(project: Path) -> None:
+    overrides = ("optim=adamw", "scale=tiny", "seed=3", "optim.lr=0.5", "model.cms.teach_scale=2")
+    values = yaml.safe_load(compose(project, "hope", *overrides)[1])
+    assert (values["optim"]["name"], values["optim"]["lr"], values["seed"]) == ("adamw", 0.5, 3)
+    assert (values["length"], values["model"]["cms"]["teach_scale"]) == (128, 2.0)
+
+
+@pytest.mark.parametrize("scale", sorted(p.stem for p in (ROOT / "conf/scale").glob("*.yaml")))
+@pytest.mark.parametrize("run", sorted(p.stem for p in (ROOT / "conf/run").glob("*.yaml")))
+def test_every_run_composes_at_every_scale(project: Path, run: str, scale: str) -> None:
+    assert compose(project, run, f"scale={scale}")[0] == 0
+
+
+def test_print_gives_one_value(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--conf", str(project / "conf"), "--params", str(project / "params.yaml")]
+    assert main(["compose", "--print", "model.vocab_size", *where, "scale=tiny"]) == 0
+    assert capsys.readouterr().out == "512\n"
+    assert main(["compose", "--print", "model.vocab", *where]) == 2
+    assert capsys.readouterr().err == "error: --print model.vocab: no such key\n"
+
+
+MISTAKES = {
+    "unknown parameter": ("params.yaml", "teach_scal: 0.1\n", "params.yaml: unknown key 'teach_scal'"),
+    "wrong type": ("params.yaml", "seed: zero\n", "params.yaml: 'seed': Value 'zero'"),
+    "unknown key": ("conf/run/hope.yaml", "modell: {dim: 3}\n", "conf/run/hope.yaml: unknown key 'modell'"),
+    "unknown inner key": (
+        "conf/scale/smoke.yaml",
+        "model: {dimm: 3}\n",
+        "unknown key 'model.dimm'",
+    ),
+    "unknown optimiser key": ("conf/optim/muon.yaml", "lrr: 3\n", "conf/optim/muon.yaml: unknown key"),
+    "no number": ("conf/scale/smoke.yaml", "steps: many\n", "conf/scale/smoke.yaml: 'steps': Value 'many'"),
+    "broken YAML": ("conf/run/hope.yaml", "model: [1\n", "conf/run/hope.yaml:2: not YAML"),
+    "no mapping": ("params.yaml", "- 1\n", "params.yaml: a mapping of keys to values is wanted"),
+    "out of range": ("conf/scale/smoke.yaml", "steps: 0\n", "'steps' is 0; it must be at least 1"),
+    "no choice": ("conf/optim/muon.yaml", "name: sgd\n", "'optim.name' is 'sgd'; choose one of muon, adamw"),
+    "impossible model": ("conf/scale/smoke.yaml", "model: {dim: 65}\n", "65 is not a multiple of"),
+    "no such scale": ("params.yaml", "scale: huge\n", "conf/scale/huge.yaml: no such file; choose one of"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    project: Path, mistake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, text, expected = MISTAKES[mistake]
+    if name == "params.yaml" and not text.startswith("-"):
+        set_params(project, **yaml.safe_load(text))
+    else:
+        (project / name).write_text(text)
+    assert compose(project, "hope") == (2, b"")
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert expected in error
+
+
+def test_a_missing_parameter_and_a_missing_run_are_named(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compose(project, "hpoe") == (2, b"")
+    assert "conf/run/hpoe.yaml: no such file; choose one of gated_deltanet, hope" in capsys.readouterr().err
+    (project / "params.yaml").write_text("scale: tiny\nseed: 0\n")
+    assert compose(project, "hope") == (2, b"")
+    assert "params.yaml: 'teach_scale' is missing" in capsys.readouterr().err
+
+
+DIALS = {
+    config.TrainConfig: "run seed model data optim schedule log steps batch_size length accumulate "
+    "eval_every eval_windows checkpoint_every precision compile device",
+    config.DataConfig: "shards tokenizer corpora weights",
+    config.OptimConfig: "name lr matrix_lr weight_decay beta1 beta2 eps momentum clip",
+    config.ScheduleConfig: "name warmup decay final",
+    config.LogConfig: "every wandb project",
+}
+
+
+def test_the_dials_are_these() -> None:
+    """A new key is a decision: add it here with a reason in the commit."""
+    assert {kind: " ".join(f.name for f in dataclasses.fields(kind)) for kind in DIALS} == DIALS
