@@ -1,6 +1,175 @@
 """Console script of hope-eval."""
 
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-def main() -> int:
-    """Run the command line."""
+from hope_data.errors import InputError
+from hope_data.files import write_atomic
+from hope_eval import results as schema
+from hope_model.errors import InputError as ModelInputError
+
+EPILOG = """examples:
+  hope-eval run --checkpoint runs/hope/checkpoint --shards data/shards --tokenizer data/tokenizer \\
+      --json reports/results/hope.json --metrics reports/metrics/eval_hope.json
+  hope-eval compare reports/results/hope.json reports/results/transformer.json
+  hope-eval report --results reports/results --logs runs --out reports/results.md --plots reports/plots
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 on success, 2 where the input is at fault."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.function(arguments)
+    except (InputError, ModelInputError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hope-eval",
+        description="Evaluate checkpoints on held-out text, with error bars, and report what follows.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_compare(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    run = commands.add_parser(
+        "run",
+        help="evaluate one checkpoint",
+        description="Evaluate one checkpoint on the test split of its corpora. The same seed, limit and "
+        "length give every checkpoint the same items, so that results can be compared in pairs.",
+    )
+    run.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="folder with model.safetensors"
+    )
+    run.add_argument(
+        "--shards", type=Path, required=True, metavar="DIR", help="folder with a folder per corpus"
+    )
+    run.add_argument(
+        "--tokenizer", type=Path, required=True, metavar="DIR", help="the one it was trained with"
+    )
+    run.add_argument(
+        "--json", type=Path, required=True, metavar="FILE", help="the whole result, item by item"
+    )
+    run.add_argument("--metrics", type=Path, metavar="FILE", help="a few numbers, flat, for `dvc metrics`")
+    run.add_argument(
+        "--tasks", default="perplexity,choice,passkey", metavar="A,B", help="default: %(default)s"
+    )
+    run.add_argument("--domains", default="", metavar="A,B", help="corpora; default: those it was trained on")
+    run.add_argument("--limit", type=_positive, metavar="N", help="fewer items, for a quick look")
+    run.add_argument(
+        "--length", type=_positive, default=0, metavar="T", help="window; default: as in training"
+    )
+    run.add_argument("--seed", type=int, default=0, metavar="S", help="of the items; default: %(default)s")
+    run.add_argument("--device", default="cpu", help="default: %(default)s")
+    run.add_argument(
+        "--batch-tokens",
+        type=_positive,
+        default=4096,
+        metavar="N",
+        help="per forward pass; default: %(default)s",
+    )
+    run.set_defaults(function=_run)
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="paired differences between two results",
+        description="A minus B over the same items; 95 %% intervals from a paired bootstrap over documents.",
+    )
+    compare.add_argument("a", type=Path, metavar="A.json")
+    compare.add_argument("b", type=Path, metavar="B.json")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")
+    compare.set_defaults(function=_compare)
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    report = commands.add_parser(
+        "report",
+        help="a page and pictures from results and training logs",
+        description="Write a Markdown page and PNG plots. Every figure comes from the files given.",
+    )
+    _add_paths(report, "--results", True, "JSON files of `run`, or folders of them")
+    _add_paths(report, "--logs", False, "log.jsonl files, or folders with RUN/log.jsonl")
+    report.add_argument(
+        "--runs",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="which, the first against the others; default: all by name",
+    )
+    report.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown page")
+    report.add_argument("--plots", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    report.set_defaults(function=_report)
+
+
+def _add_paths(parser: argparse.ArgumentParser, flag: str, required: bool, text: str) -> None:
+    parser.add_argument(flag, type=Path, nargs="+", default=[], required=required, metavar="PATH", help=text)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from hope_eval import report  # noqa: PLC0415
+
+    report.write(arguments.results, arguments.logs, arguments.out, arguments.plots, arguments.runs)
+    print(arguments.out)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from hope_eval.evaluate import Request, evaluate  # noqa: PLC0415 (torch is slow to import, --help is not)
+
+    result = evaluate(
+        Request(
+            checkpoint=arguments.checkpoint,
+            shards=arguments.shards,
+            tokenizer=arguments.tokenizer,
+            tasks=_names(arguments.tasks),
+            domains=_names(arguments.domains),
+            length=arguments.length,
+            limit=arguments.limit,
+            seed=arguments.seed,
+            device=arguments.device,
+            batch_tokens=arguments.batch_tokens,
+        )
+    )
+    write_atomic(arguments.json, schema.dumps(result).encode())
+    if arguments.metrics:
+        write_atomic(arguments.metrics, schema.dumps(schema.headline(result)).encode())
+    for task in result.tasks:
+        for metric in task.metrics:
+            if metric.group == "all":
+                print(schema.line(metric))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from hope_eval.compare import compare  # noqa: PLC0415
+    from hope_eval.report.tables import comparison_table  # noqa: PLC0415
+
+    rows = compare(schema.load(arguments.a), schema.load(arguments.b))
+    if arguments.json:
+        write_atomic(arguments.json, schema.dumps([row.record() for row in rows]).encode())
+    print(comparison_table(arguments.a.stem, arguments.b.stem, rows))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)

@@ -1,0 +1,69 @@
+"""Paired differences between result files, and what they allow one to say."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hope_data.errors import InputError
+from hope_eval.estimates import Difference, paired, ratio
+from hope_eval.results import METRICS, Results, TaskResult
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of two runs over the same items; `difference` is A minus B."""
+
+    task: str
+    metric: str
+    group: str
+    a: float
+    b: float
+    difference: Difference
+
+    @property
+    def verdict(self) -> str:
+        """What A is against B at 95 %: `better`, `worse` or `no difference`."""
+        if not self.difference.significant:
+            return "no difference"
+        lower = self.difference.value < 0
+        return "better" if lower == METRICS[self.metric].lower_is_better else "worse"
+
+    def record(self) -> dict[str, Any]:
+        """Flat form for JSON."""
+        return {**asdict(self), "verdict": self.verdict}
+
+
+def compare(a: Results, b: Results) -> list[Comparison]:
+    """Compare everything that both files measure of the model.
+
+    Raises:
+        InputError: a task was run on other items, or no task is in both.
+    """
+    shared = [(task, other) for task in a.tasks if (other := b.task(task.task))]
+    if not shared:
+        raise InputError("the two results have no task in common; evaluate both with the same --tasks")
+    for task, other in shared:
+        if not same_items(task, other):
+            raise InputError(
+                f"{task.task}: the two results are over different items; evaluate both with the same shards, "
+                "tokenizer, --seed, --limit, --length and version of hope-eval"
+            )
+    return [row for task, other in shared for row in compare_tasks(task, other)]
+
+
+def same_items(a: TaskResult, b: TaskResult) -> bool:
+    """Whether items can be paired."""
+    return a.items_sha256 == b.items_sha256
+
+
+def compare_tasks(a: TaskResult, b: TaskResult) -> Iterator[Comparison]:
+    """Every score in every group; what does not depend on the model is left out."""
+    for name in a.items.scores:
+        if name == "unigram_bits_per_byte":
+            continue
+        for group, chosen in a.items.groups().items():
+            score_a, weight, cluster = a.items.columns(name, chosen)
+            score_b, _, _ = b.items.columns(name, chosen)
+            value_a, value_b = (ratio(score, weight, cluster).value for score in (score_a, score_b))
+            difference = paired(score_a, score_b, weight, cluster)
+            yield Comparison(a.task, name, group, value_a, value_b, difference)

@@ -1,0 +1,137 @@
+"""From folders to results: load a checkpoint, check that everything fits together, run the tasks."""
+
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hope_data.errors import InputError
+from hope_data.files import sha256_file
+from hope_data.shards import Split, corpora
+from hope_data.tokenizer import Tokenizer
+from hope_eval.lm import Scorer
+from hope_eval.progress import Display
+from hope_eval.results import SCHEMA, Checkpoint, Evaluator, Results, TaskResult
+from hope_eval.tasks import TASKS
+from hope_eval.tasks.base import Context
+from hope_model import LanguageModel, checkpoint, counting
+
+LENGTH = 512  # of windows, where the checkpoint does not say what it was trained with
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation.
+
+    Attributes:
+        checkpoint: folder written by hope-model.
+        shards: folder with one folder of shards per corpus.
+        tokenizer: folder of the tokenizer.
+        tasks: names of `tasks.TASKS`.
+        domains: corpora to evaluate on; none given means those it was trained on.
+        length: tokens of a window; 0 takes the training length.
+        limit: see `tasks.base.Context`.
+        seed: of the items; the same seed gives every checkpoint the same items.
+        device: where to compute.
+        batch_tokens: most tokens in one forward pass.
+    """
+
+    checkpoint: Path
+    shards: Path
+    tokenizer: Path
+    tasks: Sequence[str] = tuple(TASKS)
+    domains: Sequence[str] = ()
+    length: int = 0
+    limit: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    batch_tokens: int = 4096
+
+
+def evaluate(request: Request) -> Results:
+    """Run the tasks.
+
+    Raises:
+        InputError: something is missing, damaged, or of another tokenizer (also hope_model's InputError).
+    """
+    start = time.monotonic()
+    unknown = [name for name in request.tasks if name not in TASKS]
+    if unknown:
+        raise InputError(f"unknown task '{unknown[0]}'; choose among {', '.join(TASKS)}")
+    tokenizer = Tokenizer.load(request.tokenizer)
+    model, meta = checkpoint.load(request.checkpoint, device=request.device)
+    domains = _check(request, model, meta, tokenizer)
+    with Display() as display:
+        context = Context(
+            scorer=Scorer(model, request.device, request.batch_tokens, display.advance),
+            tokenizer=tokenizer,
+            domains=domains,
+            length=request.length or int(meta.get("length", LENGTH)),
+            limit=request.limit,
+            seed=request.seed,
+            display=display,
+        )
+        done: list[TaskResult] = [TASKS[name](context) for name in request.tasks]
+    return Results(
+        schema=SCHEMA,
+        checkpoint=_describe(request.checkpoint, model, meta),
+        evaluator=Evaluator(
+            revision(), version("hope-eval"), torch.__version__, request.device, torch.get_num_threads()
+        ),
+        tasks=done,
+        seconds=round(time.monotonic() - start, 3),
+    )
+
+
+def revision() -> str:
+    """Git revision of the evaluating code, `-dirty` where the code was changed; `unknown` outside git."""
+    code = str(Path(__file__).parent)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", code, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if not git("ls-files", "."):
+            return "unknown"
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _check(
+    request: Request, model: LanguageModel, meta: dict[str, Any], tokenizer: Tokenizer
+) -> dict[str, Path]:
+    """Domains by name, once checkpoint, tokenizer and shards are known to belong together."""
+    made_with = meta.get("tokenizer_sha256", tokenizer.sha256)
+    if made_with != tokenizer.sha256 or model.config.vocab_size != tokenizer.vocab_size:
+        raise InputError(
+            f"{request.checkpoint}: its tokenizer is {made_with[:12]} ({model.config.vocab_size} tokens), but "
+            f"{request.tokenizer} holds {tokenizer.sha256[:12]} ({tokenizer.vocab_size}); name the --tokenizer "
+            "it was made with, or train again"
+        )
+    folders = corpora(request.shards, list(request.domains or meta.get("corpora", [])))
+    for folder in folders:
+        for name in ("train", "test"):
+            Split.open(folder, name, tokenizer)
+    return {folder.name: folder for folder in folders}
+
+
+def _describe(folder: Path, model: LanguageModel, meta: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        run=str(meta.get("run", folder.resolve().parent.name)),
+        variant=model.config.variant,
+        parameters=counting.parameters(model.config),
+        seed=meta.get("seed"),
+        step=meta.get("step"),
+        tokens=meta.get("tokens"),
+        sha256=sha256_file(folder / "model.safetensors"),
+        config_sha256=str(meta.get("config_sha256", sha256_file(folder / "config.json"))),
+        tokenizer_sha256=str(meta.get("tokenizer_sha256", "")),
+        revision=str(meta.get("revision", "unknown")),
+    )

@@ -1,0 +1,154 @@
+"""Markdown tables of results."""
+
+from collections.abc import Sequence
+
+from hope_eval.compare import Comparison
+from hope_eval.report.select import Named, any_of, done, groups, plain
+from hope_eval.report.training import Curve
+from hope_eval.results import METRICS, value
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is aligned to the right."""
+    widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
+
+    def text(cells: Sequence[str]) -> str:
+        padded = (
+            c.ljust(w) if n == 0 else c.rjust(w) for n, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = [("-" * w) if n == 0 else "-" * (w - 1) + ":" for n, w in enumerate(widths)]
+    return "\n".join([text(header), text(rule), *(text(row) for row in rows)])
+
+
+def runs_table(results: Named, curves: Sequence[Curve]) -> str:
+    """What was trained, and how fast."""
+    logs = {curve.run: curve for curve in curves}
+    rows = []
+    for name, result in results:
+        checkpoint, log = result.checkpoint, logs.get(name)
+        rows.append(
+            [
+                name,
+                checkpoint.variant,
+                f"{checkpoint.parameters:,}",
+                _count(checkpoint.tokens),
+                _count(checkpoint.step),
+                f"{log.tokens_per_s:,.0f}" if log else "",
+                f"{log.seconds[-1]:,.0f}" if log else "",
+                _count(checkpoint.seed),
+                short(checkpoint.revision),
+            ]
+        )
+    header = ["run", "variant", "parameters", "tokens", "steps", "tokens/s", "seconds", "seed", "revision"]
+    return table(header, rows)
+
+
+def metric_table(results: Named, task: str, names: Sequence[str], label: str, against: str = "") -> str:
+    """One row per group and metric, one column per run.
+
+    Args:
+        results: of all runs.
+        task: whose metrics.
+        names: metrics to show.
+        label: groups to show, beside `all`.
+        against: a metric that is the same for every run, such as the unigram model's, as a column of its own.
+    """
+    runs = done(results, task)
+    rows = []
+    for metric in names:
+        for group in groups(runs, label):
+            found = [finished.find(metric, group) for _, finished in runs]
+            common = any_of(runs, against or metric, group)
+            reference = common.value if common and against else common.chance if common else None
+            title = f"{METRICS[metric].title}: " if len(names) > 1 else ""
+            rows.append(
+                [
+                    title + plain(group),
+                    *(value(m.value, m.stderr) if m else "" for m in found),
+                    ""
+                    if reference is None
+                    else f"{reference:.3g}"
+                    if not against
+                    else value(reference, None),
+                    f"{common.n:,}" if common else "",
+                ]
+            )
+    return table([label, *(name for name, _ in runs), "unigram" if against else "chance", "n"], rows)
+
+
+def comparison_table(a: str, b: str, rows: Sequence[Comparison]) -> str:
+    """Differences of two runs."""
+    return table(
+        ["metric", "group", a, b, f"{a} - {b}", "95 % interval", "n", a],
+        [
+            [
+                METRICS[row.metric].title,
+                row.group,
+                f"{row.a:.3f}",
+                f"{row.b:.3f}",
+                *_difference(row),
+                row.verdict,
+            ]
+            for row in rows
+        ],
+    )
+
+
+def pairs_table(pairs: Sequence[tuple[str, str, Sequence[Comparison]]]) -> str:
+    """Differences of every two runs over all items."""
+    return table(
+        ["metric", "A", "B", "A - B", "95 % interval", "n", "A is"],
+        [
+            [METRICS[row.metric].title, a, b, *_difference(row), row.verdict]
+            for metric in METRICS
+            for a, b, rows in pairs
+            for row in rows
+            if row.metric == metric
+        ],
+    )
+
+
+def provenance_table(results: Named) -> str:
+    """What was evaluated, with what, for how long."""
+    rows = [
+        [
+            name,
+            result.checkpoint.sha256[:12],
+            result.checkpoint.config_sha256[:12],
+            result.checkpoint.tokenizer_sha256[:12],
+            ", ".join(f"{task.task} v{task.version}" for task in result.tasks),
+            ", ".join(sorted({str(task.seed) for task in result.tasks})),
+            f"{sum(task.tokens for task in result.tasks):,}",
+            f"{result.seconds:.0f}",
+            short(result.evaluator.revision),
+        ]
+        for name, result in results
+    ]
+    header = [
+        "run",
+        "weights",
+        "config",
+        "tokenizer",
+        "tasks",
+        "item seed",
+        "tokens scored",
+        "seconds",
+        "evaluated by",
+    ]
+    return table(header, rows)
+
+
+def short(revision: str) -> str:
+    """Twelve digits of a revision, and whether it was changed."""
+    return revision[:12] + ("-dirty" if revision.endswith("-dirty") else "")
+
+
+def _difference(row: Comparison) -> list[str]:
+    found = row.difference
+    return [value(found.value, found.stderr), f"{found.low:+.3f} to {found.high:+.3f}", f"{found.n:,}"]
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"

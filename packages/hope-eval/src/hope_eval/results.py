@@ -1,0 +1,250 @@
+"""The result of an evaluation as one typed value: what was measured, on what, how surely.
+
+A file holds every item's score, so that two files over the same items can be compared in pairs. Loading is
+strict: an unknown or missing key, a wrong type or another schema version is an error that names file and key.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from hope_data.errors import InputError
+from hope_data.files import sha256_bytes
+from hope_eval.estimates import ratio
+
+SCHEMA = 1
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How a metric is to be read."""
+
+    title: str
+    unit: str
+    lower_is_better: bool = False
+
+
+METRICS = {
+    "bits_per_byte": MetricInfo("Bits per byte", "bits/byte", lower_is_better=True),
+    "unigram_bits_per_byte": MetricInfo(
+        "Bits per byte of a unigram model", "bits/byte", lower_is_better=True
+    ),
+    "unigram_margin": MetricInfo("Bits per byte below the unigram model", "bits/byte"),
+    "choice_accuracy": MetricInfo("Continuation choice", "accuracy"),
+    "passkey_choice": MetricInfo("Passkey among candidates", "accuracy"),
+    "passkey_exact": MetricInfo("Passkey by greedy generation", "exact match"),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number.
+
+    Attributes:
+        name: key of `METRICS`.
+        group: `all`, or a label and its value, as in `domain=code`.
+        value: sum of scores over sum of weights.
+        stderr: its standard error over clusters; None with fewer than two.
+        n: items.
+        clusters: independent documents (or prompts) among them.
+        chance: what guessing would give, where that exists.
+    """
+
+    __pydantic_config__ = STRICT
+    name: str
+    group: str
+    value: float
+    stderr: float | None
+    n: int
+    clusters: int
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
+class Items:
+    """Columns of equal length, one entry per item.
+
+    Attributes:
+        labels: what items are grouped by, as in `{"domain": [...]}`.
+        cluster: items with the same number come from the same document.
+        weight: denominator of every score: bytes, or 1 for a trial.
+        scores: numerators by metric: bits, or 0 and 1.
+    """
+
+    __pydantic_config__ = STRICT
+    labels: dict[str, list[str]]
+    cluster: list[int]
+    weight: list[float]
+    scores: dict[str, list[float]]
+
+    def groups(self) -> dict[str, list[int]]:
+        """Item numbers of every group; `all` first, then each label's values in order of appearance."""
+        found: dict[str, list[int]] = {"all": list(range(len(self.weight)))}
+        for label, values in self.labels.items():
+            for index, value in enumerate(values):
+                found.setdefault(f"{label}={value}", []).append(index)
+        return found
+
+    def columns(self, name: str, chosen: Sequence[int]) -> tuple[Any, Any, Any]:
+        """Score, weight and cluster of the chosen items, as `estimates.ratio` takes them."""
+        columns = (self.scores[name], self.weight, self.cluster)
+        return tuple(np.asarray(column)[list(chosen)] for column in columns)  # type: ignore[return-value]
+
+    def metrics(self, chance: Mapping[str, float] | None = None) -> list[Metric]:
+        """Every score in every group as a metric."""
+        made = []
+        for name in self.scores:
+            for group, chosen in self.groups().items():
+                estimate = ratio(*self.columns(name, chosen))
+                guess = (chance or {}).get(name)
+                made.append(Metric(name, group, **dataclasses.asdict(estimate), chance=guess))
+        return made
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task on one checkpoint.
+
+    Attributes:
+        task: its name.
+        version: raised whenever its items or its scoring change.
+        settings: everything that determines the items, beside data and seed.
+        seed: of the items.
+        items_sha256: over the items' tokens; files with the same value can be compared in pairs.
+        tokens: fed to the model.
+        seconds: wall clock.
+        notes: what a reader has to know, such as domains left out.
+    """
+
+    __pydantic_config__ = STRICT
+    task: str
+    version: int
+    settings: dict[str, int | float | str | list[int] | list[float]]
+    seed: int
+    items_sha256: str
+    tokens: int
+    seconds: float
+    metrics: list[Metric]
+    items: Items
+    notes: list[str] = field(default_factory=list)
+
+    def find(self, name: str, group: str = "all") -> Metric | None:
+        """One of the metrics, if it was measured."""
+        return next((m for m in self.metrics if (m.name, m.group) == (name, group)), None)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was evaluated; the fields come from the checkpoint's own files."""
+
+    __pydantic_config__ = STRICT
+    run: str
+    variant: str
+    parameters: int
+    seed: int | None
+    step: int | None
+    tokens: int | None
+    sha256: str
+    config_sha256: str
+    tokenizer_sha256: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What evaluated it."""
+
+    __pydantic_config__ = STRICT
+    revision: str
+    hope_eval: str
+    torch: str
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything about one evaluation of one checkpoint."""
+
+    __pydantic_config__ = STRICT
+    schema: int
+    checkpoint: Checkpoint
+    evaluator: Evaluator
+    tasks: list[TaskResult]
+    seconds: float
+
+    def task(self, name: str) -> TaskResult | None:
+        """The result of a task, if it was run."""
+        return next((task for task in self.tasks if task.task == name), None)
+
+
+def load(path: Path) -> Results:
+    """Read a result file.
+
+    Raises:
+        InputError: no such file, no JSON, another schema version, unknown or missing keys, wrong types.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        version = json.loads(text)["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or f"not a result of `hope-eval run` ({error})"
+        raise InputError(f"{path}: {reason}") from None
+    if version != SCHEMA:
+        raise InputError(f"{path}: schema {version}, this hope-eval reads {SCHEMA}; evaluate again")
+    try:
+        return TypeAdapter(Results).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {where}: {first['msg'].lower()}; evaluate again") from None
+
+
+def dumps(value: Any) -> str:
+    """JSON for people and for diffs: nested, with lists of plain values on one line."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    text = json.dumps(plain, indent=1, allow_nan=False)
+    flat = re.sub(
+        r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", "", found[0].replace(",\n", ", \n")), text
+    )
+    return flat + "\n"
+
+
+def rounded(values: Sequence[float]) -> list[float]:
+    """Six digits after the point: enough to recompute every metric, little enough to keep in git."""
+    return [round(float(value), 6) for value in values]
+
+
+def fingerprint(items: object) -> str:
+    """SHA-256 over items given as nested lists of numbers and strings."""
+    return sha256_bytes(json.dumps(items).encode())
+
+
+def headline(result: Results) -> dict[str, float]:
+    """A few flat numbers for `dvc metrics`: every task's overall metrics, and the errors of the main two."""
+    found: dict[str, float] = {}
+    for metric in (metric for task in result.tasks for metric in task.metrics if metric.group == "all"):
+        found[metric.name] = round(metric.value, 6)
+        if metric.name in ("bits_per_byte", "choice_accuracy") and metric.stderr is not None:
+            found[f"{metric.name}_stderr"] = round(metric.stderr, 6)
+    return found
+
+
+def line(metric: Metric) -> str:
+    """A metric in words, with all that belongs to it."""
+    chance = "" if metric.chance is None else f", chance {metric.chance:g}"
+    title = METRICS[metric.name].title
+    return f"{title}: {value(metric.value, metric.stderr)} (n {metric.n}{chance})"
+
+
+def value(number: float, stderr: float | None) -> str:
+    """A number with its standard error."""
+    return f"{number:.3f}" if stderr is None else f"{number:.3f} ± {stderr:.3f}"

@@ -1,0 +1,154 @@
+"""Continuation choice: which of four continues this held-out text?
+
+    prefix   ... returns the mean of the array elements along
+    choices  [0] a figure, or None if there is no      [1] the given axis, ignoring NaNs. Parameters
+             [2] >>> s.str.lower() 0 captain dtype:    [3] fitted to the training data. Attributes
+
+All four are 32 tokens of held-out documents of one domain, each the end of a window, so that only the fit to
+the prefix tells them apart. The most likely one (sum over tokens; lengths are equal) is the answer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hope_data.errors import InputError
+from hope_eval.lm import Scorer, Tokens
+from hope_eval.results import Items, TaskResult
+from hope_eval.tasks.base import Clock, Context, finish
+
+NAME, VERSION = "choice", 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which items are made.
+
+    Attributes:
+        items: over all domains, shared equally as far as documents reach.
+        prefix: tokens before the choice, the leading end-of-text token included.
+        continuation: tokens of each choice.
+        choices: the true one and distractors from other documents.
+    """
+
+    items: int = 480
+    prefix: int = 128
+    continuation: int = 32
+    choices: int = 4
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question; `choices_KL[answer]` is what the document says."""
+
+    domain: str
+    document: int
+    prefix_P: Tokens
+    choices_KL: Tokens
+    answer: int
+
+
+def run(context: Context, settings: Settings) -> TaskResult:
+    """Ask every question; an item scores 1 where the true continuation is the most likely, else 0."""
+    questions, notes = build(context, settings)
+    each = settings.prefix + settings.choices * (settings.continuation - 1)
+    clock = Clock(context, NAME, each * len(questions))
+    logp_NK = score(context.scorer, questions, each)
+    documents = {key: n for n, key in enumerate(dict.fromkeys((q.domain, q.document) for q in questions))}
+    items = Items(
+        labels={"domain": [q.domain for q in questions]},
+        cluster=[documents[q.domain, q.document] for q in questions],
+        weight=[1.0] * len(questions),
+        scores={
+            "choice_accuracy": [
+                float(row.argmax() == q.answer) for q, row in zip(questions, logp_NK, strict=True)
+            ]
+        },
+    )
+    return finish(
+        context,
+        clock,
+        task=NAME,
+        version=VERSION,
+        settings=asdict(settings),
+        items=items,
+        identity=[[q.domain, q.prefix_P.tolist(), q.choices_KL.tolist(), q.answer] for q in questions],
+        chance={"choice_accuracy": 1 / settings.choices},
+        notes=notes,
+    )
+
+
+def score(scorer: Scorer, questions: list[Item], tokens_each: int) -> NDArray[np.float64]:
+    """Log-likelihoods [N, K]: each prefix runs once, its choices from copies of the state it left."""
+    rows = []
+    for batch in scorer.batches(len(questions), tokens_each):
+        fork = scorer.prefill(np.stack([q.prefix_P for q in questions[batch]]))
+        rows.append(scorer.candidates(fork, np.stack([q.choices_KL for q in questions[batch]])))
+    return np.concatenate(rows)
+
+
+def build(context: Context, settings: Settings) -> tuple[list[Item], list[str]]:
+    """Make the questions: the same for the same shards, settings and seed.
+
+    Returns:
+        The questions, and a note for each domain with fewer than wanted.
+
+    Raises:
+        InputError: no domain has enough documents.
+    """
+    made: dict[str, list[Item]] = {}
+    notes = []
+    room = context.limited(settings.items)
+    # Smallest first: what one domain cannot give, the larger ones make up for.
+    order = sorted(context.domains, key=lambda domain: (context.split(domain).n_tokens, domain))
+    for place, domain in enumerate(order):
+        wanted = max(1, room // (len(order) - place)) if room else 0
+        made[domain] = list(_questions(context, domain, settings, _places(context, domain, settings, wanted)))
+        room -= len(made[domain])
+        if len(made[domain]) < wanted:
+            notes.append(f"{domain}: {len(made[domain])} of {wanted} items; its test split gives no more")
+    questions = [question for domain in context.domains for question in made[domain]]
+    if not questions:
+        needed = settings.prefix - 1 + settings.continuation
+        raise InputError(
+            f"choice: no domain has {settings.choices} test documents of {needed} tokens; "
+            "use larger shards or leave `choice` out of --tasks"
+        )
+    return questions, notes
+
+
+def _places(context: Context, domain: str, settings: Settings, wanted: int) -> list[tuple[int, Tokens]]:
+    """Up to `wanted` windows (document, tokens): the first of every document, then the second, and so on."""
+    split = context.split(domain)
+    size = settings.prefix - 1 + settings.continuation
+    rounds: dict[int, list[tuple[int, Tokens]]] = {}
+    for document in context.rng(NAME, domain).permutation(split.n_documents).tolist():
+        tokens = split.document(document)
+        for turn in range(len(tokens) // size):
+            window = tokens[turn * size : (turn + 1) * size].astype(np.int64)
+            rounds.setdefault(turn, []).append((document, window))
+        if len(rounds.get(0, ())) >= wanted:
+            break
+    return [place for turn in sorted(rounds) for place in rounds[turn]][:wanted]
+
+
+def _questions(
+    context: Context, domain: str, settings: Settings, places: list[tuple[int, Tokens]]
+) -> Iterator[Item]:
+    """Every window becomes a question; the ends of windows of other documents are its distractors."""
+    rng = context.rng(NAME, domain, "distractors")
+    cut = settings.prefix - 1
+    for document, window in places:
+        choices = [window[cut:]]
+        for other in rng.permutation(len(places)).tolist():
+            candidate = places[other][1][cut:]
+            if places[other][0] != document and not any(np.array_equal(candidate, c) for c in choices):
+                choices.append(candidate)
+            if len(choices) == settings.choices:
+                break
+        order = rng.permutation(settings.choices)
+        if len(choices) == settings.choices:
+            prefix = np.concatenate(([context.tokenizer.eos_id], window[:cut]))
+            yield Item(domain, document, prefix, np.stack(choices)[order], int(np.flatnonzero(order == 0)[0]))

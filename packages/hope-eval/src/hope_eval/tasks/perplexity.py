@@ -1,0 +1,113 @@
+"""Bits per byte of held-out documents, domain by domain, beside a unigram model of the same domain."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hope_data.bpb import bits_per_byte
+from hope_data.shards import Split
+from hope_eval.estimates import ratio
+from hope_eval.lm import Tokens
+from hope_eval.results import Items, Metric, TaskResult, rounded
+from hope_eval.tasks.base import Clock, Context, finish
+
+NAME, VERSION = "perplexity", 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is scored.
+
+    Attributes:
+        tokens: budget over all domains, shared equally.
+        windows: most windows taken from one document, so that long ones do not stand for all.
+        length: tokens of a window, each window after an end-of-text token; 0 takes the training length.
+    """
+
+    tokens: int = 65_536
+    windows: int = 4
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is scored of one document: its windows, context token included."""
+
+    domain: str
+    document: int
+    windows: list[Tokens]
+
+    def targets(self) -> Tokens:
+        """The scored tokens."""
+        return np.concatenate([window[1:] for window in self.windows])
+
+
+def run(context: Context, settings: Settings) -> TaskResult:
+    """Score held-out documents.
+
+    An item is a document: score in bits, weight in bytes. Errors are those of a ratio over documents.
+    """
+    settings = replace(settings, length=settings.length or context.length)
+    pieces = [piece for domain in context.domains for piece in _pieces(context, domain, settings)]
+    windows = [window for piece in pieces for window in piece.windows]
+    clock = Clock(context, NAME, sum(len(window) - 1 for window in windows))
+    logp = iter(context.scorer.token_logp(windows))
+    nats = [-sum(float(next(logp).sum()) for _ in piece.windows) for piece in pieces]
+    tables = {domain: unigram_nats(context.split(domain, "train")) for domain in context.domains}
+    unigram = [float(tables[piece.domain][piece.targets()].sum()) for piece in pieces]
+    n_bytes = [int(context.tokenizer.token_bytes[piece.targets()].sum()) for piece in pieces]
+    items = Items(
+        labels={"domain": [piece.domain for piece in pieces]},
+        cluster=list(range(len(pieces))),
+        weight=[float(size) for size in n_bytes],
+        # bits_per_byte(nats, 1) is the conversion of nats to bits.
+        scores={
+            "bits_per_byte": rounded([bits_per_byte(x, 1) for x in nats]),
+            "unigram_bits_per_byte": rounded([bits_per_byte(x, 1) for x in unigram]),
+        },
+    )
+    identity = [
+        [piece.domain, piece.document, [window.tolist() for window in piece.windows]] for piece in pieces
+    ]
+    result = finish(
+        context, clock, task=NAME, version=VERSION, settings=asdict(settings), items=items, identity=identity
+    )
+    return replace(result, metrics=[*result.metrics, *_margins(items)])
+
+
+def unigram_nats(train: Split) -> NDArray[np.float64]:
+    """-ln p of every token [vocab_size] under the counts of a train split, plus one each.
+
+    End-of-text is left out of the counts, as it is never scored.
+    """
+    size, step = int(train.index["vocab_size"]), 1 << 20
+    counts_V = np.ones(size, np.float64)
+    for start in range(0, train.n_tokens, step):
+        counts_V += np.bincount(train.tokens[start : start + step], minlength=size)
+    counts_V[int(train.index["eos_id"])] = 1
+    return np.asarray(np.log(counts_V.sum()) - np.log(counts_V))
+
+
+def _pieces(context: Context, domain: str, settings: Settings) -> Iterator[Piece]:
+    split = context.split(domain)
+    room = max(1, settings.tokens // len(context.domains))
+    taken = 0
+    for document in context.rng(NAME, domain).permutation(split.n_documents).tolist():
+        tokens = split.document(document)[: settings.windows * settings.length][:room]
+        if not context.tokenizer.token_bytes[tokens].sum():
+            continue
+        yield Piece(domain, document, context.windows(tokens, settings.length))
+        taken, room = taken + 1, room - len(tokens)
+        if room <= 0 or taken == context.limit:
+            return
+
+
+def _margins(items: Items) -> Iterator[Metric]:
+    """Unigram minus model over the same documents."""
+    for group, chosen in items.groups().items():
+        unigram, weight, cluster = items.columns("unigram_bits_per_byte", chosen)
+        model, _, _ = items.columns("bits_per_byte", chosen)
+        estimate = ratio(unigram - model, weight, cluster)
+        yield Metric("unigram_margin", group, **asdict(estimate))
