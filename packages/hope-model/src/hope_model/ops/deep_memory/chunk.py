@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor
+from hope_model.ops.deep_memory.fused import StepGates, fused_forward, fused_step
 from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
 from hope_model.ops.gated_delta.chunk import (
     Decays,
@@ -179,27 +180,73 @@ def self_modifying(
     state: MemoryState,
     rules: Rules,
     fixed: FastWeights | None = None,
+    *,
+    fused: bool = True,
 ) -> tuple[Tensor, MemoryState]:
-    """`self_modifying_naive`, a chunk at a time."""
+    """`self_modifying_naive`, a chunk at a time; `fused=False` leaves the backward to autograd."""
     x_NdT, q_NdT = (x.transpose(-1, -2).contiguous() for x in (x_NTd, q_NTd))
     outputs = []
     for piece in _pieces(state.position, x_NdT.shape[-1], rules.chunk):
         projecting = FastWeights(*(W[..., :4, :, :] for W in (state.start if fixed is None else fixed)))
-        y = memory_forward(projecting, x_NdT[..., piece], rules)[0]
-        R, C = state.start.W2_NRmd.shape[-3], y.shape[-1]
-        k_NdC, v_NdC = l2norm(y[..., 0, :, :], -2), l2norm(y[..., 1, :, :], -2)
-        log_a_NC, eta_NC, eta_NRC = _self_made_gates(y, readout, R, rules)
-        both = memory_forward(state.start, torch.cat((k_NdC, v_NdC), -1), rules)
-        target_NRdC = both[0][..., C:]
-        if rules.stable:
-            target_NRdC = l2norm(target_NRdC, -2)
-        erase_NC = eta_NC if rules.tied_gates else _present(gates.erase_NT)[..., piece]
-        output_NC = None if gates.output_NT is None else gates.output_NT[..., piece]
-        gates_C = Gates(log_a_NC, erase_NC, output_NC, eta_NRC, None)
-        layers = _write(state, k_NdC, tuple(x[..., :C] for x in both), target_NRdC, gates_C, rules)
-        outputs.append(_read(*layers, q_NdT[..., piece], rules))
-        state = _after(*layers, state, rules)
+        whole = state.position % rules.chunk == 0
+        step = _fused_chunk if fused and whole and _has_written_backward(rules) else _plain_chunk
+        gates_C = Gates(*(None if g is None else g[..., piece] for g in gates))
+        o, state = step(x_NdT[..., piece], q_NdT[..., piece], gates_C, readout, state, projecting, rules)
+        outputs.append(o)
     return torch.cat(outputs, -1).transpose(-1, -2), state
+
+
+def _has_written_backward(rules: Rules) -> bool:
+    return rules.stable and rules.activation == "relu" and not rules.tied_gates
+
+
+def _plain_chunk(
+    x_NdC: Tensor,
+    q_NdC: Tensor,
+    gates: Gates,
+    readout: Readout,
+    state: MemoryState,
+    projecting: FastWeights,
+    rules: Rules,
+) -> tuple[Tensor, MemoryState]:
+    y = memory_forward(projecting, x_NdC, rules)[0]
+    R, C = state.start.W2_NRmd.shape[-3], y.shape[-1]
+    k_NdC, v_NdC = l2norm(y[..., 0, :, :], -2), l2norm(y[..., 1, :, :], -2)
+    log_a_NC, eta_NC, eta_NRC = _self_made_gates(y, readout, R, rules)
+    both = memory_forward(state.start, torch.cat((k_NdC, v_NdC), -1), rules)
+    target_NRdC = both[0][..., C:]
+    if rules.stable:
+        target_NRdC = l2norm(target_NRdC, -2)
+    erase_NC = eta_NC if rules.tied_gates else gates.erase_NT
+    gates = Gates(log_a_NC, erase_NC, gates.output_NT, eta_NRC, None)
+    layers = _write(state, k_NdC, tuple(x[..., :C] for x in both), target_NRdC, gates, rules)
+    return _read(*layers, q_NdC, rules), _after(*layers, state, rules)
+
+
+def _fused_chunk(
+    x_NdC: Tensor,
+    q_NdC: Tensor,
+    gates: Gates,
+    readout: Readout,
+    state: MemoryState,
+    projecting: FastWeights,
+    rules: Rules,
+) -> tuple[Tensor, MemoryState]:
+    shape, (W2, W1) = q_NdC.shape, state.now
+    R, C = W2.shape[-3], shape[-1]
+    y = fused_forward(*(W.flatten(0, -4).contiguous() for W in projecting), x_NdC.flatten(0, -3))
+    y = y.view(*shape[:-2], 4, *shape[-2:])
+    k_NdC, v_NdC = (l2norm(y[..., n, :, :], -2).flatten(0, -3) for n in (0, 1))
+    log_a_NC, _, eta_NRC = _self_made_gates(y, readout, R, rules)
+    decays, keep_NC = chunk_decays(log_a_NC), log_a_NC.exp()
+    scalars = (keep_NC * _present(gates.output_NT), keep_NC * _present(gates.erase_NT), *decays)
+    flat = StepGates(eta_NRC.flatten(0, -3), *(g.flatten(0, len(shape) - 3) for g in scalars))
+    weights = (W.flatten(0, -4).contiguous() for W in (W2, W1))
+    o, W2_new, W1_new = fused_step(*weights, k_NdC, v_NdC, q_NdC.flatten(0, -3), flat)
+    now = FastWeights(W2_new.view(W2.shape), W1_new.view(W1.shape))
+    position = state.position + C
+    start = state.start if position % rules.chunk else now
+    return o.view(shape), MemoryState(now, start, None, position)
 
 
 def _self_made_gates(y_NRdC: Tensor, readout: Readout, R: int, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
