@@ -200,6 +200,10 @@ def _has_written_backward(rules: Rules) -> bool:
     return rules.stable and rules.activation == "relu" and not rules.tied_gates
 
 
+def _batch(W: Tensor) -> Tensor:
+    return W.flatten(0, -4).contiguous()
+
+
 def _plain_chunk(
     x_NdC: Tensor,
     q_NdC: Tensor,
@@ -234,15 +238,14 @@ def _fused_chunk(
 ) -> tuple[Tensor, MemoryState]:
     shape, (W2, W1) = q_NdC.shape, state.now
     R, C = W2.shape[-3], shape[-1]
-    y = fused_forward(*(W.flatten(0, -4).contiguous() for W in projecting), x_NdC.flatten(0, -3))
+    y = fused_forward(_batch(projecting.W2_NRmd), _batch(projecting.W1_NRdm), x_NdC.flatten(0, -3))
     y = y.view(*shape[:-2], 4, *shape[-2:])
     k_NdC, v_NdC = (l2norm(y[..., n, :, :], -2).flatten(0, -3) for n in (0, 1))
     log_a_NC, _, eta_NRC = _self_made_gates(y, readout, R, rules)
     decays, keep_NC = chunk_decays(log_a_NC), log_a_NC.exp()
     scalars = (keep_NC * _present(gates.output_NT), keep_NC * _present(gates.erase_NT), *decays)
     flat = StepGates(eta_NRC.flatten(0, -3), *(g.flatten(0, len(shape) - 3) for g in scalars))
-    weights = (W.flatten(0, -4).contiguous() for W in (W2, W1))
-    o, W2_new, W1_new = fused_step(*weights, k_NdC, v_NdC, q_NdC.flatten(0, -3), flat)
+    o, W2_new, W1_new = fused_step(_batch(W2), _batch(W1), k_NdC, v_NdC, q_NdC.flatten(0, -3), flat)
     now = FastWeights(W2_new.view(W2.shape), W1_new.view(W1.shape))
     position = state.position + C
     start = state.start if position % rules.chunk else now

@@ -7,6 +7,7 @@ recomputed from them, and every product accumulates where it is needed. The deri
 Letters: N sequences times heads, R memories that share keys, d head width, m hidden width, C tokens of a chunk.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +52,8 @@ class _Forward(torch.autograd.Function):
     def forward(ctx: Any, W2: Tensor, W1: Tensor, x_NdC: Tensor) -> Tensor:
         a, s = _shrink(_pre(W2, x_NdC).relu_())
         ctx.save_for_backward(W2, W1, x_NdC, a, s)
-        return (W1 @ a).add_(x_NdC[:, None])
+        y: Tensor = (W1 @ a).add_(x_NdC[:, None])
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,16 +152,19 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        return _step_back(*grads, _Kept(*saved[:-7]), StepGates(*saved[-7:]))
+        g_o, g_W2, g_W1 = grads
+        return _step_back(g_o, g_W2, g_W1, _Kept(*saved[:-7]), StepGates(*saved[-7:]))
 
 
 def _solve(L_NCC: Tensor, right: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(L_NCC, right, upper=True, left=False, unitriangular=True)
+    u: Tensor = torch.linalg.solve_triangular(L_NCC, right, upper=True, left=False, unitriangular=True)
+    return u
 
 
 def _solve_back(L_NCC: Tensor, g_u: Tensor) -> Tensor:
     L = L_NCC.transpose(-1, -2)
-    return torch.linalg.solve_triangular(L, g_u, upper=False, left=False, unitriangular=True)
+    g_right: Tensor = torch.linalg.solve_triangular(L, g_u, upper=False, left=False, unitriangular=True)
+    return g_right
 
 
 class _ReadBack(NamedTuple):
@@ -201,20 +206,49 @@ def _read_back(g_o: Tensor, kept: _Kept, gates: StepGates) -> _ReadBack:
     return _ReadBack(g_state @ q.transpose(-1, -2), g_W1, g_u2, g_u1, g_a_k, g_k, g_q, g_gamma, g_within)
 
 
-def _step_back(
-    g_o: Tensor, g_W2_new: Tensor, g_W1_new: Tensor, kept: _Kept, gates: StepGates
+class _SystemsBack(NamedTuple):
+    output: Tensor
+    erase: Tensor
+    between: Tensor
+    a_k: Tensor
+    k: Tensor
+
+
+def _systems_back(
+    g_u2: Tensor, g_u1: Tensor, kept: _Kept, gates: StepGates
+) -> tuple[Tensor, Tensor, _SystemsBack]:
+    """Gradients at both right-hand sides, and through both matrices I + L."""
+    k, a_k, between = kept.k, kept.a_k, gates.between_NCC
+    output, erase = gates.output_NC[:, None], gates.erase_NC[:, None]
+    gram1, gram2 = a_k.transpose(-1, -2) @ a_k, k.transpose(-1, -2) @ k
+    scale1, scale2 = between * output, between * erase
+    g_r1, g_r2 = _solve_back(gram1 * scale1[:, None], g_u1), _solve_back(gram2 * scale2, g_u2)
+    # u (I + L) = r, so g_L = -u^T g_r; the sign is carried to the end.
+    g_L1, g_L2 = kept.u1.transpose(-1, -2) @ g_r1, kept.u2.transpose(-1, -2) @ g_r2
+    felt1, felt2 = (g_L1 * gram1).sum(1), g_L2 * gram2
+    g_gram1, g_gram2 = g_L1.mul_(scale1[:, None]), g_L2.mul_(scale2)
+    return (
+        g_r2,
+        g_r1,
+        _SystemsBack(
+            (felt1 * between).sum(-2).neg_(),
+            (felt2 * between).sum(-2).neg_(),
+            (felt1 * output).addcmul_(felt2, erase).neg_(),
+            (a_k @ (g_gram1 + g_gram1.transpose(-1, -2))).neg_(),
+            (k @ (g_gram2 + g_gram2.transpose(-1, -2))).neg_(),
+        ),
+    )
+
+
+def _state_back(
+    g_W2_new: Tensor, g_W1_new: Tensor, kept: _Kept, gates: StepGates, read: _ReadBack
 ) -> tuple[Tensor, ...]:
-    W2, W1, k, v, q, z_k, a_k, s_k, a_v, s_v, recalled1, t, inverse, back, u2, u1, _, _ = kept
-    N, R, m, d = W2.shape
-    C = q.shape[-1]
-    read = _read_back(g_o, kept, gates)
-    end, keep = gates.within_NCC[..., -1], gates.gamma_NC[:, -1, None, None, None]
-    c1, c2 = gates.output_NC[:, None, None], gates.erase_NC[:, None]
-    before, between = gates.before_NC[:, None], gates.between_NCC
-    # W2' = keep W2 + (u2 end) k^T, W1' = keep W1 + (u1 end) a^T
-    g_keep = _dot(g_W2_new, W2) + _dot(g_W1_new, W1)
-    flat2 = g_W2_new.reshape(N, R * m, d)
-    g_u2, g_u1 = flat2 @ k, g_W1_new @ a_k
+    """W2' = keep W2 + (u2 end) k^T, W1' = keep W1 + (u1 end) a^T; joined with what the read sends."""
+    u2, u1, m = kept.u2, kept.u1, kept.W2.shape[2]
+    end = gates.within_NCC[..., -1]
+    flat2 = g_W2_new.flatten(1, 2)
+    g_keep = _dot(g_W2_new, kept.W2) + _dot(g_W1_new, kept.W1)
+    g_u2, g_u1 = flat2 @ kept.k, g_W1_new @ kept.a_k
     g_end = (g_u2 * u2).sum(-2) + (g_u1 * u1).sum((-3, -2))
     g_u2, g_u1 = g_u2.mul_(end[:, None]), g_u1.mul_(end[:, None, None])
     g_u2[:, -m:] += read.u2
@@ -222,17 +256,24 @@ def _step_back(
     g_k = torch.baddbmm(read.k, flat2.transpose(-1, -2), u2 * end[:, None])
     g_a_k = g_W1_new.transpose(-1, -2) @ (u1 * end[:, None, None])
     g_a_k[:, -1] += read.a_k
-    # The two triangular systems
-    gram1, gram2 = a_k.transpose(-1, -2) @ a_k, k.transpose(-1, -2) @ k
-    scale1, scale2 = between * gates.output_NC[:, None], between * c2
-    g_r1, g_r2 = _solve_back(gram1 * scale1[:, None], g_u1), _solve_back(gram2 * scale2, g_u2)
-    g_L1, g_L2 = u1.transpose(-1, -2) @ g_r1, u2.transpose(-1, -2) @ g_r2  # negated
-    felt1, felt2 = (g_L1 * gram1).sum(1).neg_(), (g_L2 * gram2).neg_()
-    g_between = felt1 * gates.output_NC[:, None] + felt2 * c2
-    g_output, g_erase = (felt1 * between).sum(-2), (felt2 * between).sum(-2)
-    g_gram1, g_gram2 = g_L1.mul_(scale1[:, None]), g_L2.mul_(scale2)
-    g_a_k -= a_k @ (g_gram1 + g_gram1.transpose(-1, -2))
-    g_k -= k @ (g_gram2 + g_gram2.transpose(-1, -2))
+    return g_u2, g_u1, g_k, g_a_k, g_keep, g_end
+
+
+def _step_back(
+    g_o: Tensor, g_W2_new: Tensor, g_W1_new: Tensor, kept: _Kept, gates: StepGates
+) -> tuple[Tensor, ...]:
+    W2, W1, k, v, q, z_k, a_k, s_k, a_v, s_v, recalled1, t, inverse, back, *_ = kept
+    N, R, m, d = W2.shape
+    C = q.shape[-1]
+    read = _read_back(g_o, kept, gates)
+    keep = gates.gamma_NC[:, -1, None, None, None]
+    c1, c2 = gates.output_NC[:, None, None], gates.erase_NC[:, None]
+    before = gates.before_NC[:, None]
+    g_u2, g_u1, g_k, g_a_k, g_keep, g_end = _state_back(g_W2_new, g_W1_new, kept, gates, read)
+    g_r2, g_r1, systems = _systems_back(g_u2, g_u1, kept, gates)
+    g_output, g_erase, g_between = systems.output, systems.erase, systems.between
+    g_a_k += systems.a_k
+    g_k += systems.k
     # Right-hand sides: r1 = c1 (aim - before recalled1), r2 = w2 - z_k c2 before, w2 = -eta s mask back
     aim = t - k[:, None]
     by_recalled = (g_r1 * recalled1).sum((-3, -2))
@@ -260,7 +301,11 @@ def _step_back(
     g_a_k += W1.transpose(-1, -2) @ g_recalled1
     g_z_v = _hidden_back(W1.transpose(-1, -2) @ g_h, a_v, s_v).view(N, R * m, C)
     g_z_k += _hidden_back(g_a_k, a_k, s_k, g_s[:, :, None]).view(N, R * m, C)
-    g_W2 = (keep[:, 0] * flat2).baddbmm_(g_z_k, k.transpose(-1, -2)).baddbmm_(g_z_v, v.transpose(-1, -2))
+    g_W2 = (
+        (keep[:, 0] * g_W2_new.flatten(1, 2))
+        .baddbmm_(g_z_k, k.transpose(-1, -2))
+        .baddbmm_(g_z_v, v.transpose(-1, -2))
+    )
     g_W2 = g_W2.view(W2.shape)
     g_W2[:, -1] += read.W2
     W2_back = W2.view(N, R * m, d).transpose(-1, -2)
@@ -287,7 +332,7 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 
 def fused_forward(W2: Tensor, W1: Tensor, x_NdC: Tensor) -> Tensor:
     """y_NRdC = M(x) of R memories."""
-    y: Tensor = _Forward.apply(W2, W1, x_NdC)  # type: ignore[no-untyped-call]
+    y: Tensor = _forward(W2, W1, x_NdC)
     return y
 
 
@@ -295,5 +340,9 @@ def fused_step(
     W2: Tensor, W1: Tensor, k_NdC: Tensor, v_NdC: Tensor, q_NdC: Tensor, gates: StepGates
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Reads o_NdC and the weights after the chunk."""
-    result: tuple[Tensor, Tensor, Tensor] = _Step.apply(W2, W1, k_NdC, v_NdC, q_NdC, *gates)  # type: ignore[no-untyped-call]
-    return result
+    o, W2_new, W1_new = _step(W2, W1, k_NdC, v_NdC, q_NdC, *gates)
+    return o, W2_new, W1_new
+
+
+_forward: Callable[..., Any] = _Forward.apply
+_step: Callable[..., Any] = _Step.apply

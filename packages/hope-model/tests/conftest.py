@@ -1,0 +1,39 @@
+"""Equality of two forms of one op: outputs, final states and every gradient, in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from hope_model.tree import tensors
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def assert_same() -> Callable[..., None]:
+    def check(
+        naive: Callable[..., Any], fast: Callable[..., Any], *inputs: Any, within: float = 1e-10
+    ) -> None:
+        leaves = [x for x in tensors(inputs) if x.requires_grad]
+        assert leaves
+        results = []
+        for form in (naive, fast):
+            outputs = tensors(form(*inputs))
+            weights = [torch.linspace(-3, 4, x.numel(), dtype=x.dtype).cos().view(x.shape) for x in outputs]
+            total = torch.stack([(x * w).sum() for x, w in zip(outputs, weights, strict=True)]).sum()
+            results.append((outputs, torch.autograd.grad(total, leaves, allow_unused=True)))
+        (out1, grad1), (out2, grad2) = results
+        assert len(out1) == len(out2)
+        for x, y in zip(out1, out2, strict=True):
+            assert (x - y).abs().max() <= within * (1 + x.abs().max())
+        for g, h in zip(grad1, grad2, strict=True):
+            assert (g is None) == (h is None)
+            if g is not None and h is not None:
+                assert (g - h).abs().max() <= within * (1 + g.abs().max())
+
+    return check

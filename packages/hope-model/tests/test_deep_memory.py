@@ -1,0 +1,156 @@
+"""Deep memories: chunk form, written-out backward and token loop agree; constants pinned by hand."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hope_model.ops.deep_memory import (
+    FastWeights,
+    Gates,
+    MemoryState,
+    Readout,
+    Rules,
+    self_modifying,
+    self_modifying_naive,
+    titans_memory,
+    titans_memory_naive,
+)
+
+Assert = Callable[..., None]
+B, H, d, m, R = 2, 2, 3, 5, 5
+
+
+class Draw:
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        x = torch.randn(*shape, generator=self.generator, dtype=torch.float64) * scale
+        return x.requires_grad_()
+
+    def unit(self, *shape: int) -> Tensor:
+        return F.normalize(self(*shape), dim=-1).detach().requires_grad_()
+
+    def strength(self, *shape: int, top: float = 2.0) -> Tensor:
+        return (top * self(*shape).sigmoid()).detach().requires_grad_()
+
+    def weights(self, memories: int) -> FastWeights:
+        return FastWeights(self(B, H, memories, m, d), self(B, H, memories, d, m, scale=0.5))
+
+
+def self_modifying_inputs(T: int, rules: Rules, position: int, *, self_modify: bool) -> tuple[Any, ...]:
+    draw = Draw()
+    written = R if self_modify else 1
+    now = draw.weights(written)
+    start = now if position % rules.chunk == 0 else draw.weights(written)
+    scale = None if rules.tied_gates else draw(H, R)
+    readout = Readout(draw(H, d), draw(H), scale, draw(H, d), draw(H))
+    gates = Gates(None, draw.strength(B, H, T), draw.strength(B, H, T), None, None)
+    state = MemoryState(now, start, None, position)
+    fixed = None if self_modify else draw.weights(4)
+    return draw.unit(B, H, T, d), draw.unit(B, H, T, d), gates, readout, state, rules, fixed
+
+
+@pytest.mark.parametrize("self_modify", [True, False])
+@pytest.mark.parametrize("chunk", [1, 3, 4, 16])
+@pytest.mark.parametrize(("T", "position"), [(1, 0), (11, 0), (11, 2), (9, 5)])
+@pytest.mark.parametrize("fused", [True, False])
+def test_self_modifying_is_the_token_loop(
+    assert_same: Assert, T: int, position: int, chunk: int, *, fused: bool, self_modify: bool
+) -> None:
+    def fast(*args: Any) -> Any:
+        return self_modifying(*args, fused=fused)
+
+    rules = Rules(chunk=chunk)
+    assert_same(
+        self_modifying_naive, fast, *self_modifying_inputs(T, rules, position, self_modify=self_modify)
+    )
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+@pytest.mark.parametrize(("stable", "tied"), [(True, True), (False, False), (False, True)])
+def test_other_rules_are_the_token_loop(
+    assert_same: Assert, activation: str, *, stable: bool, tied: bool
+) -> None:
+    rules = Rules(chunk=4, activation=activation, stable=stable, tied_gates=tied)
+    assert_same(self_modifying_naive, self_modifying, *self_modifying_inputs(11, rules, 2, self_modify=True))
+
+
+@pytest.mark.parametrize("momentum", [True, False])
+@pytest.mark.parametrize("stable", [True, False])
+@pytest.mark.parametrize(
+    ("T", "chunk", "position"), [(1, 4, 0), (11, 1, 0), (11, 4, 0), (11, 4, 3), (11, 64, 0)]
+)
+def test_titans_memory_is_the_token_loop(
+    assert_same: Assert, T: int, chunk: int, position: int, *, momentum: bool, stable: bool
+) -> None:
+    draw, rules = Draw(), Rules(chunk=chunk, stable=stable)
+    q, k, v = (draw.unit(B, H, T, d) for _ in range(3))
+    log_a = F.logsigmoid(draw(B, H, T)).detach().requires_grad_()
+    theta = F.logsigmoid(draw(B, H, T)).detach().requires_grad_() if momentum else None
+    eta = draw.strength(B, H, 1, T, top=0.1)
+    gates = Gates(log_a, draw.strength(B, H, T), draw.strength(B, H, T), eta, theta)
+    now = draw.weights(1)
+    start = now if position % chunk == 0 else draw.weights(1)
+    state = MemoryState(now, start, draw.weights(1) if momentum else None, position)
+    assert_same(titans_memory_naive, titans_memory, q, k, v, gates, state, rules)
+
+
+def test_written_out_backward_passes_gradcheck() -> None:
+    args = self_modifying_inputs(5, Rules(chunk=3), 0, self_modify=True)
+    x, q, gates, readout, state, rules, fixed = args
+
+    def run(*leaves: Tensor) -> tuple[Tensor, ...]:
+        x, q, erase, output, W2, W1, eta = leaves
+        weights = FastWeights(W2, W1)
+        o, after = self_modifying(
+            x,
+            q,
+            gates._replace(erase_NT=erase, output_NT=output),
+            readout._replace(eta_Hd=eta),
+            MemoryState(weights, weights, None, 0),
+            rules,
+            fixed,
+        )
+        return o, *after.now
+
+    leaves = (x, q, gates.erase_NT, gates.output_NT, *state.now, readout.eta_Hd)
+    assert torch.autograd.gradcheck(run, leaves, nondet_tol=1e-12)
+
+
+def test_gradient_is_of_half_the_square() -> None:
+    """Chunk 1, plain rule: W moves by -eta times autograd's gradient of 1/2 ||M(k) - v||^2 (eq. 90)."""
+    draw, rules = Draw(), Rules(chunk=1, stable=False)
+    k, v, q = draw.unit(B, H, 1, d), draw.unit(B, H, 1, d), draw.unit(B, H, 1, d)
+    state_weights = draw.weights(1)
+    eta = 0.07
+    zero = torch.zeros(B, H, 1, dtype=torch.float64)
+    gates = Gates(zero, None, None, torch.full((B, H, 1, 1), eta, dtype=torch.float64), None)
+    state = MemoryState(state_weights, state_weights, None, 0)
+    _, after = titans_memory_naive(q, k, v, gates, state, rules)
+    W2, W1 = state_weights
+    hidden = (W2 @ k[..., None, 0, :, None]).relu()
+    error = k[..., None, 0, :, None] + W1 @ hidden - v[..., None, 0, :, None]
+    g2, g1 = torch.autograd.grad(0.5 * error.square().sum(), (W2, W1))
+    assert (after.now.W2_NRmd - (W2 - eta * g2)).abs().max() < 1e-12
+    assert (after.now.W1_NRdm - (W1 - eta * g1)).abs().max() < 1e-12
+
+
+def test_stable_write_recalls_its_target_exactly() -> None:
+    """Output strength 1 and no forgetting: right after the write, M(k) at the old hidden key is the target."""
+    draw, rules = Draw(), Rules(chunk=1)
+    k, v = draw.unit(B, H, 1, d), draw.unit(B, H, 1, d)
+    weights, zero = draw.weights(1), torch.zeros(B, H, 1, dtype=torch.float64)
+    one = torch.ones(B, H, 1, dtype=torch.float64)
+    W2 = weights.W2_NRmd.detach() * 1e3  # shrunk activations then have norm 1
+    weights = FastWeights(W2, weights.W1_NRdm.detach())
+    no_eta = torch.zeros(B, H, 1, 1, dtype=torch.float64)
+    gates = Gates(zero, zero, one, no_eta, None)
+    o, _ = titans_memory(k, k, v, gates, MemoryState(weights, weights, None, 0), rules)
+    active = (W2[..., 0, :, :] @ k[..., 0, :, None])[..., 0].relu().norm(dim=-1) > 0
+    assert active.all()
+    assert (o - v).abs().max() < 1e-5
