@@ -54,7 +54,8 @@ def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
             **writer.close(),
             "corpus": manifest_path.stem,
             "scale": scale,
-            "manifest": manifest.to_dict(),
+            # File names stand in `sources`, with hashes; where the folder lay on this machine is nobody's business.
+            "manifest": {key: value for key, value in manifest.to_dict().items() if key != "files"},
             "packages": packages,
             "sources": _source_hashes(manifest),
         }

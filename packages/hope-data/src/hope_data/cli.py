@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     new.add_argument("--vocab-size", type=int, default=32_000, metavar="N", help="tokens (default 32000)")
     new.add_argument(
-        "--sample-bytes", type=int, default=4_000_000, metavar="N", help="text to learn from (default 4e6)"
+        "--sample-bytes", type=int, default=0, metavar="N", help="learn from (default 750 per token)"
     )
     new.add_argument(
         "--threads", type=int, default=2, metavar="N", help="part of the recipe: other N, other tokenizer"

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.util
+import os
 import sys
 import sysconfig
 import warnings
@@ -16,6 +17,8 @@ from hope_data.documents import Document
 from hope_data.errors import InputError
 
 _Def = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+# Characters from which a method's documentation is a document of its own.
+_OWN_PAGE = 400
 # Functions by which compiled packages attach docstrings.
 _DOC_CALLS = ("add_docstr", "_add_docstr", "add_docstr_all", "add_newdoc", "add_newdoc_for_scalar_type")
 
@@ -79,13 +82,12 @@ def _about(top: str) -> dict[str, Any]:
 def _files(root: Path, skip: list[str]) -> list[Path]:
     if root.is_file():
         return [root]
-    found = [
-        p
-        for p in (*root.rglob("*.py"), *root.rglob("*.rst"))
-        if not set(p.relative_to(root).parts) & set(skip)
-    ]
+    found = []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in skip]
+        found += [Path(folder, name) for name in names if name.endswith((".py", ".rst")) and name not in skip]
     # By hash, so that whatever a limit leaves is a fair sample.
-    return sorted(found, key=lambda p: hashlib.sha256(p.relative_to(root).as_posix().encode()).digest())
+    return sorted(found, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
 
 
 def _from_file(path: Path, module: str, installed: Installed, about: dict[str, Any]) -> Iterator[Document]:
@@ -108,31 +110,39 @@ def _from_file(path: Path, module: str, installed: Installed, about: dict[str, A
     if installed.what == "code":
         yield Document(_without_docstrings(source, tree), module, meta)
         return
-    for name, text in _pages(tree, module):
+    for name, text in _pages(tree, module, attached=any(call in source for call in _DOC_CALLS)):
         yield Document(text, name, meta)
 
 
-def _pages(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
-    """Name and text of one page per module, function, class (with its methods) and attached docstring."""
+def _pages(tree: ast.Module, module: str, attached: bool) -> Iterator[tuple[str, str]]:
+    """Name and text of one page per module, function, class and attached docstring.
+
+    A class page holds its methods, but those with much to say have pages of their own.
+    """
     if text := ast.get_docstring(tree):
         yield module, f"{module}\n\n{text}\n"
     for node in tree.body:
-        if isinstance(node, _Def) and (text := _page(node, module)):
-            yield f"{module}.{node.name}", text
-    for call in ast.walk(tree):
+        if isinstance(node, _Def):
+            yield from _page(node, module)
+    for call in ast.walk(tree) if attached else ():
         if isinstance(call, ast.Call) and _name(call.func) in _DOC_CALLS and (page := _attached(call)):
             yield f"{module}:{page[0]}", f"{page[0]}\n\n{page[1]}\n"
 
 
-def _page(node: _Def, parent: str) -> str:
-    """Signature and docstring of a definition, then those of its methods; "" where nothing is documented."""
-    parts = []
-    if text := ast.get_docstring(node):
-        parts.append(f"{_signature(node, parent)}\n\n{text}\n")
+def _page(node: _Def, parent: str) -> Iterator[tuple[str, str]]:
+    """Name and text of a definition's page and of the pages of its long methods."""
+    name = f"{parent}.{node.name}"
+    text = ast.get_docstring(node)
+    parts = [f"{_signature(node, parent)}\n\n{text}\n"] if text else []
     if isinstance(node, ast.ClassDef):
-        inner = (n for n in node.body if isinstance(n, _Def))
-        parts += [text for n in inner if (text := _page(n, node.name))]
-    return "\n\n".join(parts)
+        for child in node.body:
+            for inner, page in _page(child, name) if isinstance(child, _Def) else ():
+                if len(page) < _OWN_PAGE:
+                    parts.append(page)
+                else:
+                    yield inner, page
+    if parts:
+        yield name, "\n\n".join(parts)
 
 
 def _signature(node: _Def, parent: str) -> str:

@@ -77,11 +77,11 @@ def repetition(config: FilterConfig) -> Rule:
 
 
 def language(config: FilterConfig) -> Rule:
-    """The wanted language, by py3langid's own model, on the first thousand characters."""
+    """The wanted language, by py3langid's own model, on the first five hundred characters."""
     import py3langid  # noqa: PLC0415
 
     def rule(document: Document) -> Verdict:
-        found = str(py3langid.classify(document.text[:1000])[0])
+        found = str(py3langid.classify(document.text[:500])[0])
         return True if found == config.language else (False, f"language {found}")
 
     return rule

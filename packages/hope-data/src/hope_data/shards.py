@@ -114,7 +114,7 @@ def build(clean: Path, tokenizer_folder: Path, out: Path, threads: int = 2) -> d
             "eos_id": tokenizer.eos_id,
             "tokenizer_sha256": tokenizer.sha256,
             "splits": splits,
-            "provenance": record,
+            "provenance": {key: value for key, value in record.items() if key != "samples"},
         }
         (folder / INDEX).write_bytes(dump_sealed(index))
     return index

@@ -164,8 +164,8 @@ def _fit(texts: list[str], vocab_size: int, threads: int) -> bytes:
             bos_id=-1,
             pad_id=-1,
             max_sentence_length=4 * _LINE,
-            # Far more seeds than the vocabulary needs, far fewer than the default million.
-            seed_sentencepiece_size=max(100_000, 20 * vocab_size),
+            # Three candidates a token: on documentation this gave 2 % more bytes per token than 24, in half the time.
+            seed_sentencepiece_size=3 * vocab_size,
             num_threads=threads,
             minloglevel=2,
         )
@@ -199,7 +199,7 @@ def coverage(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
 
 
 def train(
-    folders: dict[str, Path], out: Path, vocab_size: int, sample_bytes: int = 4_000_000, threads: int = 2
+    folders: dict[str, Path], out: Path, vocab_size: int, sample_bytes: int = 0, threads: int = 2
 ) -> dict[str, Any]:
     """Train a tokenizer on the train documents of clean corpora and write its folder.
 
@@ -210,7 +210,7 @@ def train(
         folders: corpus name to folder of `hope-data filter`.
         out: folder to write.
         vocab_size: tokens, specials and the 256 bytes included.
-        sample_bytes: text to learn from, all corpora together.
+        sample_bytes: text to learn from, all corpora together; 0 for 750 bytes per token of the vocabulary.
         threads: of sentencepiece; part of the recipe because it orders floating-point sums.
 
     Returns:
@@ -221,7 +221,7 @@ def train(
     """
     if not folders:
         raise InputError("tokenizer: no clean corpus given; run `hope-data filter` first")
-    share = sample_bytes // len(folders)
+    share = (sample_bytes or 750 * vocab_size) // len(folders)
     samples = {name: _sample(folder, share, 200_000) for name, folder in folders.items()}
     model = _fit([text for sample in samples.values() for text in sample.train], vocab_size, threads)
     tokenizer = Tokenizer(model)
