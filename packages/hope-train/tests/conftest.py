@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from hope_data.cli import main as hope_data
+from hope_model import CMSConfig, ModelConfig
+from hope_train.config import DataConfig, LogConfig, TrainConfig
 
 
 @pytest.fixture(scope="session")
@@ -18,13 +20,20 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed in (("left", 1), ("right", 2)):
         with (root / f"{name}.jsonl").open("w") as stream:
             stream.writelines(json.dumps({"text": text}) + "\n" for text in documents(seed, 60))
-        manifest = {"kind": "jsonl", "content": "code", "files": [str(root / f"{name}.jsonl")], "holdout": 0.1}
+        manifest = {
+            "kind": "jsonl",
+            "content": "code",
+            "files": [str(root / f"{name}.jsonl")],
+            "holdout": 0.1,
+        }
         (root / f"{name}.yaml").write_text(json.dumps(manifest))
         step("acquire", "--manifest", root / f"{name}.yaml", "--out", root / "raw" / name)
         step("filter", root / "raw" / name, "--out", root / "clean" / name)
     step("tokenizer", root / "clean", "--out", root / "tokenizer", "--vocab-size", 320, "--threads", 1)
     for name in ("left", "right"):
-        step("shard", root / "clean" / name, "--tokenizer", root / "tokenizer", "--out", root / "shards" / name)
+        step(
+            "shard", root / "clean" / name, "--tokenizer", root / "tokenizer", "--out", root / "shards" / name
+        )
     return root
 
 
@@ -40,3 +49,28 @@ def documents(seed: int, count: int) -> list[str]:
 
 def step(*arguments: object) -> None:
     assert hope_data([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.fixture
+def tiny(corpora: Path) -> TrainConfig:
+    """A run of six steps that takes part of a second."""
+    return TrainConfig(
+        run="tiny",
+        model=ModelConfig(
+            vocab_size=320, dim=32, layers=1, head_dim=32, cms=CMSConfig(levels=2, smallest=16)
+        ),
+        data=DataConfig(shards=str(corpora / "shards"), tokenizer=str(corpora / "tokenizer")),
+        log=LogConfig(every=2, wandb="offline"),
+        steps=6,
+        batch_size=4,
+        length=32,
+        eval_every=3,
+        eval_windows=3,
+        precision="fp32",
+        device="cpu",
+    )
