@@ -1,6 +1,113 @@
 """Console script of hope-model."""
 
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-def main() -> int:
-    """Run the command line."""
+import torch
+
+from hope_model.bench import TRAIN_VARIANTS, BenchSettings, bench_decode, bench_training, machine
+from hope_model.blocks import VARIANTS
+from hope_model.checkpoint import write_atomic
+from hope_model.errors import InputError
+
+EXAMPLES = """examples:
+  hope-model bench                                   the figures of the package README (a few minutes)
+  hope-model bench --length 4096 --json bench.json   longer sequences; rows also as JSON
+  hope-model bench --device cuda --bf16 --dim 768 --layers 12 --length 16384
+  hope-model bench decode --positions 1024,32768     cost of one token far into a stream
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 on success, 2 on a user's mistake."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _bench(arguments)
+    except (InputError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("hope-model", description=__doc__, epilog=EXAMPLES, formatter_class=kind)
+    commands = parser.add_subparsers(dest="command", required=True)
+    defaults = BenchSettings()
+    bench = commands.add_parser(
+        "bench",
+        help="tokens/s, memory and operations of every variant against a Transformer",
+        description="Whole train steps at equal parameters, all variants in one run; or one-token decoding.",
+        epilog=EXAMPLES,
+        formatter_class=kind,
+    )
+    bench.add_argument("what", nargs="?", choices=("train", "decode"), default="train")
+    bench.add_argument("--variants", default=",".join(TRAIN_VARIANTS), help=f"of {', '.join(VARIANTS)}")
+    for name, text in (
+        ("length", "tokens of a sequence"),
+        ("dim", "model width"),
+        ("layers", "blocks"),
+        ("head-dim", "width of a head"),
+        ("vocab-size", "vocabulary"),
+        ("batch-size", "sequences"),
+        ("repeats", "timed rounds; the median counts"),
+        ("threads", "CPU threads"),
+        ("seed", "of weights and tokens"),
+    ):
+        default = getattr(defaults, name.replace("-", "_"))
+        bench.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
+    bench.add_argument("--device", default="cpu", help="cpu or cuda")
+    bench.add_argument("--bf16", action="store_true", help="autocast to bfloat16; states stay in float32")
+    bench.add_argument(
+        "--positions", default="1024,32768,1048576", help="decode: tokens before the timed ones"
+    )
+    bench.add_argument("--json", type=Path, help="also write the rows here")
+    return parser
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    values = vars(arguments)
+    names = {field for field in BenchSettings.__dataclass_fields__ if field != "variants"}
+    settings = BenchSettings(
+        variants=tuple(arguments.variants.split(",")), **{name: values[name] for name in names}
+    )
+    if unknown := [v for v in settings.variants if v not in VARIANTS]:
+        raise InputError(f"--variants {', '.join(unknown)}: choose of {', '.join(VARIANTS)}")
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device; leave the option out to run on the CPU")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own chatter
+    live = sys.stderr.isatty()
+
+    def report(text: str) -> None:
+        if live:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    if arguments.what == "decode":
+        positions = [int(part) for part in arguments.positions.split(",")]
+        rows = bench_decode(settings, positions, report)
+    else:
+        rows = bench_training(settings, report)
+    report("")
+    where = machine(settings)
+    print(", ".join(f"{key} {value}" for key, value in where.items()) + f", {settings.threads} thread(s)")
+    _table(rows)
+    if arguments.json:
+        write_atomic(
+            arguments.json, (json.dumps([{**row, **where} for row in rows], indent=1) + "\n").encode()
+        )
     return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))]
+    for row in cells:
+        print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,203 @@
+"""Speed, memory and operations of every variant in one process and one run, as ratios to `transformer`."""
+
+import dataclasses
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from hope_model.config import CMSConfig, ModelConfig
+from hope_model.counting import flops_per_token, parameters
+from hope_model.model import LanguageModel
+from hope_model.state import State, n_bytes
+
+TRAIN_VARIANTS = ("transformer", "gated_deltanet", "titans", "self_modifying_titans", "hope")
+REFERENCE = "transformer"
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchSettings:
+    """What is measured; defaults are the required figures' (one thread, float32)."""
+
+    variants: tuple[str, ...] = TRAIN_VARIANTS
+    length: int = 1024
+    dim: int = 256
+    layers: int = 4
+    head_dim: int = 64
+    vocab_size: int = 4096
+    batch_size: int = 4
+    repeats: int = 5
+    threads: int = 1
+    device: str = "cpu"
+    bf16: bool = False
+    seed: int = 0
+
+
+def model_config(settings: BenchSettings, variant: str) -> ModelConfig:
+    """The configuration that is measured: all defaults beside the size."""
+    size = {name: getattr(settings, name) for name in ("dim", "layers", "head_dim", "vocab_size")}
+    return ModelConfig(variant=variant, cms=CMSConfig(), **size)
+
+
+def machine(settings: BenchSettings) -> dict[str, Any]:
+    """Where and with what the numbers were taken."""
+    on_gpu = settings.device.startswith("cuda")
+    name = torch.cuda.get_device_name() if on_gpu else _cpu_name()
+    return {"machine": name, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def bench_training(settings: BenchSettings, report: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Whole train steps (forward, loss, backward, zero) of every variant, interleaved so that a slow minute hits all.
+
+    Returns:
+        One row per variant: tokens/s (median), ratio to the transformer, peak MB, forward FLOPs per token.
+    """
+    torch.set_num_threads(settings.threads)
+    steps, rows = {}, []
+    for variant in settings.variants:
+        torch.manual_seed(settings.seed)
+        model = LanguageModel(model_config(settings, variant)).to(settings.device)
+        steps[variant] = _train_step(model, settings)
+    peaks = {}
+    for variant, step in steps.items():
+        report(f"warm-up and memory of {variant}")
+        peaks[variant] = _peak_mb(step, settings)
+    seconds: dict[str, list[float]] = {variant: [] for variant in steps}
+    for n in range(settings.repeats):
+        for variant, step in steps.items():
+            report(f"round {n + 1} of {settings.repeats}: {variant}")
+            seconds[variant].append(_timed(step, settings))
+    tokens = settings.batch_size * settings.length
+    for variant in steps:
+        ratios = [r / v for r, v in zip(seconds.get(REFERENCE, []), seconds[variant], strict=False)]
+        config = model_config(settings, variant)
+        rows.append(
+            {
+                "variant": variant,
+                "length": settings.length,
+                "tokens_per_s": round(tokens / statistics.median(seconds[variant]), 1),
+                "ratio": round(statistics.median(ratios), 3) if ratios else None,
+                "ratio_low": round(min(ratios), 3) if ratios else None,
+                "ratio_high": round(max(ratios), 3) if ratios else None,
+                "peak_mb": round(peaks[variant], 1),
+                "peak_ratio": round(peaks[variant] / peaks[REFERENCE], 3) if REFERENCE in peaks else None,
+                "mflops_per_token": round(flops_per_token(config, settings.length) / 1e6, 3),
+                "parameters": parameters(config),
+                "repeats": settings.repeats,
+            }
+        )
+    return rows
+
+
+def _train_step(model: LanguageModel, settings: BenchSettings) -> Callable[[], None]:
+    shape = (settings.batch_size, settings.length + 1)
+    tokens = torch.randint(settings.vocab_size, shape, device=settings.device)
+
+    def step() -> None:
+        kind = torch.device(settings.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=settings.bf16):
+            logits, _ = model(tokens[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        torch.autograd.backward(loss)
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _timed(step: Callable[[], None], settings: BenchSettings) -> float:
+    _synchronise(settings)
+    start = time.perf_counter()
+    step()
+    _synchronise(settings)
+    return time.perf_counter() - start
+
+
+def _synchronise(settings: BenchSettings) -> None:
+    if settings.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _peak_mb(step: Callable[[], None], settings: BenchSettings) -> float:
+    """Peak of one step above what was held before it: the device's own count, or every allocation on CPU."""
+    if settings.device.startswith("cuda"):
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    step()
+    gc.collect()
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
+        step()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 2**20
+
+
+def bench_decode(
+    settings: BenchSettings, positions: Sequence[int], report: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Time of one token and bytes of the state at far positions, reached by feeding the stream itself.
+
+    Variants with full attention are left out: their state grows by design.
+    """
+    torch.set_num_threads(settings.threads)
+    rows = []
+    for variant in (v for v in settings.variants if v not in ("transformer", "hope_attention")):
+        torch.manual_seed(settings.seed)
+        model = LanguageModel(model_config(settings, variant)).to(settings.device).eval()
+        state = model.initial(1)
+        for target in sorted(positions):
+            with torch.inference_mode():
+                state = _advance(model, state, target, settings, report)
+                row = _decode_row(model, state, settings)
+            rows.append({"variant": variant, "position": target, **row})
+    first = {row["variant"]: row for row in reversed(rows)}
+    for row in rows:
+        row["time_ratio"] = round(row["microseconds"] / first[row["variant"]]["microseconds"], 3)
+        row["bytes_ratio"] = round(row["state_bytes"] / first[row["variant"]]["state_bytes"], 3)
+    return rows
+
+
+def _advance(
+    model: LanguageModel, state: State, target: int, settings: BenchSettings, report: Callable[[str], None]
+) -> State:
+    piece = 4096
+    while state.position < target:
+        n = min(piece, target - state.position)
+        tokens = torch.randint(settings.vocab_size, (1, n), device=settings.device)
+        _, state = model(tokens, state)
+        report(f"{model.config.variant}: at token {state.position:,} of {target:,}")
+    return state
+
+
+def _decode_row(model: LanguageModel, state: State, settings: BenchSettings) -> dict[str, Any]:
+    """Median over 256 tokens (every phase of chunk and segment is met), and the state's largest size on the way."""
+    times, sizes = [], []
+    tokens = torch.randint(settings.vocab_size, (256, 1, 1), device=settings.device)
+    for token in tokens:
+        _synchronise(settings)
+        start = time.perf_counter()
+        _, state = model(token, state)
+        _synchronise(settings)
+        times.append(time.perf_counter() - start)
+        sizes.append(n_bytes(state))
+    return {"microseconds": round(1e6 * statistics.median(times), 1), "state_bytes": max(sizes)}
