@@ -1,6 +1,5 @@
 """Documents on disk: a folder of zstd JSONL parts with one sealed `provenance.json`."""
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 import zstandard
 
+from hope_data.compressed import lines
 from hope_data.errors import InputError
 from hope_data.files import load_sealed, sha256_file
 
@@ -87,20 +87,15 @@ def read(folder: Path) -> Iterator[Document]:
     """Yield the documents of a folder in their order.
 
     Raises:
-        InputError: a part is missing, truncated or holds a line that is no document.
+        InputError: a part is missing or is not what the provenance promises.
     """
-    for name in provenance(folder)["files"]:
+    for name, promised in provenance(folder)["files"].items():
         path = folder / name
-        last = 0
-        try:
-            with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-                for last, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"), 1):  # noqa: B007
-                    row = json.loads(line)
-                    yield Document(row["text"], row["id"], row["meta"])
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}; make the folder again") from None
-        except (zstandard.ZstdError, ValueError, KeyError, TypeError):
-            raise InputError(f"{path}, line {last + 1}: is damaged; make the folder again") from None
+        if not path.is_file() or sha256_file(path) != promised:
+            raise InputError(f"{path}: is missing or damaged (sha256 differs); make the folder again")
+        for _, line in lines(path):
+            row = json.loads(line)
+            yield Document(row["text"], row["id"], row["meta"])
 
 
 def text_of(row: Mapping[str, Any], fields: list[str], joiner: str, where: str) -> str:

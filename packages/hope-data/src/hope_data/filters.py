@@ -24,13 +24,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 def repair(text: str) -> str:
     """Undo wrong decodings, compose characters (NFC), unify line ends, drop control characters."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.isascii():
-        # Most text is ASCII and needs none of it.
-        import ftfy  # noqa: PLC0415
+        text = "\n".join(line if line.isascii() else _repair_line(line) for line in text.split("\n"))
+    return _CONTROL.sub("", text)
 
-        text = ftfy.fix_text(text, uncurl_quotes=False, unescape_html=False, fix_latin_ligatures=False)
-        text = unicodedata.normalize("NFC", text)
-    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")) if _CONTROL.search(text) else text
+
+def _repair_line(line: str) -> str:
+    import ftfy  # noqa: PLC0415  (most text is ASCII and needs none of it)
+
+    fixed = ftfy.fix_text(line, uncurl_quotes=False, unescape_html=False, fix_latin_ligatures=False)
+    return unicodedata.normalize("NFC", fixed)
 
 
 def rules_of(config: FilterConfig) -> list[rules.Rule]:

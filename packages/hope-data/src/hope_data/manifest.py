@@ -1,5 +1,6 @@
 """Reads a corpus manifest strictly: an unknown key is an error that names it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def _checked(path: Path, manifest: Manifest) -> Manifest:
     key, given = needs.get(manifest.kind, ("files", manifest.files))
     if not given:
         raise InputError(f"{path}: key {key!r}: kind {manifest.kind} needs it")
+    for key in ("separator", "drop_lines"):
+        try:
+            re.compile(getattr(manifest, key))
+        except re.error as error:
+            raise InputError(f"{path}: key {key!r}: is no regular expression ({error})") from None
     for scale, limits in manifest.scales.items():
         if unknown := sorted(set(limits) - {"documents", "bytes"}):
             raise InputError(f"{path}: key 'scales.{scale}.{unknown[0]}': must be documents or bytes")

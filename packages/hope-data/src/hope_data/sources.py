@@ -1,24 +1,21 @@
 """Documents from files and from the Hugging Face hub, one iterator per kind of manifest."""
 
 import glob
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-import zstandard
-
 from hope_data import hub, installed
+from hope_data.compressed import lines
 from hope_data.config import Manifest
 from hope_data.documents import Document, text_of
 from hope_data.errors import InputError
 
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".txt.gz", ".md.gz", ".rst.gz", ".txt.zst", ".md.zst", ".rst.zst")
-_GUTENBERG = re.compile(r"\*\*\* ?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE)
+_GUTENBERG_START = re.compile(r"\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE)
+_GUTENBERG_END = re.compile(r"(?:\*\*\* ?)?END OF (?:THE |THIS )?PROJECT GUTENBERG", re.IGNORECASE)
 _HEADER_LINES = 1000
 
 
@@ -67,31 +64,8 @@ def find(patterns: list[str], kind: str) -> list[tuple[Path, str]]:
     return list(found.items())
 
 
-def _open(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
-    return path.open("rb")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered raw lines of a file, decompressed."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                yield number, line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            f"{path}, line {number + 1}: compressed file is cut off or damaged ({error})"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-
-
 def _jsonl(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
-    for number, line in _lines(path):
+    for number, line in lines(path):
         where = f"{path}, line {number}"
         if not line.strip():
             continue
@@ -126,7 +100,7 @@ def _never(_line: str) -> None:
 
 
 def _decoded(path: Path) -> Iterator[str]:
-    for number, line in _lines(path):
+    for number, line in lines(path):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8").replace("\r\n", "\n")
         except UnicodeDecodeError as error:
@@ -135,12 +109,12 @@ def _decoded(path: Path) -> Iterator[str]:
             ) from None
 
 
-def _without_gutenberg(lines: Iterator[str]) -> Iterator[str]:
+def _without_gutenberg(rows: Iterator[str]) -> Iterator[str]:
     """Leave out the licence that Project Gutenberg puts before and after a book."""
-    head = list(islice(lines, _HEADER_LINES))
-    starts = [i for i, line in enumerate(head) if (m := _GUTENBERG.search(line)) and m[1].upper() == "START"]
-    for line in chain(head[starts[0] + 1 if starts else 0 :], lines):
-        if starts and _GUTENBERG.search(line):
+    head = list(islice(rows, _HEADER_LINES))
+    starts = [i for i, line in enumerate(head) if _GUTENBERG_START.search(line)]
+    for line in chain(head[starts[0] + 1 if starts else 0 :], rows):
+        if starts and _GUTENBERG_END.match(line):
             return
         yield line
 

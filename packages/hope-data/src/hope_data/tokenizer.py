@@ -88,13 +88,12 @@ class Tokenizer:
     def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
         """Token ids of several texts; the same for any number of threads."""
         try:
-            ids: list[list[int]] = self._sp.encode(
-                [t.replace(_SPACE, "") for t in texts], num_threads=threads
-            )
+            raw = [text.replace(_SPACE, "").encode() for text in texts]
         except UnicodeEncodeError as error:
             raise InputError(
                 f"text is not valid Unicode ({error.reason}); repair it with `hope-data filter`"
             ) from None
+        ids: list[list[int]] = self._sp.encode(raw, num_threads=threads)
         for i, text in enumerate(texts):
             if _SPACE in text:
                 ids[i] = self._encode_marked(text)

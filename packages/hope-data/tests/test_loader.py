@@ -1,0 +1,142 @@
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hope_data.errors import InputError
+from hope_data.loader import Batch, Loader, LoaderConfig, eval_windows, permutation
+from hope_data.shards import Split
+
+
+@pytest.fixture(scope="session")
+def config(data: Path) -> LoaderConfig:
+    return LoaderConfig(shards=str(data / "shards"), batch_size=4, length=64)
+
+
+def take(loader: Loader, count: int) -> Batch:
+    batches = list(islice(loader, count))
+    return Batch(np.concatenate([b.tokens for b in batches]), np.concatenate([b.corpus for b in batches]))
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return bool(np.array_equal(one.tokens, other.tokens) and np.array_equal(one.corpus, other.corpus))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 65, 1000])
+def test_permutation(n: int) -> None:
+    places = [permutation(n, "k")(x) for x in range(n)]
+    assert sorted(places) == list(range(n))
+    if n == 1000:
+        assert places != [permutation(n, "other")(x) for x in range(n)]
+        # A random order correlates with the identity by less than 5/sqrt(n).
+        assert abs(np.corrcoef(places, np.arange(n))[0, 1]) < 5 / n**0.5
+
+
+def test_each_pass_has_every_window_once(data: Path, config: LoaderConfig) -> None:
+    loader = Loader(config, "train", seed=3)
+    split = Split.open(data / "shards" / "b", "train")
+    n = loader.windows()["b"]
+    assert n == (split.n_tokens - 1) // 64
+    where = {split.tokens[k * 64 : k * 64 + 65].tobytes(): k for k in range(n)}
+    assert len(where) == n
+    drawn = []
+    for batch in loader:
+        rows = batch.tokens[batch.corpus == 1].astype(np.uint16)
+        drawn += [where[row.tobytes()] for row in rows]
+        if len(drawn) >= 3 * n:
+            break
+    for epoch in range(3):
+        assert sorted(drawn[epoch * n : (epoch + 1) * n]) == list(range(n))
+    assert drawn[:n] != drawn[n : 2 * n]
+
+
+def test_mixture_is_exact_and_even(config: LoaderConfig) -> None:
+    weighted = replace(config, weights={"a": 3.0, "b": 1.0})
+    loader = Loader(weighted, "train", seed=0)
+    corpus = take(loader, 4096).corpus
+    assert Counter(corpus.tolist()) == {0: 12_288, 1: 4_096}
+    counts = np.cumsum(corpus == 1)
+    assert np.abs(counts - np.arange(1, len(counts) + 1) / 4).max() <= 1
+
+
+def test_mixture_defaults_to_tokens(data: Path, config: LoaderConfig) -> None:
+    corpus = take(Loader(config, "train", seed=0), 4096).corpus
+    tokens = [Split.open(data / "shards" / name, "train").n_tokens for name in "ab"]
+    assert (corpus == 1).mean() == pytest.approx(tokens[1] / sum(tokens), abs=1e-4)
+    only_b = Loader(replace(config, corpora=["b"]), "train", seed=0)
+    assert only_b.corpora == ["b"]
+    assert set(take(only_b, 3).corpus.tolist()) == {0}
+
+
+def test_batch_shape_and_content(data: Path, config: LoaderConfig) -> None:
+    batch = next(Loader(config, "train", seed=0))
+    assert batch.tokens.shape == (4, 65)
+    assert batch.tokens.dtype == np.int64
+    assert batch.corpus.shape == (4,)
+
+
+def test_resume_is_exact_and_state_small(config: LoaderConfig) -> None:
+    loader = Loader(config, "train", seed=1)
+    take(loader, 137)
+    state = json.loads(json.dumps(loader.state_dict()))
+    assert len(json.dumps(state)) < 200
+    ahead = take(loader, 20)
+    resumed = Loader(config, "train", seed=1)
+    resumed.load_state_dict(state)
+    assert same(take(resumed, 20), ahead)
+    assert not same(take(Loader(config, "train", seed=1), 20), ahead)
+
+
+def test_ranks_share_one_stream_and_may_change(config: LoaderConfig) -> None:
+    alone = take(Loader(replace(config, batch_size=8), "train", seed=2), 6)
+    ranks = [Loader(config, "train", seed=2, rank=r, world=2) for r in (0, 1)]
+    pairs = [next(loader) for _ in range(3) for loader in ranks]
+    assert np.array_equal(np.concatenate([b.tokens for b in pairs]), alone.tokens[:24])
+    four = [Loader(replace(config, batch_size=2), "train", seed=2, rank=r, world=4) for r in range(4)]
+    for loader in four:
+        loader.load_state_dict(ranks[0].state_dict())
+    rest = [next(loader) for _ in range(3) for loader in four]
+    assert np.array_equal(np.concatenate([b.tokens for b in rest]), alone.tokens[24:])
+
+
+def test_seed_changes_the_order_not_the_content(config: LoaderConfig) -> None:
+    one, other = (take(Loader(config, "train", seed=s), 8) for s in (0, 1))
+    assert not same(one, other)
+
+
+@pytest.mark.parametrize("change", [{"length": 32}, {"weights": {"a": 1.0, "b": 9.0}}, {"corpora": ["a"]}])
+def test_position_of_another_stream_is_refused(config: LoaderConfig, change: dict[str, object]) -> None:
+    state = Loader(config, "train", seed=0).state_dict()
+    with pytest.raises(InputError, match="start afresh"):
+        Loader(replace(config, **change), "train", seed=0).load_state_dict(state)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="start afresh"):
+        Loader(config, "train", seed=1).load_state_dict(state)
+
+
+def test_bad_settings_are_named(config: LoaderConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no shards of corpus c"):
+        Loader(replace(config, weights={"a": 1.0, "c": 1.0}), "train", seed=0)
+    with pytest.raises(InputError, match="must be positive"):
+        Loader(replace(config, weights={"a": 0.0}), "train", seed=0)
+    with pytest.raises(InputError, match="fewer than length"):
+        Loader(replace(config, length=10**6), "train", seed=0)
+    with pytest.raises(InputError, match="no shards here"):
+        Loader(replace(config, shards=str(tmp_path)), "train", seed=0)
+    with pytest.raises(InputError, match="rank 2 of 2"):
+        Loader(config, "train", seed=0, rank=2, world=2)
+
+
+def test_eval_windows(data: Path) -> None:
+    split = Split.open(data / "shards" / "a", "val")
+    n = (split.n_tokens - 1) // 16
+    every = eval_windows(data / "shards" / "a", 16, 10**6)
+    assert every.shape == (n, 17)
+    assert np.array_equal(every[:, :-1].ravel(), split.tokens[: 16 * n])
+    some = eval_windows(data / "shards" / "a", 16, 5)
+    assert np.array_equal(some, every[np.arange(5) * n // 5])
+    with pytest.raises(InputError, match="no window"):
+        eval_windows(data / "shards" / "a", 10**6, 5)

@@ -1,0 +1,121 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hope_data import documents, tokenizer
+from hope_data.errors import InputError
+from hope_data.splits import SplitRule
+from hope_data.tokenizer import Tokenizer
+
+ODD = [
+    "",
+    " ",
+    "  a\n\n\tb  ",
+    "▁x ▁▁",
+    "▁",
+    "\0a\0",
+    "</s><unk>\r\n日本語🎉",
+    "\u2028x\x85é\u0301",
+    "12345 678",
+]
+
+
+@pytest.fixture(scope="session")
+def tok(data: Path) -> Tokenizer:
+    return Tokenizer.load(data / "tokenizer")
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_lossless_and_every_byte_counted(tok: Tokenizer, text: str) -> None:
+    ids = tok.encode(text)
+    assert tok.decode(ids) == text
+    assert tok.token_bytes[ids].sum() == len(text.encode())
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_lossless_on_any_text(tok: Tokenizer, text: str) -> None:
+    ids = tok.encode(text)
+    assert tok.decode(ids) == text
+    assert tok.token_bytes[ids].sum() == len(text.encode())
+
+
+def test_specials(tok: Tokenizer) -> None:
+    assert tok.vocab_size == 400
+    assert tok.token_bytes.dtype == np.int64
+    assert tok.token_bytes[tok.eos_id] == 0
+    assert (tok.token_bytes == 0).sum() == 2
+    assert tok.is_fallback.sum() == 256
+    assert tok.eos_id not in tok.encode("</s>")
+    newline = tok.encode("\n")
+    assert len(newline) == 1
+    assert tok.encode("a\n\nb").count(newline[0]) == 2
+    assert [len(tok.encode(d)) for d in ("7", "77", "777")] == [1, 2, 3]
+
+
+def test_batch_is_the_same_for_any_number_of_threads(
+    tok: Tokenizer, sentences: Callable[[int, int], str]
+) -> None:
+    texts = [*ODD, sentences(5, 3)]
+    assert tok.encode_batch(texts, threads=3) == [tok.encode(text) for text in texts]
+
+
+def test_lone_surrogate_is_named(tok: Tokenizer) -> None:
+    with pytest.raises(InputError, match="not valid Unicode"):
+        tok.encode("\ud800")
+
+
+def test_training_again_in_another_process_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    command = ["tokenizer", str(data / "clean"), "--out", str(tmp_path / "t"), "--vocab-size", "400"]
+    script = "import sys; from hope_data.cli import main; sys.exit(main(sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", script, *command], check=True, capture_output=True)
+    for name in ("tokenizer.model", "tokenizer.json"):
+        assert (tmp_path / "t" / name).read_bytes() == (data / "tokenizer" / name).read_bytes()
+
+
+def test_held_out_documents_never_train_it(
+    tmp_path: Path, make_corpus: Callable[..., Path], sentences: Callable[[int, int], str]
+) -> None:
+    """A word that stands only in val and test documents, though often, gets no piece of its own."""
+    rule, texts = SplitRule(), []
+    for i in range(400):
+        plain, marked = sentences(i, 8), sentences(i, 8) + " quixotic" * 30 + "\n"
+        held_out = rule.of(documents_sha(marked)) != "train"
+        texts.append(marked if held_out else plain)
+    clean = make_corpus(
+        tmp_path, "c", texts, "filter: {language: '', max_top_trigram: 0, max_duplicate_lines: 0}\n"
+    )
+    held_out = [d for d in documents.read(clean) if "quixotic" in d.text]
+    assert len(held_out) >= 15
+    tokenizer.train({"c": clean}, tmp_path / "t", 400)
+    assert len(Tokenizer.load(tmp_path / "t").encode(" quixotic")) > 3
+
+
+def documents_sha(text: str) -> str:
+    from hope_data.files import sha256_bytes
+
+    return sha256_bytes(text.encode())
+
+
+def test_coverage_is_of_held_out_text(data: Path, tok: Tokenizer) -> None:
+    covered = tok.meta["coverage"]["a"]
+    rule = SplitRule.from_dict(documents.provenance(data / "clean" / "a")["split"])
+    held_out = [d.text for d in documents.read(data / "clean" / "a") if rule.of(d.meta["sha256"]) == "val"]
+    assert covered["documents"] == len(held_out)
+    n_tokens = sum(len(tok.encode(text)) for text in held_out)
+    n_bytes = sum(len(text.encode()) for text in held_out)
+    assert covered["bytes_per_token"] == pytest.approx(n_bytes / n_tokens)
+    assert covered["tokens_per_word"] == pytest.approx(n_tokens / sum(len(t.split()) for t in held_out))
+    assert covered["bytes_per_token"] > 2.5
+    assert covered["fallback_share"] == 0
+
+
+def test_too_large_a_vocabulary_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="vocabulary of 30000 does not fit"):
+        tokenizer.train({"a": data / "clean" / "a"}, tmp_path / "t", 30_000)
+    assert not list(tmp_path.iterdir())
