@@ -91,7 +91,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest
         ("no-such.yaml", ["acquire", "--manifest", "no-such.yaml", "--out", "o"]),
         ("run `hope-data acquire`", ["filter", str(tmp_path), "--out", "o"]),
         ("no clean corpus here", ["tokenizer", str(tmp_path), "--out", "o"]),
-        ("run `hope-data filter`", ["shard", str(tmp_path), "--tokenizer", str(tmp_path), "--out", "o"]),
+        (
+            "train one with `hope-data tok",
+            ["shard", str(tmp_path), "--tokenizer", str(tmp_path), "--out", "o"],
+        ),
         ("no shards here", ["validate", str(tmp_path)]),
     ):
         assert main(command) == 2
@@ -136,6 +139,17 @@ def test_json_and_table(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert table[1].split()[:3] == ["a", "300", str(record["corpora"]["a"]["tokens"])]
     assert main(["look", str(data / "clean" / "a"), "--count", "2"]) == 0
     assert capsys.readouterr().out.count("a.jsonl:") == 2
+
+
+def test_closed_pipe_and_full_disk_are_no_traceback(data: Path) -> None:
+    script = "import sys; from hope_data.cli import main; sys.exit(main())"
+    look = f"{sys.executable} -c '{script}' look {data / 'clean' / 'a'} --count 99 --width 9999"
+    assert subprocess.run(f"{look} | head -1", shell=True, capture_output=True, check=True).stderr == b""  # noqa: S602
+    if Path("/dev/full").exists():
+        done = subprocess.run(f"{look} > /dev/full", shell=True, capture_output=True, text=True, check=False)  # noqa: S602
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
 
 
 def test_help_teaches() -> None:
@@ -185,8 +199,9 @@ def test_no_new_dials() -> None:
     assert " ".join(keys(Manifest)) == (
         "kind licence source content files fields joiner separator drop_lines chunk_bytes limits.documents "
         "limits.bytes scales holdout installed.packages installed.what installed.skip installed.file_bytes hub.path "
-        "hub.name hub.split hub.revision hub.streaming filter.language filter.min_chars filter.max_chars filter.min_letters "
-        "filter.max_symbols filter.max_bullets filter.max_duplicate_lines filter.max_top_trigram filter.max_word"
+        "hub.name hub.split hub.revision hub.streaming filter.language filter.min_chars filter.max_chars "
+        "filter.min_letters filter.max_symbols filter.max_bullets filter.max_duplicate_lines "
+        "filter.max_top_trigram filter.max_word"
     )
     assert " ".join(keys(LoaderConfig)) == "shards weights corpora batch_size length"
 

@@ -2,6 +2,7 @@
 # ruff: noqa: PLC0415 — imports wait until a step needs them, so that every step starts fast
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -211,12 +212,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        Exit code: 0, or 2 for a mistake of the user's, told in one line on stderr.
+        Exit code: 0, or 2 for a mistake of the user's or a failing disk, told in one line on stderr.
     """
     args = _parser().parse_args(argv)
+    code = 0
     try:
         args.run(args)
+        sys.stdout.flush()
+        return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` does.
+        code = 0
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    if argv is None:
+        # Else Python would try to flush once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
