@@ -78,7 +78,7 @@ def _tokenizer(args: argparse.Namespace) -> None:
     from hope_data import tokenizer
 
     folders = _clean_folders(args.clean, args.corpora)
-    meta = tokenizer.train(folders, args.out, args.vocab_size, args.sample_bytes, args.threads)
+    meta = tokenizer.train(folders, args.out, args.vocab_size, args.sample_bytes or 0, args.threads)
     for name, numbers in meta["coverage"].items():
         print(
             f"{name}: {numbers['bytes_per_token']:.2f} bytes/token, {numbers['fallback_share']:.2%} raw bytes"
@@ -113,98 +113,112 @@ def _look(args: argparse.Namespace) -> None:
     print(look(args.corpus, args.count, args.width))
 
 
+def _count(text: str) -> int:
+    """A whole number above zero, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return int(text)
+
+
+def _path(metavar: str, text: str, **more: Any) -> dict[str, Any]:
+    return {"type": Path, "metavar": metavar, "help": text, **more}
+
+
+def _number(text: str, default: int | None) -> dict[str, Any]:
+    return {"type": _count, "metavar": "N", "help": text, "default": default}
+
+
+_OUT = {"--out": _path("DIR", "folder to write", required=True)}
+_JSON = {"--json": _path("FILE", "also write the numbers as JSON")}
+_NAMES = {"--corpora": {"nargs": "+", "metavar": "NAME", "help": "only these (default: all there)"}}
+# Step: what it runs, what it does, its arguments, an example.
+_STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dict[str, Any]], str]] = {
+    "acquire": (
+        _acquire,
+        "Fetch a corpus as its manifest says, with provenance.",
+        {
+            "--manifest": _path("FILE", "what the corpus is: conf/corpus/NAME.yaml", required=True),
+            "--scale": {
+                "default": "",
+                "help": "whose limits in the manifest hold (default: its own `limits`)",
+            },
+            **_OUT,
+            **_JSON,
+        },
+        "--manifest conf/corpus/python.yaml --scale smoke --out data/raw/python",
+    ),
+    "filter": (
+        _filter,
+        "Repair text, drop bad documents by rules that name their reason, fix the split.",
+        {
+            "raw": _path("RAW", "folder of `acquire`"),
+            "--manifest": _path("FILE", "take thresholds from here (default: as acquired)"),
+            **_OUT,
+            **_JSON,
+        },
+        "data/raw/python --out data/clean/python",
+    ),
+    "tokenizer": (
+        _tokenizer,
+        "Train one sentencepiece tokenizer on the train documents of clean corpora.",
+        {
+            "clean": _path("CLEAN", "folders of `filter`, or a folder of them", nargs="+"),
+            **_NAMES,
+            "--vocab-size": _number("tokens (default 32000)", 32_000),
+            "--sample-bytes": _number("text to learn from (default 750 per token)", None),
+            "--threads": _number("part of the recipe: another N, another tokenizer (default 2)", 2),
+            **_OUT,
+            **_JSON,
+        },
+        "data/clean --corpora python code --out data/tokenizer --vocab-size 4096",
+    ),
+    "shard": (
+        _shard,
+        "Tokenise a clean corpus into memory-mapped train, val and test shards.",
+        {
+            "clean": _path("CLEAN", "folder of `filter`"),
+            "--tokenizer": _path("DIR", "folder of `tokenizer`", required=True),
+            "--threads": _number("of tokenising; the result does not depend on it (default 2)", 2),
+            **_OUT,
+            **_JSON,
+        },
+        "data/clean/python --tokenizer data/tokenizer --out data/shards/python",
+    ),
+    "validate": (
+        _validate,
+        "Check every hash and range of shards and print the mixture.",
+        {
+            "shards": _path("SHARDS", "folder of `shard`, or a folder of them"),
+            "--tokenizer": _path("DIR", "also check that they fit this tokenizer"),
+            **_NAMES,
+            **_JSON,
+        },
+        "data/shards --tokenizer data/tokenizer --json reports/metrics/data.json",
+    ),
+    "look": (
+        _look,
+        "Print sample documents and what was dropped, with reasons.",
+        {
+            "corpus": _path("CORPUS", "folder of `acquire` or `filter`"),
+            "--count": _number("documents, and samples per reason (default 3)", 3),
+            "--width": _number("characters of each document (default 600)", 600),
+        },
+        "data/clean/python --count 2",
+    ),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     keep = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "hope-data",
-        description="Corpora for language models, step by step.",
-        epilog=_EPILOG,
-        formatter_class=keep,
-    )
+    about = "Corpora for language models, step by step."
+    parser = argparse.ArgumentParser("hope-data", description=about, epilog=_EPILOG, formatter_class=keep)
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
-
-    def step(
-        name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
-    ) -> argparse.ArgumentParser:
-        new = steps.add_parser(
-            name, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=keep
-        )
-        new.set_defaults(run=run)
-        if name != "look":
-            new.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers as JSON")
-        return new
-
-    new = step(
-        "acquire", _acquire, "Fetch a corpus as its manifest says, with provenance.",
-        "hope-data acquire --manifest conf/corpus/python.yaml --scale smoke --out data/raw/python",
-    )  # fmt: skip
-    new.add_argument(
-        "--manifest",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="what the corpus is: conf/corpus/NAME.yaml",
-    )
-    new.add_argument(
-        "--scale", default="", help="whose limits in the manifest hold (default: its own `limits`)"
-    )
-    new.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-
-    new = step(
-        "filter", _filter, "Repair text, drop bad documents by rules that name their reason, fix the split.",
-        "hope-data filter data/raw/python --out data/clean/python",
-    )  # fmt: skip
-    new.add_argument("raw", type=Path, metavar="RAW", help="folder of `acquire`")
-    new.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    new.add_argument(
-        "--manifest", type=Path, metavar="FILE", help="take thresholds from here (default: as acquired)"
-    )
-
-    new = step(
-        "tokenizer", _tokenizer, "Train one sentencepiece tokenizer on the train documents of clean corpora.",
-        "hope-data tokenizer data/clean --corpora python code --out data/tokenizer --vocab-size 4096",
-    )  # fmt: skip
-    new.add_argument(
-        "clean", type=Path, nargs="+", metavar="CLEAN", help="folders of `filter`, or a folder of them"
-    )
-    new.add_argument("--corpora", nargs="+", metavar="NAME", help="only these (default: all there)")
-    new.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    new.add_argument("--vocab-size", type=int, default=32_000, metavar="N", help="tokens (default 32000)")
-    new.add_argument(
-        "--sample-bytes", type=int, default=0, metavar="N", help="learn from (default 750 per token)"
-    )
-    new.add_argument(
-        "--threads", type=int, default=2, metavar="N", help="part of the recipe: other N, other tokenizer"
-    )
-
-    new = step(
-        "shard", _shard, "Tokenise a clean corpus into memory-mapped train, val and test shards.",
-        "hope-data shard data/clean/python --tokenizer data/tokenizer --out data/shards/python",
-    )  # fmt: skip
-    new.add_argument("clean", type=Path, metavar="CLEAN", help="folder of `filter`")
-    new.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="folder of `tokenizer`")
-    new.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    new.add_argument("--threads", type=int, default=2, metavar="N", help="tokenising threads (default 2)")
-
-    new = step(
-        "validate", _validate, "Check every hash and range of shards and print the mixture.",
-        "hope-data validate data/shards --tokenizer data/tokenizer --json reports/metrics/data.json",
-    )  # fmt: skip
-    new.add_argument("shards", type=Path, metavar="SHARDS", help="folder of `shard`, or a folder of them")
-    new.add_argument("--corpora", nargs="+", metavar="NAME", help="only these (default: all there)")
-    new.add_argument("--tokenizer", type=Path, metavar="DIR", help="also check that they fit this tokenizer")
-
-    new = step(
-        "look", _look, "Print sample documents and what was dropped, with reasons.",
-        "hope-data look data/clean/python --count 2",
-    )  # fmt: skip
-    new.add_argument("corpus", type=Path, metavar="CORPUS", help="folder of `acquire` or `filter`")
-    new.add_argument(
-        "--count", type=int, default=3, metavar="N", help="documents, and samples per reason (default 3)"
-    )
-    new.add_argument(
-        "--width", type=int, default=600, metavar="N", help="characters of each document (default 600)"
-    )
+    for name, (run, text, arguments, example) in _STEPS.items():
+        epilog = f"example:\n  hope-data {name} {example}"
+        step = steps.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=keep)
+        step.set_defaults(run=run)
+        for flag, settings in arguments.items():
+            step.add_argument(flag, **settings)
     return parser
 
 
