@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 
 from hope_model.config import ModelConfig
 from hope_model.errors import InputError
@@ -33,18 +34,18 @@ def write_atomic(path: Path, data: bytes) -> None:
     beside.replace(path)
 
 
-def save_checkpoint(folder: Path | str, model: LanguageModel, meta: Mapping[str, Any]) -> None:
+def save(folder: Path | str, model: LanguageModel, meta: Mapping[str, Any]) -> None:
     """Write weights and configuration, then `meta.json` with their hashes: a torn save cannot verify."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-    write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    write_atomic(folder / WEIGHTS, serialise(tensors, metadata={"format": "pt"}))
     write_atomic(folder / CONFIG, (json.dumps(model.config.to_dict(), indent=1) + "\n").encode())
     sidecar = {**meta, "sha256": {name: sha256(folder / name) for name in (WEIGHTS, CONFIG)}}
     write_atomic(folder / META, (json.dumps(sidecar, indent=1) + "\n").encode())
 
 
-def load_checkpoint(folder: Path | str, device: str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:
+def load(folder: Path | str, device: str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:
     """Load strictly: hashes, keys and shapes must match.
 
     Returns:
