@@ -8,7 +8,6 @@ from pathlib import Path
 from hope_data.errors import InputError
 from hope_data.files import write_atomic
 from hope_eval import results as schema
-from hope_model.errors import InputError as ModelInputError
 
 EPILOG = """examples:
   hope-eval run --checkpoint runs/hope/checkpoint --shards data/shards --tokenizer data/tokenizer \\
@@ -23,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.function(arguments)
-    except (InputError, ModelInputError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

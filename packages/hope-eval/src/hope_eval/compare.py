@@ -1,6 +1,6 @@
 """Paired differences between result files, and what they allow one to say."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,12 +56,14 @@ def same_items(a: TaskResult, b: TaskResult) -> bool:
     return a.items_sha256 == b.items_sha256
 
 
-def compare_tasks(a: TaskResult, b: TaskResult) -> Iterator[Comparison]:
-    """Every score in every group; what does not depend on the model is left out."""
+def compare_tasks(a: TaskResult, b: TaskResult, groups: Collection[str] = ()) -> Iterator[Comparison]:
+    """Every score in every group (or in those named); what does not depend on the model is left out."""
     for name in a.items.scores:
         if name == "unigram_bits_per_byte":
             continue
         for group, chosen in a.items.groups().items():
+            if groups and group not in groups:
+                continue
             score_a, weight, cluster = a.items.columns(name, chosen)
             score_b, _, _ = b.items.columns(name, chosen)
             value_a, value_b = (ratio(score, weight, cluster).value for score in (score_a, score_b))

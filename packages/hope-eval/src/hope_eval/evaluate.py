@@ -20,6 +20,7 @@ from hope_eval.results import SCHEMA, Checkpoint, Evaluator, Results, TaskResult
 from hope_eval.tasks import TASKS
 from hope_eval.tasks.base import Context
 from hope_model import LanguageModel, checkpoint, counting
+from hope_model.errors import InputError as ModelInputError
 
 LENGTH = 512  # of windows, where the checkpoint does not say what it was trained with
 
@@ -57,8 +58,15 @@ def evaluate(request: Request) -> Results:
     """Run the tasks.
 
     Raises:
-        InputError: something is missing, damaged, or of another tokenizer (also hope_model's InputError).
+        InputError: something is missing, damaged, or of another tokenizer.
     """
+    try:
+        return _evaluate(request)
+    except ModelInputError as error:
+        raise InputError(str(error)) from None
+
+
+def _evaluate(request: Request) -> Results:
     start = time.monotonic()
     unknown = [name for name in request.tasks if name not in TASKS]
     if unknown:

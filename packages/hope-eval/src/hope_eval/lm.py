@@ -77,10 +77,10 @@ class Scorer:
     def prefill(self, prompts_BT: Tokens) -> Fork:
         """Run prompts of equal length."""
         first_BT, *rest = torch.split(torch.as_tensor(prompts_BT, device=self.device), PIECE, 1)
-        logp_BTV, state = self._forward(first_BT, None)
+        logits_BTV, state = self._forward(first_BT, None)
         for piece_BT in rest:
-            logp_BTV, state = self._forward(piece_BT, state)
-        return Fork(logp_BTV[:, -1], state)
+            logits_BTV, state = self._forward(piece_BT, state)
+        return Fork(F.log_softmax(logits_BTV[:, -1].float(), -1), state)
 
     def candidates(self, fork: Fork, candidates_BKL: Tokens) -> NDArray[np.float64]:
         """Log-likelihood [B, K] of each candidate after its prefix; the prefix is not run again."""
@@ -89,9 +89,8 @@ class Scorer:
         total_BK = fork.logp_BV.gather(1, tokens_BKL[..., 0]).double()
         if L > 1:
             tokens_NL = tokens_BKL.reshape(B * K, L)
-            logp_NTV, _ = self._forward(tokens_NL[:, :-1], repeat(fork.state, K))
-            picked_NT = logp_NTV.gather(2, tokens_NL[:, 1:, None])[..., 0]
-            total_BK = total_BK + picked_NT.double().sum(1).view(B, K)
+            logits_NTV, _ = self._forward(tokens_NL[:, :-1], repeat(fork.state, K))
+            total_BK = total_BK + _picked(logits_NTV, tokens_NL[:, 1:]).sum(1).view(B, K)
         return _finite(total_BK)
 
     def greedy(self, fork: Fork, steps: int) -> Tokens:
@@ -99,25 +98,35 @@ class Scorer:
         logp_BV, state = fork
         made = [logp_BV.argmax(-1)]
         while len(made) < steps:
-            logp_BTV, state = self._forward(made[-1][:, None], state)
-            made.append(logp_BTV[:, -1].argmax(-1))
+            logits_BTV, state = self._forward(made[-1][:, None], state)
+            made.append(logits_BTV[:, -1].argmax(-1))
         return torch.stack(made, 1).cpu().numpy()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _forward(self, tokens_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
         logits_BTV, state = self.model(tokens_BT, state)
-        self.tokens += tokens_BT.numel()
-        self.advance(tokens_BT.numel())
-        return F.log_softmax(logits_BTV.float(), -1), state
+        self._count(tokens_BT.numel())
+        return logits_BTV, state
+
+    def _count(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.advance(tokens)
 
     def _token_logp(self, rows: list[Tokens]) -> list[NDArray[np.float64]]:
         padded_BT = torch.zeros(len(rows), len(rows[0]), dtype=torch.int64)
         for row, tokens_T in zip(padded_BT, rows, strict=True):
             row[: len(tokens_T)] = torch.as_tensor(tokens_T.astype(np.int64))
         padded_BT = padded_BT.to(self.device)
-        logp_BTV, _ = self._forward(padded_BT[:, :-1], None)
-        logp_BT = logp_BTV.gather(2, padded_BT[:, 1:, None])[..., 0].double()
+        logits_BTV, _ = self._forward(padded_BT[:, :-1], None)
+        logp_BT = _picked(logits_BTV, padded_BT[:, 1:])
+        self._count(sum(map(len, rows)) - padded_BT.numel())  # padding is no work done
         return [_finite(logp_T[: len(tokens_T) - 1]) for logp_T, tokens_T in zip(logp_BT, rows, strict=True)]
+
+
+def _picked(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    """Log-probability of each token in float64, as float32 logits give it."""
+    nats_N = F.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT.flatten(), reduction="none")
+    return -nats_N.double().view_as(tokens_BT)
 
 
 def _finite(logp: Tensor) -> NDArray[np.float64]:

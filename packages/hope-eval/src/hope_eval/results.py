@@ -7,7 +7,7 @@ strict: an unknown or missing key, a wrong type or another schema version is an 
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,13 @@ class Items:
     cluster: list[int]
     weight: list[float]
     scores: dict[str, list[float]]
+
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        columns: dict[str, Sized] = {**self.labels, **self.scores, "weight": self.weight}
+        for name, column in columns.items():
+            if len(column) != len(self.cluster):
+                raise ValueError(f"{name} has {len(column)} entries, cluster {len(self.cluster)}")
 
     def groups(self) -> dict[str, list[int]]:
         """Item numbers of every group; `all` first, then each label's values in order of appearance."""

@@ -1,23 +1,36 @@
 """The report: one Markdown page and its pictures, every figure taken from result files and training logs."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hope_data.errors import InputError
 from hope_data.files import write_atomic
 from hope_eval import results as schema
 from hope_eval.report import plots, tables, training, verdicts
-from hope_eval.results import Results
+from hope_eval.report.select import Named, done
 
-INTRODUCTION = (
-    "Written by `hope-eval report`; every figure comes from files of `hope-eval run` and from training logs.",
-    "Numbers are followed by ± one standard error over held-out documents: how well this text measures these",
-    "weights, not how much another training seed would change them.",
-)
+INTRODUCTION = """\
+Written by `hope-eval report`; every figure comes from files of `hope-eval run` and from training logs.
+Numbers are followed by ± one standard error over held-out documents: how well this text measures these
+weights, not how much another training seed would change them."""
+DIFFERENCES = """\
+Paired over the same items; intervals from a bootstrap over documents, not corrected for the number of
+comparisons."""
+PASSKEY = """\
+A number hidden in held-out text, by tokens of the prompt; accuracy. Where all of n prompts failed (or all
+succeeded) the standard error is 0, yet rates up to 3/n away remain possible at 95 %."""
+BITS = "Test documents; lower is better; n counts documents."
+CHOICE = "The true continuation of a test document among four from the same domain; accuracy."
+# Task: title, text, metrics, what they are grouped by, and a metric that is the same for every run.
+SECTIONS = {
+    "perplexity": ("Bits per byte", BITS, ["bits_per_byte"], "domain", "unigram_bits_per_byte"),
+    "choice": ("Continuation choice", CHOICE, ["choice_accuracy"], "domain", ""),
+    "passkey": ("Passkey", PASSKEY, ["passkey_choice", "passkey_exact"], "length", ""),
+}
 ALT = {
     "loss.png": "Training and validation loss by tokens and by time",
-    "bits_per_byte.png": "Bits per byte per domain and run, with the unigram model",
+    "perplexity.png": "Bits per byte per domain and run, with the unigram model",
     "choice.png": "Accuracy of continuation choice per domain and run, with chance",
     "passkey.png": "Passkey retrieval by length and run, with chance",
 }
@@ -45,58 +58,27 @@ def write(
     )
     pictures = plots.draw_all(named, curves, folder)
     images = {name: os.path.relpath(folder / name, out.parent) for name in pictures}
-    write_atomic(out, ("\n".join(page(named, curves, images)) + "\n").encode())
+    write_atomic(out, page(named, curves, images).encode())
 
 
-def page(
-    named: Sequence[tuple[str, Results]], curves: Sequence[training.Curve], images: dict[str, str]
-) -> Iterator[str]:
-    """Lines of the Markdown page."""
-
-    def picture(name: str) -> list[str]:
-        return [f"![{ALT[name]}]({images[name]})", ""] if name in images else []
-
-    yield from ("# Results", "", *INTRODUCTION, "")
-    yield from ("## What the numbers say", "", *(f"- {text}" for text in verdicts.sentences(named)), "")
-    yield from ("## Runs", "", tables.runs_table(named, curves), "", *picture("loss.png"))
-    if _has(named, "perplexity"):
-        yield from ("## Bits per byte", "", "Test documents; lower is better; n counts documents.", "")
-        yield tables.metric_table(named, "perplexity", ["bits_per_byte"], "domain", "unigram_bits_per_byte")
-        yield from ("", *picture("bits_per_byte.png"))
-    if _has(named, "choice"):
-        yield from (
-            "## Continuation choice",
-            "",
-            "The true continuation among four, from the same domain; accuracy.",
-            "",
-        )
-        yield from (
-            tables.metric_table(named, "choice", ["choice_accuracy"], "domain"),
-            "",
-            *picture("choice.png"),
-        )
-    if _has(named, "passkey"):
-        yield from (
-            "## Passkey",
-            "",
-            "A number hidden in held-out text, by tokens of the prompt; accuracy.",
-            "",
-        )
-        names = ["passkey_choice", "passkey_exact"]
-        yield from (tables.metric_table(named, "passkey", names, "length"), "", *picture("passkey.png"))
+def page(named: Named, curves: Sequence[training.Curve], images: dict[str, str]) -> str:
+    """The Markdown page."""
+    compared = verdicts.pairs(named)
+    said = "\n".join(f"- {text}" for text in verdicts.sentences(named, compared))
+    parts = ["# Results", INTRODUCTION, "## What the numbers say", said]
+    parts += ["## Runs", tables.runs_table(named, curves), _picture("loss.png", images)]
+    for task, (title, text, names, label, against) in SECTIONS.items():
+        if done(named, task):
+            table = tables.metric_table(named, task, names, label, against)
+            parts += [f"## {title}", text, table, _picture(f"{task}.png", images)]
     if len(named) > 1:
-        yield from (
-            "## Differences",
-            "",
-            "Paired over the same items; intervals from a bootstrap over documents,",
-        )
-        yield from (
-            "not corrected for the number of comparisons.",
-            "",
-            tables.pairs_table(verdicts.pairs(named)),
-            "",
-        )
-    yield from ("## Provenance", "", tables.provenance_table(named), "", *_notes(named))
+        parts += ["## Differences", DIFFERENCES, tables.pairs_table(compared)]
+    parts += ["## Provenance", tables.provenance_table(named), _notes(named)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _picture(name: str, images: dict[str, str]) -> str:
+    return f"![{ALT[name]}]({images[name]})" if name in images else ""
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -114,12 +96,8 @@ def _chosen(files: Sequence[Path], runs: Sequence[str]) -> list[Path]:
     return [by_name[run] for run in runs] if runs else [by_name[name] for name in sorted(by_name)]
 
 
-def _has(named: Sequence[tuple[str, Results]], task: str) -> bool:
-    return any(result.task(task) for _, result in named)
-
-
-def _notes(named: Sequence[tuple[str, Results]]) -> list[str]:
-    notes = {
-        f"- {task.task}: {note}": None for _, result in named for task in result.tasks for note in task.notes
-    }
-    return ["Notes:", "", *notes] if notes else []
+def _notes(named: Named) -> str:
+    notes = dict.fromkeys(
+        f"- {task.task}: {note}" for _, r in named for task in r.tasks for note in task.notes
+    )
+    return "\n".join(["Notes:", "", *notes]) if notes else ""

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hope_data.files import write_atomic
 from hope_eval.report.select import Done, Named, any_of, done, groups, plain
@@ -44,7 +45,7 @@ def draw_all(results: Named, curves: Sequence[Curve], folder: Path) -> list[str]
     colour = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(dict.fromkeys(names))}
     drawings: dict[str, Callable[[], Figure | None]] = {
         "loss.png": lambda: loss(curves, colour),
-        "bits_per_byte.png": lambda: bits_per_byte(results, colour),
+        "perplexity.png": lambda: bits_per_byte(results, colour),
         "choice.png": lambda: choice(results, colour),
         "passkey.png": lambda: passkey(results, colour),
     }
@@ -62,7 +63,7 @@ def loss(curves: Sequence[Curve], colour: dict[str, str]) -> Figure | None:
     """Training loss (smoothed) and validation points, by tokens and by seconds."""
     if not curves:
         return None
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.8), layout=ConstrainedLayoutEngine(wspace=0.06))
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, label in ((left, "million tokens"), (right, "seconds of training")):
         for curve in curves:
@@ -105,7 +106,7 @@ def bits_per_byte(results: Named, colour: dict[str, str]) -> Figure | None:
     places = np.arange(len(shown))
     unigram = [m.value if (m := any_of(runs, "unigram_bits_per_byte", g)) else np.nan for g in shown]
     axes.hlines(unigram, places - 0.44, places + 0.44, color="black", linestyle="--", label="unigram")
-    _finish(figure, axes, "Bits per byte of held-out documents (lower is better)", "bits per byte")
+    _finish(figure, axes, "Bits per byte of held-out documents (lower is better)", "bits per byte ± 1 s.e.")
     return figure
 
 
@@ -119,7 +120,7 @@ def choice(results: Named, colour: dict[str, str]) -> Figure | None:
     _bars(axes, runs, colour, "choice_accuracy", groups(runs, "domain"))
     _chance(axes, any_of(runs, "choice_accuracy", "all"))
     axes.set_ylim(0, min(1.0, axes.get_ylim()[1]))
-    _finish(figure, axes, "Continuation choice among four (higher is better)", "accuracy")
+    _finish(figure, axes, "Continuation choice among four (higher is better)", "accuracy ± 1 s.e.")
     return figure
 
 
@@ -128,7 +129,7 @@ def passkey(results: Named, colour: dict[str, str]) -> Figure | None:
     runs = done(results, "passkey")
     if not runs:
         return None
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.9), layout=ConstrainedLayoutEngine(wspace=0.06))
     panels = figure.subplots(1, 2, sharey=True)
     titles = {"passkey_choice": "Passkey chosen among candidates", "passkey_exact": "Passkey written out"}
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
@@ -137,7 +138,7 @@ def passkey(results: Named, colour: dict[str, str]) -> Figure | None:
         axes.set_xlabel("tokens of the prompt")
         axes.set_ylim(0, 1)
         axes.set_title(title)
-    panels[0].set_ylabel("accuracy")
+    panels[0].set_ylabel("accuracy ± 1 s.e.")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs) + 1)
     return figure
 

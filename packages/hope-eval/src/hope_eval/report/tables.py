@@ -41,7 +41,7 @@ def runs_table(results: Named, curves: Sequence[Curve]) -> str:
                 short(checkpoint.revision),
             ]
         )
-    header = ["run", "variant", "parameters", "tokens", "steps", "tokens/s", "seconds", "seed", "revision"]
+    header = ["run", "variant", "parameters", "tokens", "steps", "tokens/s", "train s", "seed", "revision"]
     return table(header, rows)
 
 
@@ -96,14 +96,14 @@ def comparison_table(a: str, b: str, rows: Sequence[Comparison]) -> str:
     )
 
 
-def pairs_table(pairs: Sequence[tuple[str, str, Sequence[Comparison]]]) -> str:
+def pairs_table(compared: Sequence[tuple[str, str, Sequence[Comparison]]]) -> str:
     """Differences of every two runs over all items."""
     return table(
         ["metric", "A", "B", "A - B", "95 % interval", "n", "A is"],
         [
             [METRICS[row.metric].title, a, b, *_difference(row), row.verdict]
             for metric in METRICS
-            for a, b, rows in pairs
+            for a, b, rows in compared
             for row in rows
             if row.metric == metric
         ],

@@ -9,7 +9,10 @@ from hope_eval.results import METRICS, value
 MAIN = ("bits_per_byte", "choice_accuracy", "passkey_choice", "passkey_exact")
 
 
-def pairs(results: Named) -> list[tuple[str, str, list[Comparison]]]:
+Pairs = Sequence[tuple[str, str, Sequence[Comparison]]]
+
+
+def pairs(results: Named) -> Pairs:
     """Every two runs with their comparisons over all items; tasks over different items are left out."""
     found = []
     for n, (name_a, a) in enumerate(results):
@@ -18,25 +21,23 @@ def pairs(results: Named) -> list[tuple[str, str, list[Comparison]]]:
                 row
                 for task in a.tasks
                 if (other := b.task(task.task)) and same_items(task, other)
-                for row in compare_tasks(task, other)
-                if row.group == "all"
+                for row in compare_tasks(task, other, groups=("all",))
             ]
             found.append((name_a, name_b, rows))
     return found
 
 
-def sentences(results: Named) -> list[str]:
+def sentences(results: Named, compared: Pairs) -> list[str]:
     """One per metric, for the first run against the others; then unigram and chance."""
-    made = list(_against_others(results)) if len(results) > 1 else []
-    return [*made, *_unigram(results), *_chance(results, "choice_accuracy", "choice")]
+    against_others = _against_others(results[0][0], compared)
+    return [*against_others, *_unigram(results), *_chance(results, "choice_accuracy", "choice")]
 
 
-def _against_others(results: Named) -> Iterator[str]:
-    first = results[0][0]
+def _against_others(first: str, compared: Pairs) -> Iterator[str]:
     for metric in MAIN:
         said: dict[str, list[str]] = {"better": [], "worse": [], "no difference": [], "other items": []}
         measured = False
-        for name_a, name_b, rows in pairs(results):
+        for name_a, name_b, rows in compared:
             if name_a != first:
                 continue
             row = next((row for row in rows if row.metric == metric), None)
@@ -49,7 +50,7 @@ def _against_others(results: Named) -> Iterator[str]:
         forms = {
             "better": "better than",
             "worse": "worse than",
-            "no difference": "not different from",
+            "no difference": "not distinguishable from",
             "other items": "not measured on the same items as",
         }
         if measured:

@@ -33,8 +33,8 @@ class Settings:
         choices: the true one and distractors from other documents.
     """
 
-    items: int = 480
-    prefix: int = 128
+    items: int = 420
+    prefix: int = 96
     continuation: int = 32
     choices: int = 4
 
