@@ -33,8 +33,14 @@ def _pre(W2_NRmd: Tensor, x_NdC: Tensor) -> Tensor:
 
 def _shrink(a: Tensor) -> tuple[Tensor, Tensor]:
     """Shrunk activation and its factor, from a = relu(z), consumed: a s with s = 1/sqrt(1 + ||a||^2)."""
-    s = torch.linalg.vector_norm(a, dim=-2, keepdim=True).square_().add_(1).rsqrt_()
+    s = a.square().sum(-2, keepdim=True).add_(1).rsqrt_()
     return a.mul_(s), s
+
+
+def _masked(x: Tensor, a: Tensor) -> Tensor:
+    """x where the unit is active: ReLU's own backward is eight times as fast as a product with a Boolean mask."""
+    y: Tensor = torch.ops.aten.threshold_backward(x, a, 0)
+    return y
 
 
 def _hidden_back(g_a: Tensor, a: Tensor, s: Tensor, g_s: Tensor | None = None) -> Tensor:
@@ -42,7 +48,7 @@ def _hidden_back(g_a: Tensor, a: Tensor, s: Tensor, g_s: Tensor | None = None) -
     pull = (g_a * a).sum(-2, keepdim=True)
     if g_s is not None:
         pull.addcmul_(s, g_s)
-    return g_a.addcmul_(a, pull, value=-1).mul_(s).mul_(a > 0)
+    return _masked(g_a.addcmul_(a, pull, value=-1).mul_(s), a)
 
 
 class _Forward(torch.autograd.Function):
@@ -85,6 +91,8 @@ class _Kept(NamedTuple):
     back: Tensor
     u2: Tensor
     u1: Tensor
+    inverse2: Tensor
+    inverse1: Tensor
     a_q: Tensor
     s_q: Tensor
 
@@ -106,17 +114,19 @@ class _Step(torch.autograd.Function):
         recalled1 = W1 @ a_k
         # Targets M(v) / ||M(v)||; aim = target - k; error at the chunk's start = recalled1 - aim.
         t = (W1 @ a_v).add_(v_NdC[:, None])
-        inverse = torch.linalg.vector_norm(t, dim=-2, keepdim=True).square_().add_(1e-6).rsqrt_()
+        inverse = t.square().sum(-2, keepdim=True).add_(1e-6).rsqrt_()
         aim = t.mul_(inverse) - k_NdC[:, None]
         back = W1.transpose(-1, -2) @ (recalled1 - aim)
         c1, c2 = gates.output_NC[:, None, None], gates.erase_NC[:, None]
         before = gates.before_NC[:, None]
-        r2 = (back * (a_k > 0)).mul_(-gates.eta_NRC[:, :, None] * s_k).view(N, R * m, C)
+        r2 = _masked(back, a_k).mul_(-gates.eta_NRC[:, :, None] * s_k).view(N, R * m, C)
         r2.addcmul_(z_k.view(N, R * m, C), -c2 * before)
         r1 = aim.addcmul_(recalled1, before[:, None], value=-1).mul_(c1)
         gram1, gram2 = a_k.transpose(-1, -2) @ a_k, k_NCd @ k_NdC
-        u2 = _solve(gram2.mul_(gates.between_NCC * c2), r2)
-        u1 = _solve(gram1.mul_((gates.between_NCC * gates.output_NC[:, None])[:, None]), r1)
+        inverse2 = _inverse(gram2.mul_(gates.between_NCC * c2))
+        inverse1 = _inverse(gram1.mul_((gates.between_NCC * gates.output_NC[:, None])[:, None]).flatten(0, 1))
+        u2 = r2 @ inverse2
+        u1 = torch.bmm(r1.flatten(0, 1), inverse1).view(r1.shape)
         end, keep = gates.within_NCC[..., -1], gates.gamma_NC[:, -1, None, None]
         W2_new = torch.baddbmm(keep * W2.view(N, R * m, d), u2 * end[:, None], k_NCd)
         W1_new = (keep[:, None] * W1).view(N * R, d, m)
@@ -126,6 +136,7 @@ class _Step(torch.autograd.Function):
         a_q, s_q = _shrink(torch.baddbmm((W2[:, -1] @ q_NdC).mul_(gamma), u2[:, -m:], match).relu_())
         match = (a_k[:, -1].transpose(-1, -2) @ a_q).mul_(gates.within_NCC)
         o = torch.baddbmm((W1[:, -1] @ a_q).mul_(gamma).add_(q_NdC), u1[:, -1], match)
+        inverse1 = inverse1.view(gram1.shape)
         kept = (
             W2,
             W1,
@@ -143,6 +154,8 @@ class _Step(torch.autograd.Function):
             back,
             u2,
             u1,
+            inverse2,
+            inverse1,
             a_q,
             s_q,
         )
@@ -156,15 +169,23 @@ class _Step(torch.autograd.Function):
         return _step_back(g_o, g_W2, g_W1, _Kept(*saved[:-7]), StepGates(*saved[-7:]))
 
 
-def _solve(L_NCC: Tensor, right: Tensor) -> Tensor:
-    u: Tensor = torch.linalg.solve_triangular(L_NCC, right, upper=True, left=False, unitriangular=True)
-    return u
-
-
-def _solve_back(L_NCC: Tensor, g_u: Tensor) -> Tensor:
-    L = L_NCC.transpose(-1, -2)
-    g_right: Tensor = torch.linalg.solve_triangular(L, g_u, upper=False, left=False, unitriangular=True)
-    return g_right
+def _inverse(L_NCC: Tensor) -> Tensor:
+    """(I + L)^-1 of strictly upper triangular L, by halves: forward and backward then need products only."""
+    N, C, _ = L_NCC.shape
+    if C <= 32:
+        eye = torch.eye(C, dtype=L_NCC.dtype, device=L_NCC.device).expand(N, C, C)
+        small: Tensor = torch.linalg.solve_triangular(L_NCC, eye, upper=True, left=False, unitriangular=True)
+        return small
+    h = C // 2
+    first, last, corner = L_NCC[:, :h, :h], L_NCC[:, h:, h:], L_NCC[:, :h, h:]
+    if C % 2:
+        first, last = _inverse(first), _inverse(last)
+    else:
+        first, last = _inverse(torch.cat((first, last))).chunk(2)
+    whole = torch.zeros_like(L_NCC)
+    whole[:, :h, :h], whole[:, h:, h:] = first, last
+    whole[:, :h, h:] = (first @ corner @ last).neg_()
+    return whole
 
 
 class _ReadBack(NamedTuple):
@@ -222,7 +243,7 @@ def _systems_back(
     output, erase = gates.output_NC[:, None], gates.erase_NC[:, None]
     gram1, gram2 = a_k.transpose(-1, -2) @ a_k, k.transpose(-1, -2) @ k
     scale1, scale2 = between * output, between * erase
-    g_r1, g_r2 = _solve_back(gram1 * scale1[:, None], g_u1), _solve_back(gram2 * scale2, g_u2)
+    g_r1, g_r2 = g_u1 @ kept.inverse1.transpose(-1, -2), g_u2 @ kept.inverse2.transpose(-1, -2)
     # u (I + L) = r, so g_L = -u^T g_r; the sign is carried to the end.
     g_L1, g_L2 = kept.u1.transpose(-1, -2) @ g_r1, kept.u2.transpose(-1, -2) @ g_r2
     felt1, felt2 = (g_L1 * gram1).sum(1), g_L2 * gram2
@@ -282,7 +303,7 @@ def _step_back(
     g_before = -gates.output_NC * by_recalled - gates.erase_NC * by_z
     g_erase -= gates.before_NC * by_z
     g_z_k = g_r2 * (-c2 * before)
-    g_back = g_r2.view(N, R, m, C) * (a_k > 0)
+    g_back = _masked(g_r2.view(N, R, m, C), a_k)
     felt = (g_back * back).sum(-2)
     g_eta, g_s = -s_k[:, :, 0] * felt, -gates.eta_NRC * felt
     g_back.mul_(-gates.eta_NRC[:, :, None] * s_k)
