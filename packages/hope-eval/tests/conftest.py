@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hope_eval.lm import Scorer
 from hope_eval.progress import Display
 from hope_eval.results import Checkpoint, Evaluator, Items, Results, TaskResult
 from hope_eval.tasks.base import Context
+from hope_eval.tasks.perplexity import margins
 from hope_model import LanguageModel, ModelConfig, checkpoint
 
 VOCABULARY = 320
@@ -154,7 +156,9 @@ def _perplexity(draw: random.Random, bits: float, fingerprint: str) -> TaskResul
     }
     labels = {"domain": ["code"] * 120 + ["prose"] * 80}
     rounded = {name: schema.rounded(values) for name, values in scores.items()}
-    return _task("perplexity", Items(labels, list(range(200)), sizes, rounded), fingerprint)
+    items = Items(labels, list(range(200)), sizes, rounded)
+    result = _task("perplexity", items, fingerprint)
+    return replace(result, metrics=[*result.metrics, *margins(items)])
 
 
 def _choice(draw: random.Random, accuracy: float, fingerprint: str) -> TaskResult:

@@ -69,6 +69,7 @@ def test_batches_change_no_number(corpora: Path, tmp_path: Path) -> None:
         ("shards", "no shards of corpus left, right"),
         ("tokenizer", "train one with `hope-data tokenizer`"),
         ("task", "unknown task 'reading'; choose among perplexity, choice, passkey"),
+        ("none", "unknown task ''; choose among"),
         ("domain", "no shards of corpus middle"),
         ("model", "its tokenizer is 000000000000 (320 tokens), but"),
         ("weights", "does not match the hash"),
@@ -86,6 +87,8 @@ def test_unfit_input_is_one_line_and_leaves_nothing(
         changes[fault] = tmp_path / "nowhere"
     elif fault == "task":
         extra = ["--tasks", "perplexity,reading"]
+    elif fault == "none":
+        extra = ["--tasks", ","]
     elif fault == "domain":
         extra = ["--domains", "middle"]
     elif fault == "model":

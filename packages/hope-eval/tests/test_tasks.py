@@ -118,8 +118,8 @@ def test_one_domain_makes_up_for_another(context: Build, monkeypatch: pytest.Mon
     settings = choice.Settings(items=60, prefix=48, continuation=16)
     original = choice._places
 
-    def scarce(context: Context, domain: str, settings: choice.Settings, wanted: int) -> object:
-        return original(context, domain, settings, 5 if domain == smallest else wanted)
+    def scarce(context: Context, domain: str, settings: choice.Settings, count: int) -> object:
+        return original(context, domain, settings, 5 if domain == smallest else count)
 
     whole = context()
     smallest = min(whole.domains, key=lambda name: whole.split(name).n_tokens)
@@ -129,6 +129,12 @@ def test_one_domain_makes_up_for_another(context: Build, monkeypatch: pytest.Mon
     assert counts[smallest] == 5
     assert counts.total() == 60
     assert notes == [f"{smallest}: 5 of 30 items; its test split gives no more"]
+
+
+def test_one_question_still_has_distractors(context: Build) -> None:
+    questions, notes = choice.build(context(limit=1), choice.Settings(prefix=48, continuation=16))
+    assert [len(q.choices_KL) for q in questions] == [4]
+    assert notes == []
 
 
 def test_choice_without_documents_says_so(context: Build) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+import hope_data
+import hope_eval
+import hope_model
 from hope_data.errors import InputError
 from hope_data.files import sha256_file
 from hope_data.shards import Split, corpora
@@ -69,8 +72,8 @@ def evaluate(request: Request) -> Results:
 def _evaluate(request: Request) -> Results:
     start = time.monotonic()
     unknown = [name for name in request.tasks if name not in TASKS]
-    if unknown:
-        raise InputError(f"unknown task '{unknown[0]}'; choose among {', '.join(TASKS)}")
+    if unknown or not request.tasks:
+        raise InputError(f"unknown task '{''.join(unknown[:1])}'; choose among {', '.join(TASKS)}")
     tokenizer = Tokenizer.load(request.tokenizer)
     model, meta = checkpoint.load(request.checkpoint, device=request.device)
     domains = _check(request, model, meta, tokenizer)
@@ -98,16 +101,16 @@ def _evaluate(request: Request) -> Results:
 
 def revision() -> str:
     """Git revision of the evaluating code, `-dirty` where the code was changed; `unknown` outside git."""
-    code = str(Path(__file__).parent)
+    folders = [path for package in (hope_eval, hope_model, hope_data) for path in package.__path__]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", code, *arguments]
+        command = ["git", "-C", folders[0], *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
         if not git("ls-files", "."):
             return "unknown"
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", *folders) else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

@@ -37,7 +37,7 @@ METRICS = {
     "unigram_bits_per_byte": MetricInfo(
         "Bits per byte of a unigram model", "bits/byte", lower_is_better=True
     ),
-    "unigram_margin": MetricInfo("Bits per byte below the unigram model", "bits/byte"),
+    "unigram_margin": MetricInfo("Below unigram", "bits/byte"),
     "choice_accuracy": MetricInfo("Continuation choice", "accuracy"),
     "passkey_choice": MetricInfo("Passkey among candidates", "accuracy"),
     "passkey_exact": MetricInfo("Passkey by greedy generation", "exact match"),
@@ -236,9 +236,10 @@ def fingerprint(items: object) -> str:
 
 
 def headline(result: Results) -> dict[str, float]:
-    """A few flat numbers for `dvc metrics`: every task's overall metrics, and the errors of the main two."""
+    """A few flat numbers for `dvc metrics`: every overall score, and the errors of the main two."""
     found: dict[str, float] = {}
-    for metric in (metric for task in result.tasks for metric in task.metrics if metric.group == "all"):
+    overall = [(task, m) for task in result.tasks for m in task.metrics if m.group == "all"]
+    for metric in (metric for task, metric in overall if metric.name in task.items.scores):
         found[metric.name] = round(metric.value, 6)
         if metric.name in ("bits_per_byte", "choice_accuracy") and metric.stderr is not None:
             found[f"{metric.name}_stderr"] = round(metric.stderr, 6)

@@ -24,7 +24,13 @@ BITS = "Test documents; lower is better; n counts documents."
 CHOICE = "The true continuation of a test document among four from the same domain; accuracy."
 # Task: title, text, metrics, what they are grouped by, and a metric that is the same for every run.
 SECTIONS = {
-    "perplexity": ("Bits per byte", BITS, ["bits_per_byte"], "domain", "unigram_bits_per_byte"),
+    "perplexity": (
+        "Bits per byte",
+        BITS,
+        ["bits_per_byte", "unigram_margin"],
+        "domain",
+        "unigram_bits_per_byte",
+    ),
     "choice": ("Continuation choice", CHOICE, ["choice_accuracy"], "domain", ""),
     "passkey": ("Passkey", PASSKEY, ["passkey_choice", "passkey_exact"], "length", ""),
 }

@@ -138,8 +138,12 @@ def passkey(results: Named, colour: dict[str, str]) -> Figure | None:
         axes.set_xlabel("tokens of the prompt")
         axes.set_ylim(0, 1)
         axes.set_title(title)
+        if not any(m.value for _, task in runs if (m := task.find(name))):
+            axes.text(0.5, 0.5, "none", color="#666666", ha="center", transform=axes.transAxes)
     panels[0].set_ylabel("accuracy ± 1 s.e.")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs) + 1)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(runs) + 1)
+    )
     return figure
 
 
@@ -175,7 +179,7 @@ def _finish(figure: Figure, axes: Axes, title: str, unit: str) -> None:
         for text in axes.get_xticklabels():
             text.set_horizontalalignment("right")
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)))
 
 
 def _save(figure: Figure, path: Path) -> None:

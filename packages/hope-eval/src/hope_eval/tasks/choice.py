@@ -105,7 +105,7 @@ def build(context: Context, settings: Settings) -> tuple[list[Item], list[str]]:
     order = sorted(context.domains, key=lambda domain: (context.split(domain).n_tokens, domain))
     for place, domain in enumerate(order):
         wanted = max(1, room // (len(order) - place)) if room else 0
-        made[domain] = list(_questions(context, domain, settings, _places(context, domain, settings, wanted)))
+        made[domain] = list(_questions(context, domain, settings, wanted))
         room -= len(made[domain])
         if len(made[domain]) < wanted:
             notes.append(f"{domain}: {len(made[domain])} of {wanted} items; its test split gives no more")
@@ -119,8 +119,8 @@ def build(context: Context, settings: Settings) -> tuple[list[Item], list[str]]:
     return questions, notes
 
 
-def _places(context: Context, domain: str, settings: Settings, wanted: int) -> list[tuple[int, Tokens]]:
-    """Up to `wanted` windows (document, tokens): the first of every document, then the second, and so on."""
+def _places(context: Context, domain: str, settings: Settings, count: int) -> list[tuple[int, Tokens]]:
+    """Up to `count` windows (document, tokens): the first of every document, then the second, and so on."""
     split = context.split(domain)
     size = settings.prefix - 1 + settings.continuation
     rounds: dict[int, list[tuple[int, Tokens]]] = {}
@@ -129,18 +129,18 @@ def _places(context: Context, domain: str, settings: Settings, wanted: int) -> l
         for turn in range(len(tokens) // size):
             window = tokens[turn * size : (turn + 1) * size].astype(np.int64)
             rounds.setdefault(turn, []).append((document, window))
-        if len(rounds.get(0, ())) >= wanted:
+        if len(rounds.get(0, ())) >= count:
             break
-    return [place for turn in sorted(rounds) for place in rounds[turn]][:wanted]
+    return [place for turn in sorted(rounds) for place in rounds[turn]][:count]
 
 
-def _questions(
-    context: Context, domain: str, settings: Settings, places: list[tuple[int, Tokens]]
-) -> Iterator[Item]:
-    """Every window becomes a question; the ends of windows of other documents are its distractors."""
+def _questions(context: Context, domain: str, settings: Settings, wanted: int) -> Iterator[Item]:
+    """Up to `wanted` windows as questions; the ends of windows of other documents are their distractors."""
     rng = context.rng(NAME, domain, "distractors")
     cut = settings.prefix - 1
-    for document, window in places:
+    # A few questions still need other documents to choose from.
+    places = _places(context, domain, settings, max(wanted, 4 * settings.choices))
+    for document, window in places[:wanted]:
         choices = [window[cut:]]
         for other in rng.permutation(len(places)).tolist():
             candidate = places[other][1][cut:]

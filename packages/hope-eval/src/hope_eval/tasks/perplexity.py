@@ -74,7 +74,7 @@ def run(context: Context, settings: Settings) -> TaskResult:
     result = finish(
         context, clock, task=NAME, version=VERSION, settings=asdict(settings), items=items, identity=identity
     )
-    return replace(result, metrics=[*result.metrics, *_margins(items)])
+    return replace(result, metrics=[*result.metrics, *margins(items)])
 
 
 def unigram_nats(train: Split) -> NDArray[np.float64]:
@@ -104,7 +104,7 @@ def _pieces(context: Context, domain: str, settings: Settings) -> Iterator[Piece
             return
 
 
-def _margins(items: Items) -> Iterator[Metric]:
+def margins(items: Items) -> Iterator[Metric]:
     """Unigram minus model over the same documents."""
     for group, chosen in items.groups().items():
         unigram, weight, cluster = items.columns("unigram_bits_per_byte", chosen)
