@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
 from hope_model import LanguageModel, ModelConfig
 
 LENGTH, BATCH, GENERATE = 256, 4, 600
@@ -26,7 +27,9 @@ def main() -> None:
         sys.exit(f"error: {arguments.file} has {len(data)} bytes; at least {2 * LENGTH} are needed")
 
     torch.manual_seed(0)
-    model = LanguageModel(ModelConfig(variant=arguments.variant, vocab_size=256, dim=128, layers=2, head_dim=32))
+    model = LanguageModel(
+        ModelConfig(variant=arguments.variant, vocab_size=256, dim=128, layers=2, head_dim=32)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     start = time.time()
     for step in range(1, arguments.steps + 1):
@@ -40,7 +43,9 @@ def main() -> None:
         optimizer.step()
         if step % 20 == 0:
             speed = step * BATCH * LENGTH / (time.time() - start)
-            print(f"step {step:4d}  {loss.item() / 0.6931:.3f} bits per byte  {speed:,.0f} tokens/s", flush=True)
+            print(
+                f"step {step:4d}  {loss.item() / 0.6931:.3f} bits per byte  {speed:,.0f} tokens/s", flush=True
+            )
 
     model.eval()
     with torch.inference_mode():

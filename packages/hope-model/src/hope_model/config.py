@@ -86,16 +86,18 @@ class ModelConfig:
         for key, (value, allowed) in choices.items():
             if value not in allowed:
                 raise InputError(f"model.{key} is {value!r}; choose one of {', '.join(allowed)}")
-        missing = {
+        missing: dict[str, tuple[object, object]] = {
             "memory.form": (self.memory.form, "lmm"),
             "cms.signal": (self.cms.signal, "output"),
             "cms.delta_rule": (self.cms.delta_rule, False),
         }
-        for key, (value, built) in missing.items():
-            if value != built:
-                raise InputError(f"model.{key}: {value!r} is not built yet; only {built!r} is")
+        for key, (wanted, built) in missing.items():
+            if wanted != built:
+                raise InputError(f"model.{key}: {wanted!r} is not built yet; only {built!r} is")
         if self.cms.wiring == "nested":
-            raise InputError("model.cms.wiring: 'nested' is not built yet; only 'sequential' and 'independent' are")
+            raise InputError(
+                "model.cms.wiring: 'nested' is not built yet; only 'sequential' and 'independent' are"
+            )
         if self.memory.chunk < 1 or min(self.cms.chunks(), default=1) < 1:
             raise InputError("model.memory.chunk and model.cms.periods must be at least 1")
         fastest = min(self.cms.chunks(), default=1)

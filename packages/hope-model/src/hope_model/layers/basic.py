@@ -3,6 +3,9 @@
 Letters: B sequences, T tokens, D width, H heads, d head width, F hidden width.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,12 +58,36 @@ class CausalConv(nn.Module):
 
     def forward(self, x_BTD: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over j of weight_j * x_{t-width+1+j}."""
-        T = x_BTD.shape[1]
-        whole = torch.cat((tail.to(x_BTD.dtype), x_BTD), 1)
-        y = x_BTD * self.weight[-1]
-        for j in range(len(self.weight) - 1):
-            y = y + whole[:, j : j + T] * self.weight[j]
-        return y, whole[:, T:]
+        whole_BSD = torch.cat((tail.to(x_BTD.dtype), x_BTD), 1)
+        y: Tensor = _CONVOLVE(whole_BSD, self.weight.to(x_BTD.dtype))
+        return y, whole_BSD[:, x_BTD.shape[1] :]
+
+
+class _Convolve(torch.autograd.Function):
+    """Shifted products; the written-out backward halves the memory traffic of autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, whole_BSD: Tensor, weight_WD: Tensor) -> Tensor:
+        ctx.save_for_backward(whole_BSD, weight_WD)
+        T = whole_BSD.shape[1] - len(weight_WD) + 1
+        y_BTD = whole_BSD[:, -T:] * weight_WD[-1]
+        for n, w_D in enumerate(weight_WD[:-1]):
+            y_BTD.addcmul_(whole_BSD[:, n : n + T], w_D)
+        return y_BTD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (g_BTD,) = grads
+        whole_BSD, weight_WD = ctx.saved_tensors
+        T = g_BTD.shape[1]
+        g_whole, g_weight = torch.zeros_like(whole_BSD), torch.empty_like(weight_WD)
+        for n, w_D in enumerate(weight_WD):
+            g_whole[:, n : n + T].addcmul_(g_BTD, w_D)
+            g_weight[n] = (g_BTD * whole_BSD[:, n : n + T]).sum((0, 1))
+        return g_whole, g_weight
+
+
+_CONVOLVE: Callable[..., Any] = _Convolve.apply
 
 
 class GatedOutput(nn.Module):

@@ -8,7 +8,8 @@ from torch import Tensor
 
 
 def _relu(z: Tensor) -> tuple[Tensor, Tensor]:
-    return z.relu(), (z > 0).to(z.dtype)
+    phi = z.relu()
+    return phi, phi.detach().sign()  # a Boolean mask costs several times as much
 
 
 def _silu(z: Tensor) -> tuple[Tensor, Tensor]:

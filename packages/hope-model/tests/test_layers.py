@@ -1,0 +1,47 @@
+"""Small layers against the plain form, and positions far into a stream."""
+
+import torch
+
+from hope_model import AttentionConfig, ModelConfig
+from hope_model.layers.attention import Attention, rotate
+from hope_model.layers.basic import CausalConv
+
+
+def test_convolution_is_torchs() -> None:
+    torch.manual_seed(0)
+    conv = CausalConv(5, 4).double()
+    conv.weight.data.normal_()
+    x, tail = torch.randn(2, 7, 5).double().requires_grad_(), torch.randn(2, 3, 5).double().requires_grad_()
+    y, after = conv(x, tail)
+    whole = torch.cat((tail, x), 1)
+    expected = torch.nn.functional.conv1d(whole.mT, conv.weight.T[:, None], groups=5).mT
+    assert (y - expected).abs().max() < 1e-12
+    assert torch.equal(after, whole[:, -3:])
+    assert torch.autograd.gradcheck(lambda *a: conv(*a)[0], (x, tail))
+    g1 = torch.autograd.grad(y.cos().sum(), (conv.weight, x, tail))
+    g2 = torch.autograd.grad(expected.cos().sum(), (conv.weight, x, tail))
+    assert all((a - b).abs().max() < 1e-12 for a, b in zip(g1, g2, strict=True))
+
+
+def test_rotation_depends_on_distance_only_even_at_a_million() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 64)
+    near = (rotate(q, 5, 1e4) * rotate(k, 3, 1e4)).sum()
+    far = (rotate(q, 1_000_005, 1e4) * rotate(k, 1_000_003, 1e4)).sum()
+    assert (near - far).abs() < 1e-4
+
+
+def test_window_sees_exactly_its_tokens_and_bounds_the_cache() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(dim=16, head_dim=8, attention=AttentionConfig(window=4))
+    layer = Attention(config, 0.5, 0.5).double()
+    x = torch.randn(1, 12, 16).double()
+    whole, state = layer(x, layer.initial(1))
+    assert state.k_BHSd.shape[-2] == 3
+    changed = x.clone()
+    changed[:, 5] += 1
+    moved = (layer(changed, layer.initial(1))[0] - whole).abs().amax((0, 2)) > 1e-12
+    assert moved.tolist() == [5 <= t <= 8 for t in range(12)]
+    first, state = layer(x[:, :5], layer.initial(1))
+    second, _ = layer(x[:, 5:], state)
+    assert (torch.cat((first, second), 1) - whole).abs().max() < 1e-12
