@@ -144,3 +144,10 @@ DIALS = {
 def test_the_dials_are_these() -> None:
     """A new key is a decision: add it here with a reason in the commit."""
     assert {kind: " ".join(f.name for f in dataclasses.fields(kind)) for kind in DIALS} == DIALS
+
+
+def test_the_readmes_run_file_is_valid() -> None:
+    readme = (ROOT / "packages/hope-train/README.md").read_text()
+    text = readme.split("cat > run.yaml <<'EOF'\n")[1].split("EOF\n")[0]
+    loaded = config.strict(config.TrainConfig, yaml.safe_load(text), "README.md")
+    assert (loaded.run, loaded.model.dim, loaded.steps) == ("first", 128, 200)

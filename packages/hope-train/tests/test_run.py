@@ -73,8 +73,8 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, how: str, at: int) -> None:
     [
         ("SIGTERM", 3, "hope", "muon"),
         ("SIGINT", 5, "transformer", "adamw"),
-        ("kill", 4, "hope", "muon"),
-        ("kill", 2, "titans", "muon"),
+        ("kill", 5, "hope", "muon"),
+        ("kill", 3, "titans", "muon"),
     ],
 )
 def test_going_on_equals_never_having_stopped(
