@@ -75,8 +75,11 @@ class Scorer:
         return [found[i] for i in range(len(sequences))]
 
     def prefill(self, prompts_BT: Tokens) -> Fork:
-        """Run prompts of equal length."""
-        first_BT, *rest = torch.split(torch.as_tensor(prompts_BT, device=self.device), PIECE, 1)
+        """Run prompts of equal length, of two tokens or more."""
+        tokens_BT = torch.as_tensor(prompts_BT, device=self.device)
+        # The last token by itself: what a model puts off until the next token is known is then one token's worth,
+        # and forks need not each do it again for a whole segment.
+        first_BT, *rest = *torch.split(tokens_BT[:, :-1], PIECE, 1), tokens_BT[:, -1:]
         logits_BTV, state = self._forward(first_BT, None)
         for piece_BT in rest:
             logits_BTV, state = self._forward(piece_BT, state)

@@ -4,7 +4,7 @@
     choices  [0] a figure, or None if there is no      [1] the given axis, ignoring NaNs. Parameters
              [2] >>> s.str.lower() 0 captain dtype:    [3] fitted to the training data. Attributes
 
-All four are 32 tokens of held-out documents of one domain, each the end of a window, so that only the fit to
+All four are 24 tokens of held-out documents of one domain, each the end of a window, so that only the fit to
 the prefix tells them apart. The most likely one (sum over tokens; lengths are equal) is the answer.
 """
 
@@ -34,8 +34,8 @@ class Settings:
     """
 
     items: int = 420
-    prefix: int = 96
-    continuation: int = 32
+    prefix: int = 65
+    continuation: int = 24
     choices: int = 4
 
 

@@ -36,7 +36,7 @@ class Settings:
 
     lengths: list[int] = field(default_factory=list)
     depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
-    repeats: int = 3
+    repeats: int = 2
     digits: int = 5
     candidates: int = 10
 

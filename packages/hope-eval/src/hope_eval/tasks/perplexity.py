@@ -26,7 +26,7 @@ class Settings:
         length: tokens of a window, each window after an end-of-text token; 0 takes the training length.
     """
 
-    tokens: int = 49_152
+    tokens: int = 40_960
     windows: int = 4
     length: int = 0
 
