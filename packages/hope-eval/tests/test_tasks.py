@@ -138,19 +138,27 @@ def test_one_question_still_has_distractors(context: Build) -> None:
 
 
 def test_choice_without_documents_says_so(context: Build) -> None:
-    with pytest.raises(InputError, match="no domain has 4 test documents of 5031 tokens"):
+    with pytest.raises(InputError, match="no domain has 4 test documents of 5023 tokens"):
         choice.build(context(), choice.Settings(prefix=5000))
 
 
-def test_choice_counts_the_most_likely(context: Build) -> None:
+def test_choice_counts_what_gains_most_and_what_is_most_likely(context: Build) -> None:
     whole, settings = context(), choice.Settings(items=24, prefix=32, continuation=8)
     result = choice.run(whole, settings)
     questions, _ = choice.build(whole, settings)
-    right = [choice.score(whole.scorer, [q], 1)[0].argmax() == q.answer for q in questions]
-    assert result.items.scores["choice_accuracy"] == [float(hit) for hit in right]
-    assert value(result, "choice_accuracy") == pytest.approx(np.mean(right))
+    eos = whole.tokenizer.eos_id
+    after = np.array([choice.score(whole.scorer, [q], 1)[0] for q in questions])
+    alone = np.array(
+        [[whole.scorer.token_logp([np.append(eos, c)])[0].sum() for c in q.choices_KL] for q in questions]
+    )
+    answers = [q.answer for q in questions]
+    for name, logp in (("choice_likelihood", after), ("choice_accuracy", after - alone)):
+        right = logp.argmax(1) == answers
+        assert result.items.scores[name] == right.astype(float).tolist()
+        assert value(result, name) == pytest.approx(np.mean(right))
     assert result.metrics[0].chance == 0.25
-    assert result.tokens == 24 * (32 + 4 * 7)
+    texts = {c.tobytes() for q in questions for c in q.choices_KL}
+    assert result.tokens == 24 * (32 + 4 * 7) + 8 * len(texts)
 
 
 def test_passkey_prompts_hold_the_number_where_they_say(context: Build) -> None:

@@ -39,6 +39,7 @@ METRICS = {
     ),
     "unigram_margin": MetricInfo("Below unigram", "bits/byte"),
     "choice_accuracy": MetricInfo("Continuation choice", "accuracy"),
+    "choice_likelihood": MetricInfo("Choice by likelihood alone", "accuracy"),
     "passkey_choice": MetricInfo("Passkey among candidates", "accuracy"),
     "passkey_exact": MetricInfo("Passkey by greedy generation", "exact match"),
 }

@@ -21,7 +21,9 @@ PASSKEY = """\
 A number hidden in held-out text, by tokens of the prompt; accuracy. Where all of n prompts failed (or all
 succeeded) the standard error is 0, yet rates up to 3/n away remain possible at 95 %."""
 BITS = "Test documents; lower is better; n counts documents."
-CHOICE = "The true continuation of a test document among four from the same domain; accuracy."
+CHOICE = """\
+The true continuation of a test document among four from the same domain; accuracy. The answer is the choice that
+gains most from the prefix, log p(choice | prefix) - log p(choice); below it, the choice that is merely most likely."""
 # Task: title, text, metrics, what they are grouped by, and a metric that is the same for every run.
 SECTIONS = {
     "perplexity": (
@@ -31,7 +33,7 @@ SECTIONS = {
         "domain",
         "unigram_bits_per_byte",
     ),
-    "choice": ("Continuation choice", CHOICE, ["choice_accuracy"], "domain", ""),
+    "choice": ("Continuation choice", CHOICE, ["choice_accuracy", "choice_likelihood"], "domain", ""),
     "passkey": ("Passkey", PASSKEY, ["passkey_choice", "passkey_exact"], "length", ""),
 }
 ALT = {

@@ -5,7 +5,11 @@
              [2] >>> s.str.lower() 0 captain dtype:    [3] fitted to the training data. Attributes
 
 All four are 24 tokens of held-out documents of one domain, each the end of a window, so that only the fit to
-the prefix tells them apart. The most likely one (sum over tokens; lengths are equal) is the answer.
+the prefix tells them apart. Two rules pick the answer (sums over tokens; lengths are equal):
+
+- `choice_accuracy`: what gains most from the prefix, log p(choice | prefix) - log p(choice), which is lm-eval's
+  mutual-information accuracy. Text that is likely anywhere gains nothing by it.
+- `choice_likelihood`: the most likely one, which mostly finds the easiest text.
 """
 
 from collections.abc import Iterator
@@ -19,7 +23,7 @@ from hope_eval.lm import Scorer, Tokens
 from hope_eval.results import Items, TaskResult
 from hope_eval.tasks.base import Clock, Context, finish
 
-NAME, VERSION = "choice", 1
+NAME, VERSION = "choice", 2
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,22 @@ class Item:
 
 
 def run(context: Context, settings: Settings) -> TaskResult:
-    """Ask every question; an item scores 1 where the true continuation is the most likely, else 0."""
+    """Ask every question; an item scores 1 where a rule picks the true continuation, else 0."""
     questions, notes = build(context, settings)
     each = settings.prefix + settings.choices * (settings.continuation - 1)
-    clock = Clock(context, NAME, each * len(questions))
+    alone = len(_texts(questions)) * settings.continuation
+    clock = Clock(context, NAME, each * len(questions) + alone)
     logp_NK = score(context.scorer, questions, each)
+    gain_NK = logp_NK - score_alone(context, questions)
+    picked = {"choice_accuracy": gain_NK.argmax(1), "choice_likelihood": logp_NK.argmax(1)}
     documents = {key: n for n, key in enumerate(dict.fromkeys((q.domain, q.document) for q in questions))}
     items = Items(
         labels={"domain": [q.domain for q in questions]},
         cluster=[documents[q.domain, q.document] for q in questions],
         weight=[1.0] * len(questions),
         scores={
-            "choice_accuracy": [
-                float(row.argmax() == q.answer) for q, row in zip(questions, logp_NK, strict=True)
-            ]
+            name: [float(choice == q.answer) for choice, q in zip(answers, questions, strict=True)]
+            for name, answers in picked.items()
         },
     )
     return finish(
@@ -75,7 +81,7 @@ def run(context: Context, settings: Settings) -> TaskResult:
         settings=asdict(settings),
         items=items,
         identity=[[q.domain, q.prefix_P.tolist(), q.choices_KL.tolist(), q.answer] for q in questions],
-        chance={"choice_accuracy": 1 / settings.choices},
+        chance=dict.fromkeys(picked, 1 / settings.choices),
         notes=notes,
     )
 
@@ -87,6 +93,19 @@ def score(scorer: Scorer, questions: list[Item], tokens_each: int) -> NDArray[np
         fork = scorer.prefill(np.stack([q.prefix_P for q in questions[batch]]))
         rows.append(scorer.candidates(fork, np.stack([q.choices_KL for q in questions[batch]])))
     return np.concatenate(rows)
+
+
+def score_alone(context: Context, questions: list[Item]) -> NDArray[np.float64]:
+    """Log-likelihoods [N, K] of the choices with nothing before them; each distinct text is scored once."""
+    texts = _texts(questions)
+    begin = [context.tokenizer.eos_id]
+    logp = context.scorer.token_logp([np.concatenate((begin, choice_L)) for choice_L in texts.values()])
+    total = {key: float(logp_L.sum()) for key, logp_L in zip(texts, logp, strict=True)}
+    return np.array([[total[choice_L.tobytes()] for choice_L in q.choices_KL] for q in questions])
+
+
+def _texts(questions: list[Item]) -> dict[bytes, Tokens]:
+    return {choice_L.tobytes(): choice_L for q in questions for choice_L in q.choices_KL}
 
 
 def build(context: Context, settings: Settings) -> tuple[list[Item], list[str]]:
