@@ -24,6 +24,7 @@ from hope_train import files, loop
 from hope_train.cli import main
 from hope_train.config import TrainConfig
 from hope_train.run import train
+from hope_train.tracking import Jsonl
 
 RESUMABLE = 75
 
@@ -227,6 +228,12 @@ def test_corpora_choose_and_weights_mix(tiny: TrainConfig, tmp_path: Path) -> No
     mixed = open_data(change(tiny, data__weights={"left": 3.0, "right": 1.0})).loader
     drawn = np.concatenate([next(mixed).corpus for _ in range(100)])
     assert np.bincount(drawn).tolist() == [300, 100]
+
+
+def test_a_log_of_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\nhello\n')
+    with pytest.raises(InputError, match=r"log\.jsonl: a line of it is no row"):
+        Jsonl(tmp_path / "log.jsonl", step=1)
 
 
 def test_a_swap_that_died_half_way_is_mended(tmp_path: Path) -> None:

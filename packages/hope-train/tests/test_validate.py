@@ -52,6 +52,12 @@ def test_pooling_and_standard_error() -> None:
     assert got["val_bpb_se"] == pytest.approx(math.sqrt(residual @ residual / 2 / 3) / 5)
 
 
+def test_one_window_has_no_standard_error() -> None:
+    got = Validation({"b": WINDOWS["b"]}, BYTES, 1).measure(lambda tokens: tokens[:, 1:] * 1.0, CPU)
+    assert got["val_windows"] == 1
+    assert "val_bpb_se" not in got
+
+
 def test_losses_are_in_float32_and_not_averaged() -> None:
     logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]], dtype=torch.bfloat16)
     got = token_losses(logits, torch.tensor([[0, 1]]))

@@ -83,8 +83,10 @@ def train(
     if not progress.metrics:
         display.say(f"{config.run}: stopped at step {progress.step}/{config.steps}; the same command goes on")
         return RESUMABLE
-    bpb, spread = progress.metrics["val_bpb"], progress.metrics["val_bpb_se"]
-    display.say(f"{config.run}: {bpb:.3f} ± {spread:.3f} bits per byte after {progress.seconds:.0f} s")
+    bpb = f"{progress.metrics['val_bpb']:.3f}"
+    if "val_bpb_se" in progress.metrics:
+        bpb += f" ± {progress.metrics['val_bpb_se']:.3f}"
+    display.say(f"{config.run}: {bpb} bits per byte after {progress.seconds:.0f} s")
     return _finish(progress.metrics, report)
 
 

@@ -41,18 +41,21 @@ class Jsonl:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step] if step else []
+        try:
+            kept = [line for line in _lines(path) if json.loads(line)["step"] <= step] if step else []
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: a line of it is no row of a log; move the file away") from None
         write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
         self._stream = path.open("a", encoding="utf-8")
 
     def log(self, row: Row) -> None:
-        """Append one row; it is in the file when this returns."""
+        """Append one row; it is on disk when this returns."""
         self._stream.write(json.dumps(row) + "\n")
         self._stream.flush()
+        os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Wait until the rows are on disk."""
-        os.fsync(self._stream.fileno())
+        """Close the file."""
         self._stream.close()
 
 

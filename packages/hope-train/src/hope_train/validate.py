@@ -44,7 +44,7 @@ class Validation:
 
         Returns:
             `val_loss` (nats per token), `val_bpb` and `val_bpb_<corpus>` (bits per byte, pooled),
-            `val_bpb_se` (standard error of the pooled ratio) and `val_windows` (their number).
+            `val_windows` (their number) and, from two on, `val_bpb_se` (standard error of the pooled ratio).
         """
         parts = torch.split(torch.from_numpy(self._tokens_NT), self._batch_size)
         with torch.no_grad():
@@ -53,9 +53,10 @@ class Validation:
         out = {
             "val_loss": float(nats_N.sum()) / (self._tokens_NT[:, 1:].size),
             "val_bpb": bpb,
-            "val_bpb_se": self._standard_error(nats_N, bpb),
             "val_windows": float(len(nats_N)),
         }
+        if len(nats_N) > 1:
+            out["val_bpb_se"] = self._standard_error(nats_N, bpb)
         for name in dict.fromkeys(self._names):
             mine = np.array([n == name for n in self._names])
             out[f"val_bpb_{name}"] = self._bpb(nats_N[mine], self._bytes_N[mine])
@@ -67,11 +68,8 @@ class Validation:
 
     def _standard_error(self, nats_N: npt.NDArray[np.float64], bpb: float) -> float:
         """Of a ratio of sums, by linearisation (Cochran, Sampling Techniques, section 2.11)."""
-        n = len(nats_N)
-        if n < 2:
-            return float("nan")
         residual_N = nats_N / np.log(2) - bpb * self._bytes_N
-        return float(residual_N.std(ddof=1) / (self._bytes_N.mean() * np.sqrt(n)))
+        return float(residual_N.std(ddof=1) / (self._bytes_N.mean() * np.sqrt(len(nats_N))))
 
 
 def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
