@@ -83,10 +83,7 @@ def train(
     if not progress.metrics:
         display.say(f"{config.run}: stopped at step {progress.step}/{config.steps}; the same command goes on")
         return RESUMABLE
-    bpb = f"{progress.metrics['val_bpb']:.3f}"
-    if "val_bpb_se" in progress.metrics:
-        bpb += f" ± {progress.metrics['val_bpb_se']:.3f}"
-    display.say(f"{config.run}: {bpb} bits per byte after {progress.seconds:.0f} s")
+    display.say(_result(run, progress))
     return _finish(progress.metrics, report)
 
 
@@ -186,6 +183,13 @@ def _headline(run: Run, progress: Progress) -> str:
         f"{config.run}: {sum(counts.values()):,} parameters ({groups}), {begin}to step {config.steps} of "
         f"{config.batch_size} x {config.length} tokens, {run.precision} on {run.device}"
     )
+
+
+def _result(run: Run, progress: Progress) -> str:
+    bpb = f"{progress.metrics['val_bpb']:.3f}"
+    if "val_bpb_se" in progress.metrics:
+        bpb += f" ± {progress.metrics['val_bpb_se']:.3f}"
+    return f"{run.config.run}: {bpb} bits per byte after {progress.seconds:.0f} s"
 
 
 def _metrics(run: Run, progress: Progress, validation: dict[str, float]) -> dict[str, float]:
