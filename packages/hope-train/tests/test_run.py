@@ -145,7 +145,7 @@ def test_another_run_in_the_folder_is_refused_or_replaced(
     assert rows(out)[-1]["step"] == 6
     assert train(other, out, fresh_on_mismatch=True) == 0
     assert [row["step"] for row in rows(out)] == [2]
-    assert "starting afresh, the former run differs in optim.lr" in capsys.readouterr().err
+    assert "starting afresh: the former run differs in optim.lr" in capsys.readouterr().err
     assert train(other, tmp_path / "direct") == 0
     one, two = (load_file(o / "checkpoint/model.safetensors") for o in (out, tmp_path / "direct"))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -187,6 +187,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
     assert "checkpoint keeps step 1" in error
     weights = load_file(tmp_path / "out/checkpoint/model.safetensors")
     assert all(bool(torch.isfinite(w).all()) for w in weights.values())
+
+    config = write(change(wild, checkpoint_every=0), tmp_path / "wilder.yaml")
+    assert main(["run", str(config), "--out", str(tmp_path / "out"), "--fresh-on-mismatch"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("no checkpoint had been written"), "the former run's checkpoint is not this one's"
 
 
 def test_input_that_does_not_fit_is_one_line(

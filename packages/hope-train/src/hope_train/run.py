@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,23 +138,23 @@ def _former(
     """The checkpoint to go on from, if it is this run's."""
     try:
         saved = state.read(folder)
+        different = state.differences(saved, config, identity) if saved else []
+        what = f"the former run differs in {', '.join(different)}"
     except InputError as error:
         if not fresh_on_mismatch:
             raise
-        display.say(f"{config.run}: starting afresh: {error}")
-        return None
-    different = state.differences(saved, config, identity) if saved else []
+        saved, different, what = None, ["unknown"], str(error)
     if not different:
         return saved
-    what = ", ".join(different)
     if fresh_on_mismatch:
-        display.say(f"{config.run}: starting afresh, the former run differs in {what}")
+        display.say(f"{config.run}: starting afresh: {what}")
+        shutil.rmtree(folder)
         return None
     if different == ["the code"]:
         display.say(f"{config.run}: the code has changed since the checkpoint was written")
         return saved
     raise InputError(
-        f"{folder} belongs to another run: it differs in {what}; "
+        f"{folder} belongs to another run: {what}; "
         f"choose another --out, move it away, or pass --fresh-on-mismatch"
     )
 
