@@ -167,9 +167,9 @@ def _choice(draw: random.Random, accuracy: float, fingerprint: str) -> TaskResul
         {"domain": ["code"] * 100 + ["prose"] * 100},
         [n // 2 for n in range(200)],
         [1.0] * 200,
-        {"choice_accuracy": hits},
+        {"choice_accuracy": hits, "choice_likelihood": hits[::-1]},
     )
-    return _task("choice", items, fingerprint, {"choice_accuracy": 0.25})
+    return _task("choice", items, fingerprint, dict.fromkeys(items.scores, 0.25))
 
 
 def _passkey(draw: random.Random, accuracy: float, fingerprint: str) -> TaskResult:

@@ -74,6 +74,7 @@ def test_headline_is_flat(synthetic: Write) -> None:
         "unigram_bits_per_byte",
         "choice_accuracy",
         "choice_accuracy_stderr",
+        "choice_likelihood",
         "passkey_choice",
         "passkey_exact",
     }

@@ -138,7 +138,7 @@ def test_one_question_still_has_distractors(context: Build) -> None:
 
 
 def test_choice_without_documents_says_so(context: Build) -> None:
-    with pytest.raises(InputError, match="no domain has 4 test documents of 5023 tokens"):
+    with pytest.raises(InputError, match="no domain has 4 test documents of 5015 tokens"):
         choice.build(context(), choice.Settings(prefix=5000))
 
 

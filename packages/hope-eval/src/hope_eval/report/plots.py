@@ -106,7 +106,9 @@ def bits_per_byte(results: Named, colour: dict[str, str]) -> Figure | None:
     places = np.arange(len(shown))
     unigram = [m.value if (m := any_of(runs, "unigram_bits_per_byte", g)) else np.nan for g in shown]
     axes.hlines(unigram, places - 0.44, places + 0.44, color="black", linestyle="--", label="unigram")
-    _finish(figure, axes, "Bits per byte of held-out documents (lower is better)", "bits per byte ± 1 s.e.")
+    axes.set_title("Bits per byte of held-out documents (lower is better)")
+    axes.set_ylabel("bits per byte ± 1 s.e.")
+    _legend(figure, axes)
     return figure
 
 
@@ -115,12 +117,16 @@ def choice(results: Named, colour: dict[str, str]) -> Figure | None:
     runs = done(results, "choice")
     if not runs:
         return None
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-    axes = figure.subplots()
-    _bars(axes, runs, colour, "choice_accuracy", groups(runs, "domain"))
-    _chance(axes, any_of(runs, "choice_accuracy", "all"))
-    axes.set_ylim(0, min(1.0, axes.get_ylim()[1]))
-    _finish(figure, axes, "Continuation choice among four (higher is better)", "accuracy ± 1 s.e.")
+    figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True, sharey=True)
+    titles = {"choice_accuracy": "gains most from the prefix", "choice_likelihood": "is most likely"}
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+        _bars(axes, runs, colour, name, groups(runs, "domain"))
+        _chance(axes, any_of(runs, name, "all"))
+        axes.set_ylabel("accuracy ± 1 s.e.")
+        axes.set_title(f"Continuation among four: the one that {title} (higher is better)")
+    panels[0].set_ylim(0, min(1.0, panels[0].get_ylim()[1]))
+    _legend(figure, panels[1])
     return figure
 
 
@@ -141,9 +147,7 @@ def passkey(results: Named, colour: dict[str, str]) -> Figure | None:
         if not any(m.value for _, task in runs if (m := task.find(name))):
             axes.text(0.5, 0.5, "none", color="#666666", ha="center", transform=axes.transAxes)
     panels[0].set_ylabel("accuracy ± 1 s.e.")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(runs) + 1)
-    )
+    _legend(figure, panels[0])
     return figure
 
 
@@ -170,9 +174,8 @@ def _chance(axes: Axes, metric: Metric | None) -> None:
         axes.axhline(metric.chance, color="black", linestyle="--", linewidth=1.2, label="chance")
 
 
-def _finish(figure: Figure, axes: Axes, title: str, unit: str) -> None:
-    axes.set_title(title)
-    axes.set_ylabel(unit)
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Names of the runs below the figure; long labels of groups are turned so that they do not meet."""
     labels = [text.get_text() for text in axes.get_xticklabels()]
     if max(map(len, labels)) * len(labels) > 90:
         axes.tick_params(axis="x", labelrotation=30)

@@ -1,12 +1,13 @@
 """Sentences that the numbers themselves decide."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from hope_eval.compare import Comparison, compare_tasks, same_items
 from hope_eval.report.select import Named, done, plain
 from hope_eval.results import METRICS, value
 
-MAIN = ("bits_per_byte", "choice_accuracy", "passkey_choice", "passkey_exact")
+COMPARED = ("bits_per_byte", "choice_accuracy", "choice_likelihood", "passkey_choice", "passkey_exact")
 
 
 Pairs = Sequence[tuple[str, str, Sequence[Comparison]]]
@@ -30,11 +31,12 @@ def pairs(results: Named) -> Pairs:
 def sentences(results: Named, compared: Pairs) -> list[str]:
     """One per metric, for the first run against the others; then unigram and chance."""
     against_others = _against_others(results[0][0], compared)
-    return [*against_others, *_unigram(results), *_chance(results, "choice_accuracy", "choice")]
+    chances = (_chance(results, name, "choice") for name in ("choice_accuracy", "choice_likelihood"))
+    return [*against_others, *_unigram(results), *chain.from_iterable(chances)]
 
 
 def _against_others(first: str, compared: Pairs) -> Iterator[str]:
-    for metric in MAIN:
+    for metric in COMPARED:
         said: dict[str, list[str]] = {"better": [], "worse": [], "no difference": [], "other items": []}
         measured = False
         for name_a, name_b, rows in compared:

@@ -4,7 +4,7 @@
     choices  [0] a figure, or None if there is no      [1] the given axis, ignoring NaNs. Parameters
              [2] >>> s.str.lower() 0 captain dtype:    [3] fitted to the training data. Attributes
 
-All four are 24 tokens of held-out documents of one domain, each the end of a window, so that only the fit to
+All four are 16 tokens of held-out documents of one domain, each the end of a window, so that only the fit to
 the prefix tells them apart. Two rules pick the answer (sums over tokens; lengths are equal):
 
 - `choice_accuracy`: what gains most from the prefix, log p(choice | prefix) - log p(choice), which is lm-eval's
@@ -38,8 +38,8 @@ class Settings:
     """
 
     items: int = 420
-    prefix: int = 65
-    continuation: int = 24
+    prefix: int = 129
+    continuation: int = 16
     choices: int = 4
 
 
