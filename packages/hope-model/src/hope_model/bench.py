@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hope_model.allocator import keep_freed_memory
 from hope_model.config import CMSConfig, ModelConfig
 from hope_model.counting import flops_per_token, parameters
 from hope_model.model import LanguageModel
@@ -65,6 +66,7 @@ def bench_training(settings: BenchSettings, report: Callable[[str], None]) -> li
     Returns:
         One row per variant: tokens/s (median), ratio to the transformer, peak MB, forward FLOPs per token.
     """
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     steps, rows = {}, []
     for variant in settings.variants:

@@ -12,6 +12,7 @@ import torch
 
 from hope_data.files import write_atomic
 from hope_model import LanguageModel, counting
+from hope_model.allocator import keep_freed_memory
 from hope_model.errors import InputError
 from hope_train import state
 from hope_train.config import TrainConfig, fingerprint
@@ -95,6 +96,7 @@ def build(config: TrainConfig, data: Data) -> Run:
         InputError: a device that is not there.
     """
     device = pick_device(config.device)
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     model = LanguageModel(config.model).to(device)
     return Run(
