@@ -56,7 +56,7 @@ def run(context: Context, settings: Settings) -> TaskResult:
     """Ask every prompt twice: by generation and by choice, from one pass over its text."""
     settings = replace(settings, lengths=settings.lengths or default_lengths(context, settings))
     prompts = build(context, settings)
-    spare = settings.candidates * (settings.digits - 1) + settings.digits
+    spare = (settings.candidates + 1) * (settings.digits - 1)
     clock = Clock(context, NAME, sum(len(p.prompt_T) + spare for p in prompts))
     chosen: list[float] = []
     exact: list[float] = []
