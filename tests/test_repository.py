@@ -31,5 +31,7 @@ def test_no_index_host_and_no_large_file_is_tracked() -> None:
 
 
 def test_python_files_are_short() -> None:
-    long = {p.name: n for p in tracked() if p.suffix == ".py" and (n := len(p.read_text().splitlines())) > 400}
+    long = {
+        p.name: n for p in tracked() if p.suffix == ".py" and (n := len(p.read_text().splitlines())) > 400
+    }
     assert not long
