@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from hope_model import CMSConfig, LanguageModel, MemoryConfig, ModelConfig, State
+from hope_model import AttentionConfig, CMSConfig, LanguageModel, MemoryConfig, ModelConfig, State
 from hope_model.blocks import VARIANTS
+from hope_model.config import WINDOWED
 from hope_model.state import clone, repeat, select
 from hope_model.tree import tensors
 
@@ -19,6 +20,7 @@ def small(variant: str, **changes: object) -> ModelConfig:
         "head_dim": 16,
         "memory": MemoryConfig(chunk=4),
         "cms": CMSConfig(periods=[2, 4, 8], teach_scale=0.3),
+        "attention": AttentionConfig(window=5 if variant in WINDOWED else 0),
     }
     return ModelConfig(variant=variant, **{**base, **changes})  # type: ignore[arg-type]
 
@@ -179,7 +181,8 @@ def test_bf16_autocast_keeps_the_state_in_float32(tokens: torch.Tensor) -> None:
         with torch.no_grad():
             exact, _ = model(tokens)
         assert (logits.float() - exact).abs().max() < 0.05
-        if variant not in ("transformer", "hope_attention"):
-            fast = state.blocks[0].mixer[0]
+        if variant not in ("transformer", "transformer_window", "hope_attention"):
+            fast = state.blocks[0].mixer
+            fast = fast.memory[0] if "titans_ma" in variant else fast[0]
             fast = fast if isinstance(fast, torch.Tensor) else fast.now.W2_NRmd
             assert fast.dtype == torch.float32
