@@ -64,7 +64,9 @@ def test_bound_shrinks_each_matrix_to_its_share_of_theta(bound: float) -> None:
     delta = LevelWeights(draw(B, h, D) * 9, draw(B, D, h) * 0.01)
     up, down = cms_bounded(delta, theta, bound)
     assert (torch.linalg.matrix_norm(up) - bound * theta.up.norm()).abs().max() < 1e-12
-    assert (torch.nn.functional.normalize(up.flatten(1)) - torch.nn.functional.normalize(delta.up.flatten(1))).abs().max() < 1e-12
+    assert (
+        torch.nn.functional.normalize(up.flatten(1)) - torch.nn.functional.normalize(delta.up.flatten(1))
+    ).abs().max() < 1e-12
     assert torch.equal(down, delta.down)
 
 
@@ -82,8 +84,16 @@ def test_second_order_reaches_the_delta(assert_same: Callable[..., None]) -> Non
     assert_same(cms_level_naive, cms_level, draw(B, T, D), theta, delta, "silu")
 
 
-@pytest.mark.parametrize("periods", [[2, 4, 8], [1, 4, 32], [2, 6, 6], [4]])
-@pytest.mark.parametrize("pieces", [[1] * 40, [40], [7, 20, 13]])
+@pytest.mark.parametrize(
+    ("periods", "pieces"),
+    [
+        *[(p, n) for p in ([2, 4, 8], [1, 4, 32], [2, 6, 6], [4]) for n in ([1] * 40, [40], [7, 20, 13])],
+        ([1, 4, 32, 128], [100, 200]),
+        ([8, 32, 128, 512], [700, 400]),
+        ([512, 2048, 8192, 32768], [30_000, 36_000]),
+        ([2, 4, 8, 16, 32], [17, 60]),
+    ],
+)
 def test_cadence_each_level_sees_exactly_its_own_tokens(periods: list[int], pieces: list[int]) -> None:
     """Teach signals 1, 2, 3 ...: a level's write is the sum of the signals of its own chunk, no more, no less.
 
@@ -92,7 +102,7 @@ def test_cadence_each_level_sees_exactly_its_own_tokens(periods: list[int], piec
     config = ModelConfig(dim=4, head_dim=4, cms=CMSConfig(periods=periods, retention=0.0, delta_bound=0.0))
     torch.manual_seed(0)
     cms = CMS(config, h, 0.5, 0.0).double()  # down = 0: the hidden layer gets no gradient and stays
-    segment, tiny = min(periods), 1e-6  # so small a write leaves phi as it is
+    segment, tiny = min(periods), 1e-6 * (40 / sum(pieces)) ** 2  # so small a write leaves phi as it is
     state: CMSState = cms.initial(1)
     written: list[dict[int, torch.Tensor]] = [{} for _ in periods]
     position = 0
@@ -113,7 +123,7 @@ def test_cadence_each_level_sees_exactly_its_own_tokens(periods: list[int], piec
                     written[level][position] = new.delta.down
         state = cms.settle(state, tiny)
     for period, writes, level in zip(periods, written, cms.levels, strict=True):
-        assert list(writes) == list(range(period, 41, period))
+        assert list(writes) == list(range(period, sum(pieces) + 1, period))
         phi = torch.nn.functional.silu(level.up.sum(-1))  # type: ignore[operator, union-attr]
         for end, down in writes.items():
             own = sum(range(end - period + 1, end + 1)) / segment

@@ -97,7 +97,9 @@ class ModelConfig:
             if value not in allowed:
                 raise InputError(f"model.{key} is {value!r}; choose one of {', '.join(allowed)}")
         if self.cms.delta_bound < 0:
-            raise InputError(f"model.cms.delta_bound is {self.cms.delta_bound}; it must be positive, or 0 for none")
+            raise InputError(
+                f"model.cms.delta_bound is {self.cms.delta_bound}; it must be positive, or 0 for none"
+            )
         if self.memory.chunk < 1 or min(self.cms.chunks(), default=1) < 1:
             raise InputError("model.memory.chunk and model.cms.periods must be at least 1")
         fastest = min(self.cms.chunks(), default=1)

@@ -94,14 +94,10 @@ class LanguageModel(nn.Module):
         by_layer = self.config.cms.signal == "layer"
         old = before.pending
         if old is None:
-            return Pending(
-                tokens_Bn, None if by_layer else logits_BnV, before.blocks if by_layer else None
-            )
+            return Pending(tokens_Bn, None if by_layer else logits_BnV, before.blocks if by_layer else None)
         if old.logits_BnV is not None:
             logits_BnV = torch.cat((old.logits_BnV, logits_BnV), 1)
-        return Pending(
-            torch.cat((old.tokens_Bn, tokens_Bn), 1), None if by_layer else logits_BnV, old.start
-        )
+        return Pending(torch.cat((old.tokens_Bn, tokens_Bn), 1), None if by_layer else logits_BnV, old.start)
 
     def _each_cms(self, state: State, function: Callable[[int, CMS, CMSState], CMSState]) -> State:
         blocks = tuple(
@@ -122,9 +118,7 @@ class LanguageModel(nn.Module):
         with torch.set_grad_enabled(second):
             targets_Bn = torch.cat((pending.tokens_Bn[:, 1:], next_B[:, None]), 1)
             if pending.logits_BnV is not None:
-                raw: tuple[Tensor, ...] = (
-                    output_signal(pending.logits_BnV, targets_Bn, self.head.weight),
-                )
+                raw: tuple[Tensor, ...] = (output_signal(pending.logits_BnV, targets_Bn, self.head.weight),)
             else:
                 raw = self._layer_signals(state, pending, targets_Bn, trace, second)
             signals, norm, hits = gated(raw, settings)
@@ -157,5 +151,7 @@ class LanguageModel(nn.Module):
         before = state._replace(blocks=pending.start, pending=None, teach=None)
         with torch.inference_mode(False), torch.enable_grad():
             # Inference mode's tensors cannot be kept for a backward; their copies can.
-            tokens, before = tree_map(lambda x: x.clone() if x.is_inference() else x, (pending.tokens_Bn, before))
+            tokens, before = tree_map(
+                lambda x: x.clone() if x.is_inference() else x, (pending.tokens_Bn, before)
+            )
             return self._run(tokens, before if second else detach(before))[2]

@@ -35,16 +35,15 @@ def layer_signals(
 
     A token's signal holds what it did to later tokens of its segment too; all of them precede the write.
     """
-    with torch.enable_grad(), full_precision(trace.logits_BnV) as cast:
+    with torch.inference_mode(False), torch.enable_grad(), full_precision(trace.logits_BnV) as cast:
+        targets_Bn = targets_Bn.clone()  # one made in inference mode cannot be kept for a backward
         loss = F.cross_entropy(cast(trace.logits_BnV).flatten(0, 1), targets_Bn.flatten(), reduction="sum")
         return torch.autograd.grad(
             loss, trace.outputs, create_graph=differentiable, retain_graph=keep_graph or differentiable
         )
 
 
-def gated(
-    signals: Sequence[Tensor], settings: MemorySettings
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+def gated(signals: Sequence[Tensor], settings: MemorySettings) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Signals clipped per token to `teach_clip`, zero up to `surprise_threshold`.
 
     Returns:

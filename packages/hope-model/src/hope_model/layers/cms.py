@@ -19,7 +19,9 @@ class LevelState(NamedTuple):
     """Fast delta of a level (None: still zero) and what has been seen since its last write."""
 
     delta: LevelWeights | None
-    total: LevelWeights | None  # of the tokens already summed: their gradient, or the delta so far (delta rule)
+    total: (
+        LevelWeights | None
+    )  # of the tokens already summed: their gradient, or the delta so far (delta rule)
     seen: tuple[tuple[Tensor, Tensor], ...]  # (inputs, teach signals) not yet summed
     waiting: Tensor | None  # inputs whose teach signal is not known yet
     origin: LevelWeights | None  # nested: where delta begins again with the next slower level's chunk

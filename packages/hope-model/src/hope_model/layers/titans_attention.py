@@ -40,7 +40,9 @@ class TitansMAG(nn.Module):
         """Both branches read the same input."""
         y, attention = self.attention.attend(x_BTD, state.attention)
         m, memory = self.memory(x_BTD, state.memory, write=write)
-        gated: Tensor = self.attention.out(self.attention_norm(y) * self.memory_norm(m).sigmoid())
+        gated: Tensor = self.attention.out(
+            self.attention_norm(y.to(x_BTD.dtype)) * self.memory_norm(m.to(x_BTD.dtype)).sigmoid()
+        )
         return gated, MAGState(attention, memory)
 
 
@@ -102,9 +104,9 @@ class TitansMAC(nn.Module):
         query = torch.arange(position, position + x_BnD.shape[1], device=x_BnD.device)[:, None]
         mask = torch.arange(k_BHSd.shape[-2], device=x_BnD.device) // 2 <= query
         o = self.attention.read(q, *self.attention.with_persistent(k_BHSd, v_BHSd, mask))
-        y: Tensor = self.attention.out(to_width(o))
+        y: Tensor = self.attention.out(to_width(o)).to(x_BnD.dtype)
         m, memory = self.memory(self.input_norm(y), state.memory, write=write)
-        gated = y * self.gate_norm(m).sigmoid()
+        gated = y * self.gate_norm(m.to(y.dtype)).sigmoid()
         after = state.position + x_BnD.shape[1]
         return gated, MACState(memory, state.start, retrieving.tail, k_BHSd, v_BHSd, after)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hope_model.observe import note
 from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor
 from hope_model.ops.deep_memory.fused import StepGates, fused_forward, fused_step
 from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
@@ -197,7 +198,7 @@ def self_modifying(
 
 
 def _has_written_backward(rules: Rules) -> bool:
-    return rules.stable and rules.activation == "relu" and not rules.tied_gates
+    return rules.stable and rules.activation == "relu" and not (rules.tied_gates or rules.twice)
 
 
 def _batch(W: Tensor) -> Tensor:
@@ -257,6 +258,8 @@ def _self_made_gates(y_NRdC: Tensor, readout: Readout, R: int, rules: Rules) -> 
     eta = (readout.eta_Hd[:, None, :] @ y_NRdC[..., 2, :, :])[..., 0, :] + readout.eta_bias_H[:, None]
     alpha = (readout.alpha_Hd[:, None, :] @ y_NRdC[..., 3, :, :])[..., 0, :] + readout.alpha_bias_H[:, None]
     eta_NC = rules.eta_max * eta.sigmoid()
+    note("eta", eta_NC)
+    note("alpha", alpha.sigmoid())
     if readout.eta_scale_HR is None:
         return F.logsigmoid(alpha), eta_NC, eta_NC[..., None, :].expand(*eta_NC.shape[:-1], R, -1)
     scale_HR1 = 2 * readout.eta_scale_HR[..., -R:, None].sigmoid()

@@ -1,4 +1,4 @@
-"""Can a model track parity? Trained at T = 32, tested at 32, 64 and 128 (arXiv 2411.12537; the package README has the figures).
+"""Can a model track parity? Trained at T = 32, tested at 32, 64 and 128 (arXiv 2411.12537; figures in the README).
 
 python parity.py hope --steps 400 --seed 0
 """
