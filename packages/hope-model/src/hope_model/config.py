@@ -58,6 +58,11 @@ class CMSConfig:
     delta_rule: bool = False  # DGD (eq. 57) as the write
     second_order: bool = False  # differentiate through the teach signal
 
+    @property
+    def differentiable_twice(self) -> bool:
+        """Whether mixers must be: a second-order `layer` signal is a gradient that has a gradient."""
+        return self.second_order and self.signal == "layer"
+
     def chunks(self) -> tuple[int, ...]:
         """Chunk length of every level, fastest first."""
         return tuple(self.periods) or tuple(self.smallest * self.ratio**n for n in range(self.levels))
