@@ -58,12 +58,12 @@ def self_modifying_inputs(T: int, rules: Rules, position: int, *, self_modify: b
 @pytest.mark.parametrize("self_modify", [True, False])
 @pytest.mark.parametrize("chunk", [1, 3, 4, 16])
 @pytest.mark.parametrize(("T", "position"), [(1, 0), (11, 0), (11, 2), (9, 5)])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("written", [True, False])
 def test_self_modifying_is_the_token_loop(
-    assert_same: Assert, T: int, position: int, chunk: int, *, fused: bool, self_modify: bool
+    assert_same: Assert, T: int, position: int, chunk: int, *, written: bool, self_modify: bool
 ) -> None:
     def fast(*args: Any) -> Any:
-        return self_modifying(*args, fused=fused)
+        return self_modifying(*args, written=written)
 
     rules = Rules(chunk=chunk)
     assert_same(
@@ -85,9 +85,13 @@ def test_other_rules_are_the_token_loop(
 @pytest.mark.parametrize(
     ("T", "chunk", "position"), [(1, 4, 0), (11, 1, 0), (11, 4, 0), (11, 4, 3), (11, 64, 0)]
 )
+@pytest.mark.parametrize("written", [True, False])
 def test_titans_memory_is_the_token_loop(
-    assert_same: Assert, T: int, chunk: int, position: int, *, momentum: bool, stable: bool
+    assert_same: Assert, T: int, chunk: int, position: int, *, momentum: bool, stable: bool, written: bool
 ) -> None:
+    def chunked(*args: Any) -> Any:
+        return titans_memory(*args, written=written)
+
     draw, rules = Draw(), Rules(chunk=chunk, stable=stable)
     q, k, v = (draw.unit(B, H, T, d) for _ in range(3))
     log_a = F.logsigmoid(draw(B, H, T)).detach().requires_grad_()
@@ -97,7 +101,7 @@ def test_titans_memory_is_the_token_loop(
     now = draw.weights(1)
     start = now if position % chunk == 0 else draw.weights(1)
     state = MemoryState(now, start, draw.weights(1) if momentum else None, position)
-    assert_same(titans_memory_naive, titans_memory, q, k, v, gates, state, rules)
+    assert_same(titans_memory_naive, chunked, q, k, v, gates, state, rules)
 
 
 def test_written_out_backward_passes_gradcheck() -> None:
