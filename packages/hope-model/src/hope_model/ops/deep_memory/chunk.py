@@ -82,7 +82,7 @@ def _write(
     write2 = -eta_NRC[..., None, :] * slope * (state.start.W1_NRdm.transpose(-1, -2) @ error)
     strength1, recalled1, write1 = None, None, -eta_NRC[..., None, :] * error
     if rules.stable:
-        strength1 = (keep_NC * _present(gates.output_NT))[..., None, :]
+        strength1 = keep_NC[..., None, :] * _present(gates.output_NRT)
         write1 = (target_NRdC - k_N1dC) * strength1[..., None, :]
         recalled1 = y - k_N1dC if whole else None
     strength2 = gates.erase_NT if gates.erase_NT is None or rules.tied_gates else keep_NC * gates.erase_NT
@@ -256,7 +256,8 @@ def _plain_chunk(
     if rules.stable:
         target_NRdC = l2norm(target_NRdC, -2)
     erase_NC = eta_NC if rules.tied_gates else gates.erase_NT
-    gates = Gates(log_a_NC, erase_NC, gates.output_NT, eta_NRC, None)
+    output_NRC = None if gates.output_NRT is None else _by_memory(gates.output_NRT, readout, R)
+    gates = Gates(log_a_NC, erase_NC, output_NRC, eta_NRC, None)
     layers = _write(state, k_NdC, tuple(x[..., :C] for x in both), target_NRdC, gates, rules)
     return _read(*layers, q_NdC, rules), _after(*layers, state, rules)
 
@@ -280,8 +281,9 @@ def _written_chunk(
         kv, raw, *_ = written_projection(*(_batch(W) for W in fixed), x_NdC.flatten(0, -3), readers)
     log_a_NC, _, eta_NRC = _gates(raw.view(*shape[:-2], 2, C), readout, R, rules)
     decays, keep_NC = chunk_decays(log_a_NC), log_a_NC.exp()
-    scalars = (keep_NC * _present(gates.output_NT), keep_NC * _present(gates.erase_NT), *decays)
-    flat = StepGates(eta_NRC.flatten(0, -3), *(g.flatten(0, len(shape) - 3) for g in scalars))
+    output_NRC = keep_NC[..., None, :] * _by_memory(_present(gates.output_NRT), readout, R)
+    scalars = (eta_NRC, output_NRC, keep_NC * _present(gates.erase_NT), *decays)
+    flat = StepGates(*(g.flatten(0, len(shape) - 3) for g in scalars))
     o, W2_new, W1_new = written_step(W2, W1, kv, q_NdC.flatten(0, -3), flat)
     now = FastWeights(W2_new.view(state.now.W2_NRmd.shape), W1_new.view(state.now.W1_NRdm.shape))
     position = state.position + C
@@ -299,6 +301,13 @@ def _gates(raw_N2C: Tensor, readout: Readout, R: int, rules: Rules) -> tuple[Ten
         return log_a_NC, eta_NC, eta_NC[..., None, :].expand(*eta_NC.shape[:-1], R, -1)
     scale_HR1 = 2 * readout.eta_scale_HR[..., -R:, None].sigmoid()
     return log_a_NC, eta_NC, scale_HR1 * eta_NC[..., None, :]
+
+
+def _by_memory(output_NRC: Tensor, readout: Readout, R: int) -> Tensor:
+    """Output strengths [N, R, C] (or [N, 1, C] where all memories share one)."""
+    if readout.output_share_HR is None:
+        return output_NRC.expand(*output_NRC.shape[:-2], R, -1)
+    return output_NRC * readout.output_share_HR[..., -R:, None].sigmoid()
 
 
 def read_memory(state: MemoryState, q_NTd: Tensor, rules: Rules) -> Tensor:

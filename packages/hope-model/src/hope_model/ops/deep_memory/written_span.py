@@ -50,7 +50,7 @@ def _momentum_gates(gates: Gates, chunks: int) -> MomentumGates:
     """All scalars of all chunks; the products of decays are those of `gated_delta.chunk.Momentum`."""
     log_a, log_theta, erase, output, eta = (
         _flat(gate, chunks)
-        for gate in (gates.log_a_NT, gates.log_theta_NT, gates.erase_NT, gates.output_NT, gates.eta_NRT)
+        for gate in (gates.log_a_NT, gates.log_theta_NT, gates.erase_NT, gates.output_NRT, gates.eta_NRT)
     )
     decays, theta, keep = chunk_decays(log_a), chunk_decays(log_theta), log_a.exp()
     written = theta.within_NCC @ decays.within_NCC

@@ -29,7 +29,7 @@ class StepGates(NamedTuple):
     """Scalars of one chunk, decays included (see `gated_delta.chunk.Decays`)."""
 
     eta_NRC: Tensor
-    output_NC: Tensor  # b of the output layer
+    output_NRC: Tensor  # b of the output layer
     erase_NC: Tensor  # b of the hidden layer
     gamma_NC: Tensor
     before_NC: Tensor
@@ -80,7 +80,7 @@ class _Step(torch.autograd.Function):
         inverse_norm = normalise(target)
         aim = target - k[:, None]
         back = torch.bmm(t(W1.view(N * R, d, m)), (recalled1 - aim).view(N * R, d, C))
-        c1, c2 = gates.output_NC[:, None, None], gates.erase_NC[:, None]
+        c1, c2 = gates.output_NRC[:, :, None], gates.erase_NC[:, None]
         before = gates.before_NC[:, None]
         r2 = masked(back, a_k).mul_((-gates.eta_NRC).view(N * R, 1, C) * s_kv[..., :C]).view(N, R * m, C)
         r2.addcmul_(z_k.view(N, R * m, C), -c2 * before)
@@ -88,7 +88,7 @@ class _Step(torch.autograd.Function):
         gram1, gram2 = torch.bmm(t(a_k), a_k).view(N, R, C, C), t(k) @ k
         inverse2 = inverse(gram2.mul_(gates.between_NCC * c2))
         inverse1 = inverse(
-            gram1.mul_((gates.between_NCC * gates.output_NC[:, None])[:, None]).view(N * R, C, C)
+            gram1.mul_(gates.between_NCC[:, None] * gates.output_NRC[:, :, None]).view(N * R, C, C)
         )
         u2, u1 = torch.bmm(r2, inverse2), torch.bmm(r1.view(N * R, d, C), inverse1)
         end, keep = gates.within_NCC[..., -1], gates.gamma_NC[:, -1, None, None]
@@ -180,20 +180,21 @@ def _systems_back(
     """Gradients at both right-hand sides, and through both matrices I + L; adds to those at a_k and k."""
     N, C = gates.gamma_NC.shape
     k, a_k, between = kept.kv[..., :C], kept.a_kv[..., :C], gates.between_NCC
-    output, erase = gates.output_NC[:, None], gates.erase_NC[:, None]
+    output, erase = gates.output_NRC[:, :, None], gates.erase_NC[:, None]
     gram1, gram2 = torch.bmm(t(a_k), a_k).view(N, -1, C, C), torch.bmm(t(k), k)
     g_r1, g_r2 = torch.bmm(g_u1, t(kept.inverse1)), torch.bmm(g_u2, t(kept.inverse2))
     # u (I + L) = r, so g_L = -u^T g_r; the sign is carried to the end.
     g_L1, g_L2 = torch.bmm(t(kept.u1), g_r1).view(gram1.shape), torch.bmm(t(kept.u2), g_r2)
-    felt1, felt2 = (gram1.mul_(g_L1)).sum(1), gram2.mul_(g_L2)
-    g_gram1, g_gram2 = g_L1.mul_((between * output)[:, None]).flatten(0, 1), g_L2.mul_(between * erase)
+    felt1, felt2 = gram1.mul_(g_L1), gram2.mul_(g_L2)
+    g_gram1, g_gram2 = g_L1.mul_(between[:, None] * output).flatten(0, 1), g_L2.mul_(between * erase)
     g_a_k.baddbmm_(a_k, g_gram1 + t(g_gram1), alpha=-1)
     g_k.baddbmm_(k, g_gram2 + t(g_gram2), alpha=-1)
-    g_between = (felt1 * output).addcmul_(felt2, erase).neg_()
+    g_output = (felt1 * between[:, None]).sum(-2).neg_()
+    g_between = felt1.mul_(output).sum(1).addcmul_(felt2, erase).neg_()
     return (
         g_r2,
         g_r1,
-        _SystemsBack((felt1 * between).sum(-2).neg_(), (felt2 * between).sum(-2).neg_(), g_between),
+        _SystemsBack(g_output, (felt2 * between).sum(-2).neg_(), g_between),
     )
 
 
@@ -227,17 +228,17 @@ def _step_back(
     k, a_k, s_k = kv[..., :C], a_kv[..., :C], s_kv[..., :C]
     read = _read_back(g_o, kept, gates)
     keep = gates.gamma_NC[:, -1, None, None, None]
-    c1, c2 = gates.output_NC[:, None, None], gates.erase_NC[:, None]
+    c1, c2 = gates.output_NRC[:, :, None], gates.erase_NC[:, None]
     before = gates.before_NC[:, None]
     g_u2, g_u1, g_k, g_a_k, g_keep, g_end = _state_back(g_W2_new, g_W1_new, kept, gates, read)
     g_r2, g_r1, (g_output, g_erase, g_between) = _systems_back(g_u2, g_u1, kept, gates, g_a_k, g_k)
     g_r1 = g_r1.view(N, R, d, C)
     # Right-hand sides: r1 = c1 (aim - before recalled1), r2 = w2 - z_k c2 before, w2 = -eta s mask back
     aim = target - k[:, None]
-    by_recalled = (g_r1 * recalled1).sum((-3, -2))
-    g_output += (g_r1 * aim).sum((-3, -2)) - gates.before_NC * by_recalled
+    by_recalled = (g_r1 * recalled1).sum(-2)
+    g_output += (g_r1 * aim).sum(-2) - gates.before_NC[:, None] * by_recalled
     by_z = (g_r2 * z_k.view(N, R * m, C)).sum(-2)
-    g_before = -gates.output_NC * by_recalled - gates.erase_NC * by_z
+    g_before = -(gates.output_NRC * by_recalled).sum(1) - gates.erase_NC * by_z
     g_erase -= gates.before_NC * by_z
     g_back = masked(g_r2.view(N * R, m, C), a_k)
     felt = (g_back * back).sum(-2, keepdim=True)
