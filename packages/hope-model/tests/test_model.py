@@ -243,7 +243,7 @@ def test_hope_paper_is_the_papers_form() -> None:
     names = {n.split(".", 2)[2] for n, _ in default.named_parameters() if n.startswith("blocks")} - {
         n.split(".", 2)[2] for n, _ in paper.named_parameters() if n.startswith("blocks")
     }
-    assert names == {"mixer.strengths.weight", "mixer.eta_scale_HR"}
+    assert names == {"mixer.strengths.weight", "mixer.eta_scale_HR", "mixer.output_share_HR"}
 
 
 def test_windows_bound_the_state_and_default_where_a_variant_needs_one() -> None:
