@@ -132,14 +132,14 @@ def test_second_order_is_the_true_derivative(variant: str, signal: str, rule: st
         grads = torch.autograd.grad(loss_of(model, tokens), list(model.parameters()))
         slopes[second] = float(sum((g * v).sum() for g, v in zip(grads, direction, strict=True)))
     ends = []
-    for step in (1e-6, -1e-6):
+    for step in (1e-7, -1e-7):
         with torch.no_grad():
             for p, v in zip(model.parameters(), direction, strict=True):
                 p.add_(step * v)
             ends.append(float(loss_of(model, tokens)))
             for p, v in zip(model.parameters(), direction, strict=True):
                 p.sub_(step * v)
-    true = (ends[0] - ends[1]) / 2e-6
+    true = (ends[0] - ends[1]) / 2e-7
     assert abs(slopes[True] - true) < 1e-6 * (1 + abs(true))
     assert abs(slopes[False] - true) > 1e-4 * (1 + abs(true))
 

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
-from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, unit_heads
 from hope_model.layers.gates import RetentionGate
 from hope_model.observe import note
-from hope_model.ops.activations import l2norm
 from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, read_memory, titans_memory
 from hope_model.precision import full_precision
 
@@ -79,7 +78,8 @@ class Titans(nn.Module):
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
         log_a, raw = self.retention(x_BTD), self.gates(x_BTD)
         with full_precision(x_BTD) as cast:
-            q, k, v = (l2norm(to_heads(part, self.heads), -1) for part in cast(F.silu(qkv)).chunk(3, -1))
+            parts, twice = cast(F.silu(qkv)).chunk(3, -1), self.rules.twice
+            q, k, v = (unit_heads(part, self.heads, twice=twice) for part in parts)
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             gates = self._gates(log_a, cast(raw))
