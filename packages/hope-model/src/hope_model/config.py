@@ -52,7 +52,7 @@ class CMSConfig:
     surprise_threshold: float = 0.0  # tokens with a smaller teach signal write nothing
     lr: float = 1.0
     retention: float = 1.0  # rho: what a write keeps of the former delta
-    delta_bound: float = 1.0  # largest norm of a delta's matrix, times its slow matrix's; 0: no bound
+    delta_bound: float = 0.1  # largest norm of a delta's matrix, times its slow matrix's; 0: no bound
     signal: str = "output"  # "output" (the last hidden state's, for all blocks) or "layer" (each block's own)
     wiring: str = "sequential"  # "sequential", "nested" or "independent"
     delta_rule: bool = False  # DGD (eq. 57) as the write
