@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hope_data import documents, shards
+from hope_data import documents, sharding
 from hope_data.bpb import bits_per_byte
 from hope_data.cli import main
 from hope_data.errors import InputError
@@ -55,7 +55,7 @@ def test_a_corpus_of_three_documents_fills_every_split(
     data: Path, tmp_path: Path, make_corpus: Callable[..., Path], sentences: Callable[[int, int], str]
 ) -> None:
     clean = make_corpus(tmp_path, "c", [sentences(i, 5) for i in range(3)])
-    index = shards.build(clean, data / "tokenizer", tmp_path / "s", threads=1)
+    index = sharding.shard(clean, data / "tokenizer", tmp_path / "s", workers=1)
     assert [index["splits"][name]["documents"] for name in SPLITS] == [1, 1, 1]
 
 
@@ -64,12 +64,12 @@ def test_a_corpus_of_two_documents_is_refused(
 ) -> None:
     clean = make_corpus(tmp_path, "c", [sentences(i, 5) for i in range(2)])
     with pytest.raises(InputError, match="no document for the train split"):
-        shards.build(clean, data / "tokenizer", tmp_path / "s")
+        sharding.shard(clean, data / "tokenizer", tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
 def test_same_input_same_bytes(data: Path, tmp_path: Path) -> None:
-    shards.build(data / "clean" / "b", data / "tokenizer", tmp_path / "b", threads=1)
+    sharding.shard(data / "clean" / "b", data / "tokenizer", tmp_path / "b", workers=1)
     for path in (data / "shards" / "b").iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
 

@@ -42,8 +42,17 @@ def _acquire(args: argparse.Namespace) -> None:
 
 def _filter(args: argparse.Namespace) -> None:
     from hope_data import filters
+    from hope_data.engines import engine
 
-    record = filters.run(args.raw, args.out, args.manifest)
+    record = filters.run(
+        args.raw,
+        args.out,
+        args.manifest,
+        args.against,
+        args.evaluation,
+        args.workers,
+        engine(args.engine, args.slurm),
+    )
     drops = ", ".join(
         f"{reason} {n}" for reason, n in sorted(record["dropped"].items(), key=lambda item: -item[1])
     )
@@ -87,9 +96,12 @@ def _tokenizer(args: argparse.Namespace) -> None:
 
 
 def _shard(args: argparse.Namespace) -> None:
-    from hope_data import shards
+    from hope_data import sharding
+    from hope_data.engines import engine
 
-    index = shards.build(args.clean, args.tokenizer, args.out, args.threads)
+    index = sharding.shard(
+        args.clean, args.tokenizer, args.out, args.workers, engine(args.engine, args.slurm)
+    )
     for name, split in index["splits"].items():
         counts = ", ".join(f"{split[key]} {key}" for key in ("documents", "tokens", "bytes"))
         print(f"{index['corpus']} {name}: {counts}")
@@ -130,6 +142,19 @@ def _number(text: str, default: int | None) -> dict[str, Any]:
 
 _OUT = {"--out": _path("DIR", "folder to write", required=True)}
 _JSON = {"--json": _path("FILE", "also write the numbers as JSON")}
+_WORKERS = {
+    "--workers": _number("processes; the result does not depend on it (default 2)", 2),
+    "--engine": {
+        "choices": ["processes", "datatrove", "slurm"],
+        "default": "processes",
+        "help": "what runs them (default: processes of this machine)",
+    },
+    "--slurm": {
+        "nargs": "+",
+        "metavar": "KEY=VALUE",
+        "help": "for --engine slurm: partition=… time=… and more of datatrove's SlurmPipelineExecutor",
+    },
+}
 _NAMES = {"--corpora": {"nargs": "+", "metavar": "NAME", "help": "only these (default: all there)"}}
 # Step: what it runs, what it does, its arguments, an example.
 _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dict[str, Any]], str]] = {
@@ -153,6 +178,9 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
         {
             "raw": _path("RAW", "folder of `acquire`"),
             "--manifest": _path("FILE", "take thresholds from here (default: as acquired)"),
+            "--against": _path("CLEAN", "drop what these clean corpora hold already", nargs="+"),
+            "--evaluation": _path("PATH", "drop documents that share 13 words with these files", nargs="+"),
+            **_WORKERS,
             **_OUT,
             **_JSON,
         },
@@ -178,7 +206,7 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
         {
             "clean": _path("CLEAN", "folder of `filter`"),
             "--tokenizer": _path("DIR", "folder of `tokenizer`", required=True),
-            "--threads": _number("of tokenising; the result does not depend on it (default 2)", 2),
+            **_WORKERS,
             **_OUT,
             **_JSON,
         },
