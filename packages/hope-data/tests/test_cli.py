@@ -155,7 +155,7 @@ def test_closed_pipe_and_full_disk_are_no_traceback(data: Path) -> None:
 def test_help_teaches() -> None:
     done = hope_data("--help")
     assert done.returncode == 0
-    for step in ("acquire", "filter", "tokenizer", "shard", "validate", "look"):
+    for step in ("acquire", "filter", "tokenizer", "shard", "validate", "look", "bench"):
         assert f"hope-data {step}" in done.stdout
         assert f"example:\n  hope-data {step}" in hope_data(step, "--help").stdout
 

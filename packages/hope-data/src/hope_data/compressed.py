@@ -11,7 +11,7 @@ import zstandard
 from hope_data.errors import InputError
 
 # A zstd block of four bytes may hold 128 KiB: small steps bound what a bomb takes in memory.
-_STEP = 4096
+_STEP = 512
 # A longer line is no document; it would only fill the memory.
 LONGEST_LINE = 64 << 20
 # Text compresses 3 to 20 times. A bomb is looked for once this much has come out.

@@ -2,12 +2,11 @@
 
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
-from typing import TYPE_CHECKING
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
 
 from hope_data.errors import InputError
 from hope_data.progress import steps
@@ -30,17 +29,58 @@ def processes(todo: "Todo", workers: int) -> None:
         for i in todo.numbers:
             todo(i)
         return
+    for _ in steps(_finished(todo, workers), len(todo.numbers), todo.step):
+        pass
+
+
+def _finished(todo: "Todo", workers: int) -> Iterator[int]:
+    """Yield tasks as worker processes finish them; no worker outlives this."""
     # Spawned, not forked: sentencepiece and rensa hold threads.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_die_with_parent) as pool:
-        futures = [pool.submit(todo, i) for i in todo.numbers]
-        try:
-            for future in steps(as_completed(futures), len(futures), todo.step):
-                future.result()
-        except BrokenProcessPool:
+    context = get_context("spawn")
+    taken = context.Value("q", 0)
+    running: dict[Any, BaseProcess] = {}
+    try:
+        for _ in range(workers):
+            receive, send = context.Pipe(duplex=False)
+            process = context.Process(target=_worker, args=(todo, taken, send), daemon=True)
+            process.start()
+            send.close()
+            running[receive] = process
+        while running:
+            for receive in connection.wait(list(running)):
+                yield from _heard(todo, receive, running)
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.join()
+
+
+def _heard(todo: "Todo", receive: Any, running: dict[Any, BaseProcess]) -> Iterator[int]:
+    try:
+        message = receive.recv()
+    except EOFError:
+        process = running.pop(receive)
+        process.join()
+        if process.exitcode:
             raise OSError(f"{todo.work.out}: a worker process was killed; run it again to go on") from None
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        return
+    if isinstance(message, BaseException):
+        raise message
+    yield message
+
+
+def _worker(todo: "Todo", taken: Any, send: Any) -> None:
+    """Take the next task that nobody has taken until there is none, and tell of each."""
+    _die_with_parent()
+    try:
+        while True:
+            with taken.get_lock():
+                k, taken.value = taken.value, taken.value + 1
+            if k >= len(todo.numbers):
+                return
+            send.send(todo(todo.numbers[k]))
+    except (InputError, OSError) as error:
+        send.send(error)
 
 
 def _die_with_parent() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hope_data.errors import InputError, Unfinished
@@ -93,3 +94,40 @@ def slurm(todo: "Todo", workers: int, options: dict[str, str]) -> None:
 def _queued(job: str) -> bool:
     found = subprocess.run(["squeue", "-h", "-j", str(job)], capture_output=True, text=True, check=False)
     return bool(found.stdout.strip())
+
+
+def reference_dedup(texts: list[str], folder: Path) -> set[int]:
+    """Positions of the texts that datatrove's MinHash steps drop, at its own settings: what `bench` compares with.
+
+    Words are split at white space: the tokenizer that datatrove takes for English is spaCy's, and slower.
+    """
+    try:
+        import xxhash  # noqa: PLC0415
+        from datatrove.data import Document as Row  # noqa: PLC0415
+        from datatrove.pipeline import dedup  # noqa: PLC0415
+        from datatrove.utils.word_tokenizers import WordTokenizer  # noqa: PLC0415
+    except ImportError as error:
+        raise InputError(f"the comparison needs {error.name}: pip install 'hope-data[bench]'") from None
+
+    class Words(WordTokenizer):  # type: ignore[misc]
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            return [text]
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            return [(0, len(text))]
+
+    config = dedup.MinhashConfig()
+    rows = [Row(text, str(i)) for i, text in enumerate(texts)]
+    signatures, buckets, clusters = (str(folder / name) for name in ("signatures", "buckets", "clusters"))
+    signing = dedup.MinhashDedupSignature(signatures, config, Words())
+    # Its own passes text where xxhash 4 takes bytes only.
+    signing._hash_func = lambda shingle: xxhash.xxh64_intdigest(shingle.encode())
+    signing.run(rows, 0, 1)
+    for bucket in range(config.num_buckets):
+        dedup.MinhashDedupBuckets(signatures, buckets, config=config).run(None, bucket, config.num_buckets)
+    dedup.MinhashDedupCluster(buckets, clusters, config).run(None, 0, 1)
+    kept = {int(row.id) for row in dedup.MinhashDedupFilter(clusters).run(rows, 0, 1)}
+    return set(range(len(texts))) - kept
