@@ -100,10 +100,12 @@ def build(paths: list[Path], folder: Path) -> list[str]:
     vocabulary: dict[str, int] = {}
     rows: list[npt.NDArray[np.uint64]] = []
     for name, path in found:
+        ids: list[int] = []
         for text in _texts(path):
-            ids = np.array([vocabulary.setdefault(w, len(vocabulary) + 1) for w in words(text)], np.uint64)
-            grams = _grams(ids)
-            rows.append(np.stack([grams, np.full(len(grams), sets.index(name), np.uint64)]))
+            ids += [vocabulary.setdefault(word, len(vocabulary) + 1) for word in words(text)]
+            ids.append(0)  # no run goes from one text into the next
+        grams = _grams(np.array(ids, np.uint64))
+        rows.append(np.stack([grams, np.full(len(grams), sets.index(name), np.uint64)]))
     every = np.concatenate([*rows, np.empty((2, 0), np.uint64)], axis=1)
     grams, first = np.unique(every[0], return_index=True)
     if not len(grams):

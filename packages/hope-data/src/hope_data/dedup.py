@@ -74,8 +74,9 @@ def first_like(signatures: Signatures, similarity: float, fixed: int = 0) -> npt
     like = np.arange(len(signatures))
     for band in range(BANDS):
         keys = np.zeros(len(signatures), np.uint64)
-        for column in range(band * ROWS, (band + 1) * ROWS):
-            keys = (keys ^ hashes[:, column]) * _MIX[0]
+        # One reading of the file per band, where it is larger than the memory.
+        for column in np.ascontiguousarray(hashes[:, band * ROWS : (band + 1) * ROWS].T):
+            keys = (keys ^ column) * _MIX[0]
             keys ^= keys >> np.uint64(29)
         order = np.argsort(keys, kind="stable")
         order = order[long_enough[order]]

@@ -17,7 +17,7 @@ _LANGUAGE_SAMPLE, _PLACE = 400, 1000
 _BAR = "#3b6ea5"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h2 { margin-top: 3rem; border-bottom: 1px solid #ccc } figure { display: inline-block; margin: 0 1rem 0 0 }
+h2 { margin-top: 3rem; border-bottom: 1px solid #ccc } figure { display: inline-block; margin: 0; width: 33% }
 table { border-collapse: collapse } td, th { padding: .15rem .8rem; text-align: right }
 th { border-bottom: 1px solid #999 }
 td:first-child, th:first-child { text-align: left } pre { white-space: pre-wrap; background: #f6f6f4; padding: .7rem;
@@ -46,6 +46,7 @@ def _plots(name: str, found: dict[str, Any], folder: Path) -> list[tuple[str, st
     """Draw the histograms; file names with what they show."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter  # noqa: PLC0415
     except ImportError:
         raise InputError("look --html draws with matplotlib: pip install 'hope-data[look]'") from None
     drawn = []
@@ -55,11 +56,14 @@ def _plots(name: str, found: dict[str, Any], folder: Path) -> list[tuple[str, st
         drawn.append((f"{name}-{kind}.png", caption))
 
     lengths = np.maximum(1, found["lengths"])
-    figure = Figure(figsize=(4.6, 3), layout="constrained")
+    figure = Figure(figsize=(4.2, 2.9), layout="constrained")
     axes = figure.subplots()
     low, high = np.log10(lengths.min()), np.log10(lengths.max())
     axes.hist(lengths, np.logspace(low, max(high, low + 0.1), 40), color=_BAR)
     axes.set(xscale="log", xlabel="bytes of a document", ylabel="documents", title="Length")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 2 else (1.0, 2.0, 5.0), numticks=20))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     median = f"median {np.median(lengths):,.0f} bytes, longest {lengths.max():,}"
     save(figure, "length", f"{len(lengths):,} documents, {median}")
     sampled = sum(found["languages"].values())
@@ -75,13 +79,15 @@ def _plots(name: str, found: dict[str, Any], folder: Path) -> list[tuple[str, st
     for kind, title, rows, caption in bars:
         if not rows:
             continue
-        figure = Figure(figsize=(4.6, 3), layout="constrained")
+        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
         axes = figure.subplots()
         labels, counts = zip(*reversed(rows), strict=True)
-        axes.barh(range(len(rows)), counts, color=_BAR)
+        axes.barh(range(len(rows)), counts, 0.7, color=_BAR)
         axes.set_yticks(range(len(rows)), labels)
         axes.bar_label(axes.containers[0], padding=3, fontsize=8)
         axes.margins(x=0.15)
+        axes.set_ylim(len(rows) - 0.5 - max(len(rows), 5), len(rows) - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set(xlabel="documents", title=title)
         save(figure, kind, caption)
     return drawn
