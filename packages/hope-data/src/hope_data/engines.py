@@ -42,17 +42,17 @@ def _finished(todo: "Todo", workers: int) -> Iterator[int]:
     try:
         for _ in range(workers):
             receive, send = context.Pipe(duplex=False)
-            process = context.Process(target=_worker, args=(todo, taken, send), daemon=True)
+            process: BaseProcess = context.Process(target=_worker, args=(todo, taken, send), daemon=True)
             process.start()
             send.close()
             running[receive] = process
         while running:
-            for receive in connection.wait(list(running)):
-                yield from _heard(todo, receive, running)
+            for ready in connection.wait(list(running)):
+                yield from _heard(todo, ready, running)
     finally:
-        for process in running.values():
-            process.terminate()
-            process.join()
+        for worker in running.values():
+            worker.terminate()
+            worker.join()
 
 
 def _heard(todo: "Todo", receive: Any, running: dict[Any, BaseProcess]) -> Iterator[int]:

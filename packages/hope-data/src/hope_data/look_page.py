@@ -31,7 +31,8 @@ def _gather(folder: Path, count: int, width: int) -> dict[str, Any]:
 
     record = documents.provenance(folder)
     n = record["documents"]
-    lengths, languages, samples = np.zeros(n, np.int64), Counter[str](), []
+    lengths, languages = np.zeros(n, np.int64), Counter[str]()
+    samples: list[tuple[str, str, str]] = []
     for i, row in enumerate(documents.read(folder)):
         lengths[i] = len(row.text.encode())
         if i % max(1, n // _LANGUAGE_SAMPLE) == 0:
@@ -59,7 +60,7 @@ def _plots(name: str, found: dict[str, Any], folder: Path) -> list[tuple[str, st
     figure = Figure(figsize=(4.2, 2.9), layout="constrained")
     axes = figure.subplots()
     low, high = np.log10(lengths.min()), np.log10(lengths.max())
-    axes.hist(lengths, np.logspace(low, max(high, low + 0.1), 40), color=_BAR)
+    axes.hist(lengths, np.logspace(low, max(high, low + 0.1), 40).tolist(), color=_BAR)
     axes.set(xscale="log", xlabel="bytes of a document", ylabel="documents", title="Length")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 2 else (1.0, 2.0, 5.0), numticks=20))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -82,9 +83,9 @@ def _plots(name: str, found: dict[str, Any], folder: Path) -> list[tuple[str, st
         figure = Figure(figsize=(4.2, 2.9), layout="constrained")
         axes = figure.subplots()
         labels, counts = zip(*reversed(rows), strict=True)
-        axes.barh(range(len(rows)), counts, 0.7, color=_BAR)
+        bars_drawn = axes.barh(range(len(rows)), counts, 0.7, color=_BAR)
         axes.set_yticks(range(len(rows)), labels)
-        axes.bar_label(axes.containers[0], padding=3, fontsize=8)
+        axes.bar_label(bars_drawn, padding=3, fontsize=8)
         axes.margins(x=0.15)
         axes.set_ylim(len(rows) - 0.5 - max(len(rows), 5), len(rows) - 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
