@@ -229,7 +229,7 @@ def run(
     clean: Path,
     tokenizer: Path,
     megabytes: float = 20.0,
-    gigabytes: float = 1.0,
+    gigabytes: float = 2.0,
     count: int = 10_000,
     workers: int = 2,
     repeats: int = 3,

@@ -301,7 +301,7 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
             "clean": _path("CLEAN", "folder of `filter`: its text is what is measured on"),
             "--tokenizer": _path("DIR", "folder of `tokenizer`", required=True),
             "--megabytes": _number("of text to tokenise (default 20)", 20),
-            "--gigabytes": _number("of shards to load and validate (default 1)", 1),
+            "--gigabytes": _number("of shards to load and validate (default 2)", 2),
             "--documents": _number("distinct ones, to look for duplicates among (default 10000)", 10_000),
             "--workers": _number("processes of tokenising (default 2)", 2),
             **_JSON,
