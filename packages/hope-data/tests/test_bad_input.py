@@ -145,7 +145,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(step: str, data: Path,
 
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith(f"error: {out}: cannot be written (")
     assert done.stderr.count("\n") == 1
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     subprocess.run(command, check=True, capture_output=True)

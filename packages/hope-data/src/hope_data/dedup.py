@@ -119,11 +119,11 @@ def judge(
     opened = [[np.load(path, mmap_mode="r") for path in paths] for paths in [*others.values(), parts]]
     sizes = [sum(map(len, rows)) for rows in opened]
     total, fixed = sum(sizes), sum(sizes[:-1])
-    every = np.lib.format.open_memmap(work, "w+", SIGNATURE, (max(1, total),))[:total]
-    at = 0
-    for rows in (row for corpus in opened for row in corpus):
-        every[at : at + len(rows)] = rows
-        at += len(rows)
+    # Written, not mapped: a full disk is an error of write, and would be the end of a process that maps.
+    with work.open("wb") as file:
+        for rows in (row for corpus in opened for row in corpus):
+            file.write(np.ascontiguousarray(rows).view(np.uint8))
+    every = np.memmap(work, SIGNATURE, "r", shape=(total,)) if total else np.empty(0, SIGNATURE)
     source = np.repeat(np.arange(len(sizes)), sizes)
     names = [f" of {name}" for name in others] + [""]
     reasons = ["", *(kind + name for kind in ("duplicate", "near duplicate") for name in names)]

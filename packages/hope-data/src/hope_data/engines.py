@@ -8,7 +8,7 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from hope_data.errors import InputError
+from hope_data.errors import InputError, Unfinished
 from hope_data.progress import steps
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _heard(todo: "Todo", receive: Any, running: dict[Any, BaseProcess]) -> Itera
         process = running.pop(receive)
         process.join()
         if process.exitcode:
-            raise OSError(f"{todo.work.out}: a worker process was killed; run it again to go on") from None
+            raise Unfinished(f"{todo.work.out}: a worker process was killed; run it again to go on") from None
         return
     if isinstance(message, BaseException):
         raise message

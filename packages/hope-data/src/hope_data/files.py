@@ -101,6 +101,9 @@ def new_folder(out: Path, marker: str) -> Iterator[Path]:
         work.chmod(0o755)
         yield work
         replace_folder(work, out)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); make room for it") from None
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

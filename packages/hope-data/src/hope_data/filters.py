@@ -256,7 +256,7 @@ def run(
 
 def _unlike(work: Work, count: int, others: dict[str, list[Path]], similarity: float) -> _Keep:
     judged = [work.folder / f"judged-{i:05d}.npy" for i in range(count)]
-    verdicts, reasons = dedup.judge(judged, others, similarity, work.folder / "signatures.npy")
+    verdicts, reasons = dedup.judge(judged, others, similarity, work.folder / "signatures.bin")
     names = [f"verdict-{i:05d}.npy" for i in range(count)]
     for name, verdict in zip(names, verdicts, strict=True):
         np.save(work.folder / name, verdict)

@@ -155,6 +155,11 @@ def open_work(out: Path, marker: str, job: dict[str, Any]) -> Iterator[Work]:
             if not isinstance(error, Unfinished):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        except OSError as error:
+            raise Unfinished(
+                f"{out}: cannot be written ({error.strerror or error}); what is done so far is kept: make room "
+                "and run the same command again"
+            ) from None
 
 
 def _job_of(folder: Path) -> dict[str, Any] | None:
