@@ -136,7 +136,7 @@ def test_overlap_agrees_with_counting_every_run(
     texts = [sentences(i, 12) + f"End of {i}.\n" for i in range(120)] + [
         sentences(5000 + i, 12) for i in range(120)
     ]
-    texts += [sentences(7000, 8) + sentences(7001 + i, 4) for i in range(9)]
+    texts += [sentences(7000, 60) + sentences(7001 + i, 4) for i in range(9)]
     clean = make_corpus(tmp_path, "c", texts, "filter: {language: '', near_duplicate: 0}")
     sharding.shard(clean, data / "tokenizer", tmp_path / "c", workers=1)
     splits = {

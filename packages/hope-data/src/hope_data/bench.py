@@ -95,15 +95,16 @@ def tokenise(clean: Path, tokenizer: Path, folder: Path, workers: int, repeats: 
 
 
 def memory(clean: Path, tokenizer: Path, out: Path) -> float:
-    """Peak resident MB of a process that shards a corpus."""
+    """Peak resident MB of a process that shards a corpus (Linux)."""
+    # Not getrusage, whose peak a new process has from the one that started it.
     script = (
-        "import resource, sys; from pathlib import Path; from hope_data import sharding; "
+        "import re, sys; from pathlib import Path; from hope_data import sharding; "
         "sharding.shard(*map(Path, sys.argv[1:])); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])"
     )
     command = [sys.executable, "-c", script, str(clean), str(tokenizer), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return int(done.stdout) * 1024 / 1e6
 
 
 def planted(texts: list[str], count: int, seed: int) -> tuple[list[str], int]:
