@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
-from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, unit_heads
 from hope_model.layers.gates import retention_bias
 from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules
-from hope_model.ops.activations import l2norm
 from hope_model.ops.deep_memory import (
     BANK,
     FastWeights,
@@ -40,6 +39,9 @@ class SelfModifyingTitans(nn.Module):
         self.eta_Hd = nn.Parameter(torch.randn(H, d) * d**-0.5)
         self.eta_bias_H = nn.Parameter(torch.zeros(H))
         self.eta_scale_HR = None if self.rules.tied_gates else nn.Parameter(torch.zeros(H, len(BANK)))
+        # Keys and values that a chunk's writes change at once make gradients grow from chunk to chunk: begin slowly.
+        share_R = torch.tensor([-2.0] * (len(BANK) - 1) + [2.0])
+        self.output_share_HR = nn.Parameter(share_R.repeat(H, 1)) if self.rules.stable else None
         self.alpha_Hd = nn.Parameter(torch.randn(H, d) * d**-0.5)
         self.alpha_bias_H = nn.Parameter(retention_bias(H))
         self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
@@ -57,7 +59,8 @@ class SelfModifyingTitans(nn.Module):
         q = self.query(x_BTD)
         raw = None if self.strengths is None else self.strengths(x_BTD)
         with full_precision(x_BTD) as cast:
-            x, q = (l2norm(to_heads(cast(part), self.heads), -1) for part in (x_BTD, q))
+            twice = self.rules.twice
+            x, q = (unit_heads(cast(part), self.heads, twice=twice) for part in (x_BTD, q))
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             strengths = (
@@ -65,12 +68,18 @@ class SelfModifyingTitans(nn.Module):
                 if raw is None
                 else (2 * cast(raw).transpose(1, 2).sigmoid()).chunk(raw.shape[-1] // self.heads, 1)
             )
-            output = strengths[0] if self.rules.stable else None
+            output = strengths[0][:, :, None] if self.rules.stable else None
             gates = Gates(None, None if self.rules.tied_gates else strengths[-1], output, None, None)
             fixed = None if self.self_modify else self.memory.fast(len(x))
             o, memory = self_modifying(x, q, gates, self._readout(), state.memory, self.rules, fixed)
         return self.output(o, x_BTD), TitansState(memory, tail)
 
     def _readout(self) -> Readout:
-        parts = (self.eta_Hd, self.eta_bias_H, self.eta_scale_HR, self.alpha_Hd, self.alpha_bias_H)
-        return Readout(*parts)
+        return Readout(
+            self.eta_Hd,
+            self.eta_bias_H,
+            self.eta_scale_HR,
+            self.alpha_Hd,
+            self.alpha_bias_H,
+            self.output_share_HR,
+        )
