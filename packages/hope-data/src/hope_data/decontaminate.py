@@ -122,7 +122,7 @@ def described(paths: list[Path]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path) -> tuple[list[str], dict[str, int], npt.NDArray[np.uint64]]:
+def _load(folder: Path, _written: int) -> tuple[list[str], dict[str, int], npt.NDArray[np.uint64]]:
     vocabulary = (folder / _VOCABULARY).read_text(encoding="utf-8").split("\n")
     table = np.load(folder / _GRAMS)
     return json.loads((folder / _SETS).read_text()), {w: i for i, w in enumerate(vocabulary, 1)}, table
@@ -130,7 +130,7 @@ def _load(folder: Path) -> tuple[list[str], dict[str, int], npt.NDArray[np.uint6
 
 def rule(folder: Path) -> Rule:
     """Drops a document that shares thirteen words in a row with an evaluation text, and names the set."""
-    sets, vocabulary, (grams, origin) = _load(folder)
+    sets, vocabulary, (grams, origin) = _load(folder, (folder / _GRAMS).stat().st_mtime_ns)
 
     def judge(document: Document) -> Verdict:
         found = words(document.text)

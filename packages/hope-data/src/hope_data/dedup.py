@@ -122,7 +122,7 @@ def judge(
     # Written, not mapped: a full disk is an error of write, and would be the end of a process that maps.
     with work.open("wb") as file:
         for rows in (row for corpus in opened for row in corpus):
-            file.write(np.ascontiguousarray(rows).view(np.uint8))
+            file.write(np.ascontiguousarray(rows).data)
     every = np.memmap(work, SIGNATURE, "r", shape=(total,)) if total else np.empty(0, SIGNATURE)
     source = np.repeat(np.arange(len(sizes)), sizes)
     names = [f" of {name}" for name in others] + [""]

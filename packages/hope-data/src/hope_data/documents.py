@@ -1,7 +1,7 @@
 """Documents on disk: a folder of zstd JSONL parts with one sealed `provenance.json`."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hope_data.files import load_sealed, plain_name, sha256_file
 PROVENANCE = "provenance.json"
 # A line of a part: a document of the longest kind, every character of it escaped.
 INNER_LINE = 1 << 30
+_BATCH_DOCUMENTS, _BATCH_CHARS = 256, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,20 @@ class Document:
     text: str
     id: str
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+def batches(rows: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents to work on together: many enough to keep threads busy, few enough to keep memory flat."""
+    held: list[Document] = []
+    size = 0
+    for row in rows:
+        held.append(row)
+        size += len(row.text)
+        if len(held) == _BATCH_DOCUMENTS or size >= _BATCH_CHARS:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 class Writer:

@@ -10,7 +10,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from hope_data.work import Work, open_work
 
 _KEPT_PER_REASON = 5
 _EXCERPT = 500
-_BATCH = 500
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -114,7 +112,7 @@ class _Judge:
         rows = track(documents.read_part(self.raw, self.parts[i]), self.n_bytes, f"filter {self.raw.name}")
         passed = sieve.keep(_repaired(rows, changed))
         writer, signatures = Writer(folder, 0, text), [np.empty(0, dedup.SIGNATURE)]
-        while batch := list(islice(passed, _BATCH)):
+        for batch in documents.batches(passed):
             for row in batch:
                 writer.write(row)
             signatures.append(self._sign(batch))

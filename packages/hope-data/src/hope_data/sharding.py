@@ -2,7 +2,6 @@
 
 import sys
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +18,6 @@ from hope_data.shards import HEADER_SIZE, INDEX, header, token_type
 from hope_data.splits import SPLITS, SplitRule
 from hope_data.tokenizer import Tokenizer
 from hope_data.work import open_work
-
-# Texts tokenised together: enough to keep threads busy, few enough to keep memory flat.
-_BATCH_DOCUMENTS, _BATCH_CHARS = 256, 1 << 20
 
 
 class _ShardWriter:
@@ -65,19 +61,6 @@ class _ShardWriter:
         }
 
 
-def _batches(rows: Iterator[documents.Document]) -> Iterator[list[documents.Document]]:
-    held: list[documents.Document] = []
-    size = 0
-    for row in rows:
-        held.append(row)
-        size += len(row.text)
-        if len(held) == _BATCH_DOCUMENTS or size >= _BATCH_CHARS:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
-
-
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
     """Loaded once for the many parts that a process tokenises; the hash is there to notice another one."""
@@ -105,7 +88,7 @@ class _Shard:
         number = f"-{i:05d}" if len(self.parts) > 1 else ""
         writers = {name: _ShardWriter(folder, name + number, dtype) for name in SPLITS}
         rows = track(documents.read_part(self.clean, self.parts[i]), self.n_bytes, f"shard {self.clean.name}")
-        for batch in _batches(rows):
+        for batch in documents.batches(rows):
             encoded = tokenizer.encode_batch([d.text for d in batch], self.threads)
             for document, ids in zip(batch, encoded, strict=True):
                 ids.append(tokenizer.eos_id)
