@@ -177,7 +177,7 @@ def titans_memory(
     for piece in _spans(state.position, q_NdT.shape[-1], rules.chunk):
         gates_C = Gates(*(None if g is None else g[..., piece] for g in gates))
         span = written_span if written and state.position % rules.chunk == 0 else _plain_span
-        o, state = span(*(x[..., piece] for x in (q_NdT, k_NdT, v_NdT)), gates_C, state, rules)
+        o, state = span(q_NdT[..., piece], k_NdT[..., piece], v_NdT[..., piece], gates_C, state, rules)
         outputs.append(o)
     return torch.cat(outputs, -1).transpose(-1, -2), state
 
@@ -278,7 +278,8 @@ def _written_chunk(
     if fixed is None:
         kv, raw, W2, W1 = written_projection(W2, W1, x_NdC.flatten(0, -3), readers)
     else:
-        kv, raw, *_ = written_projection(*(_batch(W) for W in fixed), x_NdC.flatten(0, -3), readers)
+        first2, first1 = (_batch(W) for W in fixed)
+        kv, raw, *_ = written_projection(first2, first1, x_NdC.flatten(0, -3), readers)
     log_a_NC, _, eta_NRC = _gates(raw.view(*shape[:-2], 2, C), readout, R, rules)
     decays, keep_NC = chunk_decays(log_a_NC), log_a_NC.exp()
     output_NRC = keep_NC[..., None, :] * _by_memory(_present(gates.output_NRT), readout, R)
