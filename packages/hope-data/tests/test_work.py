@@ -71,12 +71,8 @@ def command(step: str, many: Path, out: Path) -> list[str]:
     return [sys.executable, "-c", script, step, *map(str, given), "--out", str(out / "m"), "--workers", "2"]
 
 
-def started(step: str, many: Path, out: Path) -> subprocess.Popen[bytes]:
-    """The command, once its work has begun."""
-    process = subprocess.Popen(command(step, many, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (out / ".m.partial" / "job.json").exists() and process.poll() is None:
-        time.sleep(0.001)
-    return process
+def start(step: str, many: Path, out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command(step, many, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def test_kills_change_no_byte(many: Path, tmp_path: Path) -> None:
@@ -84,13 +80,16 @@ def test_kills_change_no_byte(many: Path, tmp_path: Path) -> None:
     rng = random.Random(0)
     for step, reference in (("filter", many / "clean" / "m"), ("shard", many / "shards" / "m")):
         out, killed, halfway = tmp_path / step, 0, 0
-        process, began = started(step, many, out), time.monotonic()
+        process, began = start(step, many, out), time.monotonic()
+        while not (out / ".m.partial" / "job.json").exists():
+            time.sleep(0.001)
+        start_up = time.monotonic() - began
         process.wait()
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - began - start_up
         shutil.rmtree(out)
         while killed < KILLS // 2:
-            process = started(step, many, out)
-            time.sleep(rng.uniform(0, seconds))
+            process = start(step, many, out)
+            time.sleep(start_up + rng.uniform(0, seconds))
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 killed += 1
