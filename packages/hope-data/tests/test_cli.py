@@ -155,7 +155,7 @@ def test_closed_pipe_and_full_disk_are_no_traceback(data: Path) -> None:
 def test_help_teaches() -> None:
     done = hope_data("--help")
     assert done.returncode == 0
-    for step in ("acquire", "filter", "tokenizer", "shard", "validate", "look"):
+    for step in ("acquire", "filter", "tokenizer", "shard", "validate", "look", "bench"):
         assert f"hope-data {step}" in done.stdout
         assert f"example:\n  hope-data {step}" in hope_data(step, "--help").stdout
 
@@ -201,7 +201,7 @@ def test_no_new_dials() -> None:
         "limits.bytes scales holdout installed.packages installed.what installed.skip installed.file_bytes hub.path "
         "hub.name hub.split hub.revision hub.streaming filter.language filter.min_chars filter.max_chars "
         "filter.min_letters filter.max_symbols filter.max_bullets filter.max_duplicate_lines "
-        "filter.max_top_trigram filter.max_word"
+        "filter.max_top_trigram filter.max_word filter.near_duplicate"
     )
     assert " ".join(keys(LoaderConfig)) == "shards weights corpora batch_size length"
 

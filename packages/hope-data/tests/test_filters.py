@@ -6,7 +6,6 @@ import pytest
 
 from hope_data import documents, filters, rules
 from hope_data.config import CODE_FILTER, FilterConfig
-from hope_data.dedup import Exact
 from hope_data.documents import Document
 from hope_data.errors import InputError
 
@@ -58,13 +57,6 @@ def test_code_is_judged_more_loosely() -> None:
 def test_language_looks_in_three_places() -> None:
     names = "Łukasz Langa, Jukka Lehtosalo, Mark Shannon, Ivan Levkivskyi, Pradeep Srinivasan, " * 6
     assert rules.language(CONFIG)(Document(names + "\n" + PROSE * 5, "d")) is True
-
-
-def test_exact_duplicates_go_whatever_surrounds_them() -> None:
-    rule = Exact()
-    assert rule(Document(PROSE, "1")) is True
-    assert rule(Document("\n" + PROSE + "  \n", "2")) == (False, "duplicate")
-    assert rule(Document(PROSE + "!", "3")) is True
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hope_data.errors import InputError
-from hope_data.loader import Batch, Loader, LoaderConfig, eval_windows, permutation
+from hope_data.loader import (
+    Batch,
+    Loader,
+    LoaderConfig,
+    eval_windows,
+    permutation,
+    positions,
+    resets,
+    same_document,
+)
 from hope_data.shards import Split
 
 
@@ -140,3 +151,55 @@ def test_eval_windows(data: Path) -> None:
     assert np.array_equal(some, every[np.arange(5) * n // 5])
     with pytest.raises(InputError, match="no window"):
         eval_windows(data / "shards" / "a", 10**6, 5)
+
+
+def test_segments_show_where_documents_end(config: LoaderConfig, data: Path) -> None:
+    batch = next(Loader(replace(config, length=200), "train", seed=0))
+    segments, eos = batch.segments, Split.open(data / "shards" / "a", "train").eos_id
+    assert segments is not None
+    assert (segments.dtype, segments.shape) == (np.int32, (4, 201))
+    for row, found in zip(batch.tokens, segments, strict=True):
+        naive = [sum(int(token == eos) for token in row[:t]) for t in range(len(row))]
+        assert found.tolist() == naive
+    assert segments[:, -1].min() >= 1
+
+
+def test_resets_positions_and_mask_against_loops() -> None:
+    segments = np.array([[0, 0, 1, 1, 1, 2], [0, 1, 2, 2, 2, 2]], np.int32)
+    assert resets(segments).tolist() == [
+        [True, False, True, False, False, True],
+        [True, True, True, False, False, False],
+    ]
+    assert positions(segments).tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 0, 1, 2, 3]]
+    mask = same_document(segments)
+    for b in range(2):
+        for t in range(6):
+            for s in range(6):
+                assert mask[b, t, s] == (s <= t and segments[b, s] == segments[b, t])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    plan=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=6)
+)
+def test_any_world_sizes_in_turn_draw_each_window_once(
+    config: LoaderConfig, plan: list[tuple[int, int, int]]
+) -> None:
+    """Resumed with ever other ranks and batch sizes: the one stream, no window twice or never."""
+    drawn, state = [], Loader(config, "train", seed=5).state_dict()
+    for world, batch_size, steps in plan:
+        ranks = [
+            Loader(replace(config, batch_size=batch_size), "train", 5, rank, world) for rank in range(world)
+        ]
+        for loader in ranks:
+            loader.load_state_dict(state)
+        for _ in range(steps):
+            drawn += [row for loader in ranks for row in next(loader).tokens.tolist()]
+        states = [loader.state_dict() for loader in ranks]
+        assert all(s == states[0] for s in states)
+        state = states[0]
+    alone = take(Loader(replace(config, batch_size=1), "train", seed=5), len(drawn))
+    assert drawn == alone.tokens.tolist()
+    # Half of a pass, in which no corpus can have begun its second.
+    half = drawn[: sum(Loader(config, "train", 5).windows().values()) // 2]
+    assert len({tuple(row) for row in half}) == len(half)

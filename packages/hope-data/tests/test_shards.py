@@ -1,3 +1,4 @@
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -6,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hope_data import documents, shards
+from hope_data import documents, overlap, sharding
 from hope_data.bpb import bits_per_byte
 from hope_data.cli import main
 from hope_data.errors import InputError
+from hope_data.files import dump_sealed, load_sealed, sha256_file
 from hope_data.shards import Split, token_type
 from hope_data.splits import SPLITS, SplitRule
 from hope_data.tokenizer import Tokenizer
@@ -55,7 +57,7 @@ def test_a_corpus_of_three_documents_fills_every_split(
     data: Path, tmp_path: Path, make_corpus: Callable[..., Path], sentences: Callable[[int, int], str]
 ) -> None:
     clean = make_corpus(tmp_path, "c", [sentences(i, 5) for i in range(3)])
-    index = shards.build(clean, data / "tokenizer", tmp_path / "s", threads=1)
+    index = sharding.shard(clean, data / "tokenizer", tmp_path / "s", workers=1)
     assert [index["splits"][name]["documents"] for name in SPLITS] == [1, 1, 1]
 
 
@@ -64,12 +66,12 @@ def test_a_corpus_of_two_documents_is_refused(
 ) -> None:
     clean = make_corpus(tmp_path, "c", [sentences(i, 5) for i in range(2)])
     with pytest.raises(InputError, match="no document for the train split"):
-        shards.build(clean, data / "tokenizer", tmp_path / "s")
+        sharding.shard(clean, data / "tokenizer", tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
 def test_same_input_same_bytes(data: Path, tmp_path: Path) -> None:
-    shards.build(data / "clean" / "b", data / "tokenizer", tmp_path / "b", threads=1)
+    sharding.shard(data / "clean" / "b", data / "tokenizer", tmp_path / "b", workers=1)
     for path in (data / "shards" / "b").iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
 
@@ -91,6 +93,8 @@ def test_validate_counts_the_mixture(data: Path) -> None:
     assert a["share"] + b["share"] == pytest.approx(1)
     assert a["share"] == pytest.approx(a["train_tokens"] / (a["train_tokens"] + b["train_tokens"]))
     assert a["tokens"] == sum(a[f"{name}_tokens"] for name in SPLITS)
+    assert len({a["sha256"], b["sha256"]}) == 2
+    assert a["sha256"] == sha256_file(data / "shards" / "a" / "index.json")
     assert total["bytes_per_token"] == pytest.approx(total["bytes"] / total["tokens"])
 
 
@@ -101,7 +105,8 @@ def test_every_flipped_byte_is_named(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "tokenizer", work / "tokenizer")
     files = sorted(p for p in work.rglob("*") if p.is_file())
     rng = random.Random(0)
-    for _ in range(150):
+    # 1,000 were run once for the record: HOPE_FLIPS=1000 pytest -k flipped
+    for _ in range(int(os.environ.get("HOPE_FLIPS", "100"))):
         path = rng.choice(files)
         original = path.read_bytes()
         damaged = bytearray(original)
@@ -111,6 +116,59 @@ def test_every_flipped_byte_is_named(data: Path, tmp_path: Path) -> None:
             validate(work / "shards", tokenizer_folder=work / "tokenizer")
         path.write_bytes(original)
     validate(work / "shards", tokenizer_folder=work / "tokenizer")
+
+
+def naive_runs(split: Split) -> dict[tuple[int, ...], int]:
+    """Every run of 16 tokens within a document, counted."""
+    found: dict[tuple[int, ...], int] = {}
+    for i in range(split.n_documents):
+        tokens = split.document(i).tolist()
+        for k in range(len(tokens) - 15):
+            run = tuple(tokens[k : k + 16])
+            found[run] = found.get(run, 0) + 1
+    return found
+
+
+def test_overlap_agrees_with_counting_every_run(
+    data: Path, tmp_path: Path, make_corpus: Callable[..., Path], sentences: Callable[[int, int], str]
+) -> None:
+    """c holds 120 of a's 300 documents (as trained on), some text of its own, and one text three times over."""
+    texts = [sentences(i, 12) + f"End of {i}.\n" for i in range(120)] + [
+        sentences(5000 + i, 12) for i in range(120)
+    ]
+    texts += [sentences(7000, 60) + sentences(7001 + i, 4) for i in range(9)]
+    clean = make_corpus(tmp_path, "c", texts, "filter: {language: '', near_duplicate: 0}")
+    sharding.shard(clean, data / "tokenizer", tmp_path / "c", workers=1)
+    splits = {
+        name: {s: Split.open(folder, s) for s in SPLITS}
+        for name, folder in (("a", data / "shards" / "a"), ("c", tmp_path / "c"))
+    }
+    table = overlap.table(splits)
+    runs = {name: naive_runs(found["train"]) for name, found in splits.items()}
+    for one, other in (("a", "c"), ("c", "a")):
+        cell = table["between"][one][other]
+        exact = len(runs[one].keys() & runs[other].keys()) / len(runs[one])
+        assert 0.2 < exact < 0.6
+        assert cell["se"] == pytest.approx((cell["share"] * (1 - cell["share"]) / cell["n"]) ** 0.5)
+        # A sixteenth is looked at. Neighbours share their fate, so allow more than their independence would.
+        assert cell["n"] == pytest.approx(len(runs[one]) / 16, rel=0.15)
+        assert cell["share"] == pytest.approx(exact, abs=0.08)
+    repeated = sum(n > 1 for n in runs["c"].values()) / len(runs["c"])
+    assert table["between"]["c"]["c"]["share"] == pytest.approx(repeated, abs=0.03)
+    assert repeated > 0.01
+    held_out = {run for s in ("val", "test") for run in naive_runs(splits["c"][s])}
+    leaked = len(held_out & (runs["a"].keys() | runs["c"].keys())) / len(held_out)
+    assert table["held_out"]["c"]["share"] == pytest.approx(leaked, abs=0.15)
+
+
+def test_an_index_that_leads_elsewhere_is_refused(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "shards" / "b", tmp_path / "b")
+    index = load_sealed(tmp_path / "b" / "index.json", "")
+    files = index["splits"]["val"]["files"]
+    files["../../a/val.docs.bin"] = files.pop("val.docs.bin")
+    (tmp_path / "b" / "index.json").write_bytes(dump_sealed(index))
+    with pytest.raises(InputError, match="which leaves its folder"):
+        Split.open(tmp_path / "b", "val")
 
 
 def test_opening_notices_a_cut_file(data: Path, tmp_path: Path) -> None:

@@ -119,3 +119,36 @@ def test_too_large_a_vocabulary_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="vocabulary of 30000 does not fit"):
         tokenizer.train({"a": data / "clean" / "a"}, tmp_path / "t", 30_000)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_decide_how_much_of_each_corpus_it_learns_from(data: Path, tmp_path: Path) -> None:
+    folders = {name: data / "clean" / name for name in "ab"}
+    meta = tokenizer.train(folders, tmp_path / "t", 350, 40_000, 1, {"a": 3.0, "b": 1.0})
+    sizes = meta["sample_bytes"]
+    assert sizes["a"] == pytest.approx(30_000, rel=0.25)
+    assert sizes["b"] == pytest.approx(10_000, rel=0.25)
+    for weights in ({"a": 1.0}, {"a": 1.0, "b": 0.0}):
+        with pytest.raises(InputError, match="must name a, b, each above 0"):
+            tokenizer.train(folders, tmp_path / "u", 350, 40_000, 1, weights)
+
+
+def test_guard_fails_when_coverage_worsens(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hope_data.cli import main
+
+    def train(size: int, *more: object) -> int:
+        given = ["tokenizer", data / "clean", "--out", tmp_path / "t", "--vocab-size", size, *more]
+        return main([str(word) for word in given])
+
+    assert train(400, "--json", tmp_path / "c.json") == 0
+    before = (tmp_path / "t" / "tokenizer.model").read_bytes()
+    assert train(320, "--guard", tmp_path / "c.json") == 2
+    assert "a has " in (error := capsys.readouterr().err)
+    assert "bytes per token" in error
+    assert (tmp_path / "t" / "tokenizer.model").read_bytes() == before
+    assert train(320, "--guard", tmp_path / "c.json", "--worse", "0.9") == 0
+    assert train(400, "--guard", tmp_path / "t" / "tokenizer.json") == 0
+    (tmp_path / "x.json").write_text("[]")
+    assert train(400, "--guard", tmp_path / "x.json") == 2
+    assert train(400, "--weights", "a") == 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,19 @@ from hope_data import sources
 from hope_data.config import Limits, Manifest
 from hope_data.documents import PROVENANCE, Document, Writer
 from hope_data.errors import InputError
-from hope_data.files import dump_sealed, new_folder, sha256_bytes, sha256_file
+from hope_data.files import dump_sealed, sha256_bytes, sha256_file
 from hope_data.manifest import load_manifest
 from hope_data.progress import track
+from hope_data.work import Work, open_work
+
+# Text per part: what is fetched again after an interruption, and what one process filters at a time.
+PART_BYTES = 64 << 20
+_LONGEST = 64 << 20
 
 
-def _limited(rows: Iterator[Document], limits: Limits) -> Iterator[Document]:
-    n = size = 0
+def _limited(rows: Iterator[Document], limits: Limits, n: int, size: int) -> Iterator[Document]:
+    if 0 < limits.documents <= n or 0 < limits.bytes <= size:
+        return
     for row in rows:
         yield row
         n, size = n + 1, size + len(row.text.encode(errors="surrogatepass"))
@@ -23,8 +30,67 @@ def _limited(rows: Iterator[Document], limits: Limits) -> Iterator[Document]:
             return
 
 
+class _Run:
+    """One acquisition: parts that are finished, then the rest."""
+
+    def __init__(self, name: str, manifest: Manifest, limits: Limits, work: Work):
+        self.name, self.manifest, self.limits, self.work = name, manifest, limits, work
+        self.done: list[dict[str, Any]] = []
+        for i in count():
+            part = work.result("part", i)
+            if part is None:
+                break
+            self.done.append(part)
+
+    def total(self, key: str) -> int:
+        return sum(part[key] for part in self.done)
+
+    def fetch(self) -> None:
+        """Fetch what is missing, sealing each part with the place where the source then stood."""
+        if self.done and self.done[-1]["last"]:
+            return
+        source = sources.Source(self.manifest, self.done[-1]["state"] if self.done else None)
+        left = max(0, self.limits.bytes - self.total("bytes"))
+        limited = _limited(source, self.limits, self.total("documents"), self.total("bytes"))
+        rows = track(limited, left, f"acquire {self.name}")
+        while self._part(source, rows):
+            pass
+
+    def _part(self, source: sources.Source, rows: Iterator[Document]) -> bool:
+        """Write one part; whether there may be another."""
+        i, packages = len(self.done), dict[str, dict[str, Any]]()
+        writer: Writer | None = None
+        for row in rows:
+            writer = writer or Writer(self.work.folder, 0, f"part-{i:05d}.jsonl.zst")
+            text = row.text.encode("utf-8", "replace")
+            if len(text) > _LONGEST:
+                raise InputError(
+                    f"document {row.id}: {len(text) >> 20} MiB of text; set `chunk_bytes` in the manifest to cut it"
+                )
+            meta = {"source": self.name, "licence": self.manifest.licence, **row.meta}
+            writer.write(replace(row, text=text.decode(), meta={**meta, "sha256": sha256_bytes(text)}))
+            if "package" in row.meta:
+                packages[row.meta["package"]] = {k: row.meta[k] for k in ("version", "licence")}
+            if writer.bytes >= PART_BYTES:
+                break
+        last = writer is None or writer.bytes < PART_BYTES
+        hashes: dict[str, str] = writer.close()["files"] if writer else {}
+        part = {
+            "documents": writer.documents if writer else 0,
+            "bytes": writer.bytes if writer else 0,
+            "files": list(hashes),
+            "hashes": hashes,
+            "packages": packages,
+            "state": source.state(),
+            "last": last,
+        }
+        self.work.seal("part", i, part)
+        self.done.append(part)
+        return not last
+
+
 def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
-    """Fetch a corpus.
+    """Fetch a corpus; an interrupted run goes on after the last part that it finished.
 
     Args:
         manifest_path: YAML file; its stem names the corpus.
@@ -38,30 +104,27 @@ def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
         InputError: an unfit manifest or source, or no document at all.
     """
     manifest = load_manifest(manifest_path)
-    limits = manifest.at(scale)
-    packages: dict[str, dict[str, Any]] = {}
-    with new_folder(out, PROVENANCE) as folder:
-        writer = Writer(folder)
-        for row in track(
-            _limited(sources.documents(manifest), limits), limits.bytes, f"acquire {manifest_path.stem}"
-        ):
-            text = row.text.encode("utf-8", "replace")
-            meta = {"source": manifest_path.stem, "licence": manifest.licence, **row.meta}
-            writer.write(replace(row, text=text.decode(), meta={**meta, "sha256": sha256_bytes(text)}))
-            if "package" in row.meta:
-                packages[row.meta["package"]] = {k: row.meta[k] for k in ("version", "licence")}
+    hashes = _source_hashes(manifest)
+    job = {"step": "acquire 1", "manifest": manifest.to_dict(), "scale": scale, "sources": hashes}
+    with open_work(out, PROVENANCE, job) as work:
+        run = _Run(manifest_path.stem, manifest, manifest.at(scale), work)
+        run.fetch()
+        files = {name: sha for part in run.done for name, sha in part["hashes"].items()}
         record = {
-            **writer.close(),
+            "documents": run.total("documents"),
+            "bytes": run.total("bytes"),
+            "files": files,
             "corpus": manifest_path.stem,
             "scale": scale,
             # File names stand in `sources`, with hashes; where the folder lay on this machine is nobody's business.
             "manifest": {key: value for key, value in manifest.to_dict().items() if key != "files"},
-            "packages": packages,
-            "sources": _source_hashes(manifest),
+            "packages": {k: v for part in run.done for k, v in part["packages"].items()},
+            "sources": hashes,
         }
         if not record["documents"]:
             raise InputError(f"{manifest_path}: the corpus is empty; its source holds no document")
-        (folder / PROVENANCE).write_bytes(dump_sealed(record))
+        (work.folder / PROVENANCE).write_bytes(dump_sealed(record))
+        work.finish([PROVENANCE, *files])
     return record
 
 

@@ -17,8 +17,10 @@ from a manifest to batches:
   hope-data tokenizer data/clean --out data/tokenizer --vocab-size 4096
   hope-data shard     data/clean/python --tokenizer data/tokenizer --out data/shards/python
   hope-data validate  data/shards --tokenizer data/tokenizer --json reports/metrics/data.json
-  hope-data look      data/clean/python
+  hope-data look      data/clean/python --html reports/look
+  hope-data bench     data/clean/python --tokenizer data/tokenizer
 
+An interrupted acquire, filter or shard goes on where it stood when the same command runs again.
 Your own text: copy conf/corpus/mine.yaml, name your folder in it, and start at the first line.
 """
 
@@ -42,8 +44,17 @@ def _acquire(args: argparse.Namespace) -> None:
 
 def _filter(args: argparse.Namespace) -> None:
     from hope_data import filters
+    from hope_data.engines import engine
 
-    record = filters.run(args.raw, args.out, args.manifest)
+    record = filters.run(
+        args.raw,
+        args.out,
+        args.manifest,
+        args.against,
+        args.evaluation,
+        args.workers,
+        engine(args.engine, args.slurm),
+    )
     drops = ", ".join(
         f"{reason} {n}" for reason, n in sorted(record["dropped"].items(), key=lambda item: -item[1])
     )
@@ -74,11 +85,26 @@ def _clean_folders(folders: list[Path], names: list[str] | None) -> dict[str, Pa
     return {name: found[name] for name in sorted(names or found)}
 
 
+def _weights(given: list[str] | None) -> dict[str, float]:
+    weights = {}
+    for text in given or []:
+        name, _, number = text.partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise InputError(f"--weights {text}: must be NAME=NUMBER, for example wikipedia=2") from None
+    return weights
+
+
 def _tokenizer(args: argparse.Namespace) -> None:
     from hope_data import tokenizer
 
     folders = _clean_folders(args.clean, args.corpora)
-    meta = tokenizer.train(folders, args.out, args.vocab_size, args.sample_bytes or 0, args.threads)
+    weights = _weights(args.weights)
+    guard = tokenizer.Guard.load(args.guard, args.worse) if args.guard else None
+    meta = tokenizer.train(
+        folders, args.out, args.vocab_size, args.sample_bytes or 0, args.threads, weights, guard
+    )
     for name, numbers in meta["coverage"].items():
         print(
             f"{name}: {numbers['bytes_per_token']:.2f} bytes/token, {numbers['fallback_share']:.2%} raw bytes"
@@ -87,9 +113,12 @@ def _tokenizer(args: argparse.Namespace) -> None:
 
 
 def _shard(args: argparse.Namespace) -> None:
-    from hope_data import shards
+    from hope_data import sharding
+    from hope_data.engines import engine
 
-    index = shards.build(args.clean, args.tokenizer, args.out, args.threads)
+    index = sharding.shard(
+        args.clean, args.tokenizer, args.out, args.workers, engine(args.engine, args.slurm)
+    )
     for name, split in index["splits"].items():
         counts = ", ".join(f"{split[key]} {key}" for key in ("documents", "tokens", "bytes"))
         print(f"{index['corpus']} {name}: {counts}")
@@ -100,17 +129,48 @@ def _validate(args: argparse.Namespace) -> None:
     from hope_data.validate import validate
 
     record = validate(args.shards, args.corpora, args.tokenizer)
+    _print_mixture(record)
+    _json(args, record)
+
+
+def _print_mixture(record: dict[str, Any]) -> None:
     print(f"{'corpus':<14}{'documents':>10}{'tokens':>12}{'MB':>9}{'share':>8}{'B/token':>9}{'dropped':>9}")
     for name, s in (*record["corpora"].items(), ("total", {"share": 1.0, **record["total"]})):
         counts = f"{s['documents']:>10}{s['tokens']:>12}{s['bytes'] / 1e6:>9.2f}"
         print(f"{name:<14}{counts}{s['share']:>8.1%}{s['bytes_per_token']:>9.2f}{s['dropped']:>9}")
-    _json(args, record)
+    between, held_out = record["overlap"]["between"], record["overlap"]["held_out"]
+    names = list(between)
+    print(
+        f"\nruns of {record['overlap']['run']} tokens of a corpus (row) that another's training text has, in %;"
+    )
+    print("of its own: those it has more than once; held out: val and test runs that any training text has")
+    print(f"{'':<14}" + "".join(f"{name[:9]:>10}" for name in [*names, "held out"]) + f"{'runs':>10}")
+    for name in names:
+        cells = [*(between[name][other]["share"] for other in names), held_out[name]["share"]]
+        n = max((cell["n"] for cell in between[name].values()), default=0)
+        print(f"{name:<14}" + "".join(f"{100 * cell:>10.2f}" for cell in cells) + f"{n:>10}")
 
 
 def _look(args: argparse.Namespace) -> None:
     from hope_data.look import look
 
-    print(look(args.corpus, args.count, args.width))
+    if args.html:
+        from hope_data import look_page
+
+        print(f"page: {look_page.write(args.corpora, args.html, args.count, args.width)}")
+        return
+    for folder in args.corpora:
+        print(look(folder, args.count, args.width))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from hope_data import bench
+
+    record = bench.run(
+        args.clean, args.tokenizer, args.megabytes, args.gigabytes, args.documents, args.workers
+    )
+    print(bench.table(record))
+    _json(args, record)
 
 
 def _count(text: str) -> int:
@@ -130,6 +190,19 @@ def _number(text: str, default: int | None) -> dict[str, Any]:
 
 _OUT = {"--out": _path("DIR", "folder to write", required=True)}
 _JSON = {"--json": _path("FILE", "also write the numbers as JSON")}
+_WORKERS = {
+    "--workers": _number("processes; the result does not depend on it (default 2)", 2),
+    "--engine": {
+        "choices": ["processes", "datatrove", "slurm"],
+        "default": "processes",
+        "help": "what runs them (default: processes of this machine)",
+    },
+    "--slurm": {
+        "nargs": "+",
+        "metavar": "KEY=VALUE",
+        "help": "for --engine slurm: partition=… time=… and more of datatrove's SlurmPipelineExecutor",
+    },
+}
 _NAMES = {"--corpora": {"nargs": "+", "metavar": "NAME", "help": "only these (default: all there)"}}
 # Step: what it runs, what it does, its arguments, an example.
 _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dict[str, Any]], str]] = {
@@ -153,6 +226,9 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
         {
             "raw": _path("RAW", "folder of `acquire`"),
             "--manifest": _path("FILE", "take thresholds from here (default: as acquired)"),
+            "--against": _path("CLEAN", "drop what these clean corpora hold already", nargs="+"),
+            "--evaluation": _path("PATH", "drop documents that share 13 words with these files", nargs="+"),
+            **_WORKERS,
             **_OUT,
             **_JSON,
         },
@@ -166,6 +242,18 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
             **_NAMES,
             "--vocab-size": _number("tokens (default 32000)", 32_000),
             "--sample-bytes": _number("text to learn from (default 750 per token)", None),
+            "--weights": {
+                "nargs": "+",
+                "metavar": "NAME=W",
+                "help": "share of the text to learn from, as in the mixture (default: all alike)",
+            },
+            "--guard": _path("JSON", "coverage to keep up with: `--json` of an earlier tokenizer"),
+            "--worse": {
+                "type": float,
+                "default": 0.02,
+                "metavar": "SHARE",
+                "help": "fail if a corpus has so much fewer bytes per token than in --guard (default 0.02)",
+            },
             "--threads": _number("part of the recipe: another N, another tokenizer (default 2)", 2),
             **_OUT,
             **_JSON,
@@ -178,7 +266,7 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
         {
             "clean": _path("CLEAN", "folder of `filter`"),
             "--tokenizer": _path("DIR", "folder of `tokenizer`", required=True),
-            "--threads": _number("of tokenising; the result does not depend on it (default 2)", 2),
+            **_WORKERS,
             **_OUT,
             **_JSON,
         },
@@ -197,13 +285,28 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
     ),
     "look": (
         _look,
-        "Print sample documents and what was dropped, with reasons.",
+        "Show sample documents and what was dropped, with reasons: as text, or as a page with histograms.",
         {
-            "corpus": _path("CORPUS", "folder of `acquire` or `filter`"),
+            "corpora": _path("CORPUS", "folders of `acquire` or `filter`", nargs="+"),
+            "--html": _path("DIR", "write a page with pictures there instead"),
             "--count": _number("documents, and samples per reason (default 3)", 3),
             "--width": _number("characters of each document (default 600)", 600),
         },
-        "data/clean/python --count 2",
+        "data/clean/python --html reports/look",
+    ),
+    "bench": (
+        _bench,
+        "Measure tokenising, duplicates, loading and validating, each beside a reference.",
+        {
+            "clean": _path("CLEAN", "folder of `filter`: its text is what is measured on"),
+            "--tokenizer": _path("DIR", "folder of `tokenizer`", required=True),
+            "--megabytes": _number("of text to tokenise (default 20)", 20),
+            "--gigabytes": _number("of shards to load and validate (default 2)", 2),
+            "--documents": _number("distinct ones, to look for duplicates among (default 10000)", 10_000),
+            "--workers": _number("processes of tokenising (default 2)", 2),
+            **_JSON,
+        },
+        "data/clean/python --tokenizer data/tokenizer --json bench.json",
     ),
 }
 

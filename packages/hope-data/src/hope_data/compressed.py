@@ -11,7 +11,11 @@ import zstandard
 from hope_data.errors import InputError
 
 # A zstd block of four bytes may hold 128 KiB: small steps bound what a bomb takes in memory.
-_STEP = 4096
+_STEP = 512
+# A longer line is no document; it would only fill the memory.
+LONGEST_LINE = 64 << 20
+# Text compresses 3 to 20 times. A bomb is looked for once this much has come out.
+_MOST_TIMES, _HARMLESS = 300, 256 << 20
 
 
 class _Zstd(io.RawIOBase):
@@ -49,20 +53,32 @@ class _Zstd(io.RawIOBase):
 
 def _open(path: Path) -> io.BufferedIOBase:
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        return io.BufferedReader(gzip.open(path, "rb"), 1 << 17)
     return io.BufferedReader(_Zstd(path), 1 << 17) if path.suffix == ".zst" else path.open("rb")
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes]]:
     """Numbered raw lines of a file, decompressed as its suffix .gz or .zst says.
 
     Raises:
-        InputError: missing, cut off or damaged; names the file and the line.
+        InputError: missing, cut off or damaged, a line longer than `longest` bytes, or far more text than so
+            small a file can hold; names the file and the line.
     """
-    number = 0
+    number = size = 0
     try:
+        enough = max(_HARMLESS, _MOST_TIMES * path.stat().st_size)
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            while line := file.readline(longest + 1):
+                number, size = number + 1, size + len(line)
+                if len(line) > longest:
+                    raise InputError(
+                        f"{path}, line {number}: longer than {longest >> 20} MiB; cut it into several documents"
+                    )
+                if size > enough:
+                    raise InputError(
+                        f"{path}, line {number}: unpacks to over {_MOST_TIMES} times its size (a decompression "
+                        "bomb?); unpack it yourself if you trust it"
+                    )
                 yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise InputError(

@@ -1,7 +1,9 @@
 """What a corpus is made of: the settings of a manifest and their defaults."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
+
+from hope_data.errors import InputError
 
 KINDS = ("installed-docs", "jsonl", "text", "parquet", "hf")
 CONTENTS = ("prose", "code")
@@ -74,6 +76,8 @@ class FilterConfig:
         max_duplicate_lines: most characters in lines that repeat an earlier line, as a share.
         max_top_trigram: most characters in the commonest word trigram, as a share.
         max_word: longest mean word, in characters.
+        near_duplicate: least share of equal MinHashes of word trigrams at which a document resembles an earlier
+            one and goes. Two texts that differ in 5 % of their words share 0.75.
     """
 
     language: str = "en"
@@ -85,6 +89,19 @@ class FilterConfig:
     max_duplicate_lines: float = 0.3
     max_top_trigram: float = 0.2
     max_word: float = 15.0
+    near_duplicate: float = 0.65
+
+    @classmethod
+    def recorded(cls, record: dict[str, Any]) -> Self:
+        """Thresholds as a raw corpus's provenance records them.
+
+        Raises:
+            InputError: written by another version of this package.
+        """
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise InputError(f"filter {record}: {error}; run `hope-data acquire` again") from None
 
 
 @dataclass(frozen=True)

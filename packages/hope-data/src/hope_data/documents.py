@@ -1,7 +1,7 @@
 """Documents on disk: a folder of zstd JSONL parts with one sealed `provenance.json`."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,12 @@ import zstandard
 
 from hope_data.compressed import lines
 from hope_data.errors import InputError
-from hope_data.files import load_sealed, sha256_file
+from hope_data.files import load_sealed, plain_name, sha256_file
 
 PROVENANCE = "provenance.json"
+# A line of a part: a document of the longest kind, every character of it escaped.
+INNER_LINE = 1 << 30
+_BATCH_DOCUMENTS, _BATCH_CHARS = 256, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -24,37 +27,58 @@ class Document:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def batches(rows: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents to work on together: many enough to keep threads busy, few enough to keep memory flat."""
+    held: list[Document] = []
+    size = 0
+    for row in rows:
+        held.append(row)
+        size += len(row.text)
+        if len(held) == _BATCH_DOCUMENTS or size >= _BATCH_CHARS:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
 class Writer:
-    """Writes documents into numbered parts; a new part begins after `part_bytes` of text.
+    """Writes documents into numbered parts; a new part begins after `part_bytes` of text (0: never).
 
     The bytes depend on the documents and their order only (one compression thread, fixed level).
     """
 
-    def __init__(self, folder: Path, part_bytes: int = 64 << 20):
-        self.folder, self.part_bytes = folder, part_bytes
+    def __init__(self, folder: Path, part_bytes: int = 64 << 20, name: str = "part-{:05d}.jsonl.zst"):
+        self.folder, self.part_bytes, self.name = folder, part_bytes, name
         self.documents = self.bytes = 0
-        self._names: list[str] = []
+        self.names: list[str] = []
         self._room = 0
         self._stream: zstandard.ZstdCompressionWriter | None = None
+        if not part_bytes:
+            self._next_part()
 
     def write(self, document: Document) -> None:
         """Append one document."""
         size = len(document.text.encode())
-        stream = self._stream if self._stream and self._room >= size else self._next_part()
+        if (self.part_bytes and self._room < size) or self._stream is None:
+            self._next_part()
         row = {"text": document.text, "id": document.id, "meta": document.meta}
-        stream.write(json.dumps(row, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+        self.write_line(json.dumps(row, ensure_ascii=False, sort_keys=True).encode() + b"\n")
         self._room -= size
         self.documents += 1
         self.bytes += size
 
-    def _next_part(self) -> zstandard.ZstdCompressionWriter:
+    def write_line(self, line: bytes) -> None:
+        """Append a document's line as it stands in another part."""
+        if self._stream is not None:
+            self._stream.write(line)
+
+    def _next_part(self) -> None:
         self._close_part()
-        name = f"part-{len(self._names):05d}.jsonl.zst"
+        name = self.name.format(len(self.names))
         file = (self.folder / name).open("wb")
         self._stream = zstandard.ZstdCompressor(level=3).stream_writer(file, closefd=True)
-        self._names.append(name)
+        self.names.append(name)
         self._room = self.part_bytes
-        return self._stream
 
     def _close_part(self) -> None:
         if self._stream is not None:
@@ -68,7 +92,7 @@ class Writer:
             {"documents", "bytes", "files": {name: sha256}}.
         """
         self._close_part()
-        files = {name: sha256_file(self.folder / name) for name in self._names}
+        files = {name: sha256_file(self.folder / name) for name in self.names}
         return {"documents": self.documents, "bytes": self.bytes, "files": files}
 
 
@@ -78,9 +102,12 @@ def provenance(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: not such a folder, or damaged.
     """
-    return load_sealed(
+    record = load_sealed(
         folder / PROVENANCE, "run `hope-data acquire` (raw) or `hope-data filter` (clean) for it"
     )
+    for name in [*record["files"], *record.get("signatures", ())]:
+        plain_name(folder / PROVENANCE, name)
+    return record
 
 
 def read(folder: Path) -> Iterator[Document]:
@@ -89,13 +116,22 @@ def read(folder: Path) -> Iterator[Document]:
     Raises:
         InputError: a part is missing or is not what the provenance promises.
     """
-    for name, promised in provenance(folder)["files"].items():
-        path = folder / name
-        if not path.is_file() or sha256_file(path) != promised:
-            raise InputError(f"{path}: is missing or damaged (sha256 differs); make the folder again")
-        for _, line in lines(path):
-            row = json.loads(line)
-            yield Document(row["text"], row["id"], row["meta"])
+    for name in provenance(folder)["files"]:
+        yield from read_part(folder, name)
+
+
+def read_part(folder: Path, name: str) -> Iterator[Document]:
+    """Yield the documents of one part.
+
+    Raises:
+        InputError: it is missing or is not what the provenance promises.
+    """
+    path = folder / name
+    if not path.is_file() or sha256_file(path) != provenance(folder)["files"][name]:
+        raise InputError(f"{path}: is missing or damaged (sha256 differs); make the folder again")
+    for _, line in lines(path, INNER_LINE):
+        row = json.loads(line)
+        yield Document(row["text"], row["id"], row["meta"])
 
 
 def text_of(row: Mapping[str, Any], fields: list[str], joiner: str, where: str) -> str:

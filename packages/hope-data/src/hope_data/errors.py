@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Command lines print it as one line and leave with exit code 2.
     """
+
+
+class Unfinished(InputError):
+    """Something outside stopped the work, such as a network that went away; what was done so far is kept."""

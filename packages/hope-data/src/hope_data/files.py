@@ -24,6 +24,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def plain_name(record: Path, name: str) -> str:
+    """A file name that a record mentions, if it stays in the record's own folder.
+
+    Raises:
+        InputError: a path that leads elsewhere.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise InputError(f"{record}: names {name!r}, which leaves its folder; make the folder again")
+    return name
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never half of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,9 +46,41 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(path)
+        fsync(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_replaceable(out: Path, marker: str) -> None:
+    """Raise InputError unless `out` is absent, empty or holds `marker`, by which this package knows its own."""
+    if out.exists() and not (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir()))):
+        raise InputError(
+            f"{out}: exists and was not written by this command (no {marker}); name another --out"
+        )
+
+
+def replace_folder(work: Path, out: Path) -> None:
+    """Put `work` in the place of `out`, all its bytes on the disk first."""
+    for path in work.rglob("*"):
+        fsync(path)
+    fsync(work)
+    old = out.parent / f".{out.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.replace(old)
+    work.replace(out)
+    fsync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -51,22 +94,16 @@ def new_folder(out: Path, marker: str) -> Iterator[Path]:
     Raises:
         InputError: `out` holds somebody else's files.
     """
-    if out.exists() and not (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir()))):
-        raise InputError(
-            f"{out}: exists and was not written by this command (no {marker}); name another --out"
-        )
+    check_replaceable(out, marker)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         work.chmod(0o755)
         yield work
-        for path in work.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if out.exists():
-            shutil.rmtree(out)
-        work.replace(out)
+        replace_folder(work, out)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); make room for it") from None
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

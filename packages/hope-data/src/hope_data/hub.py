@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hope_data.config import Manifest
 from hope_data.documents import Document, text_of
-from hope_data.errors import InputError
+from hope_data.errors import InputError, Unfinished
 
 _OFFLINE = (
     "without the hub: set `hub.path` to a local folder with its parquet files, use kind parquet, jsonl or text, "
@@ -14,36 +16,65 @@ _OFFLINE = (
 )
 
 
-def documents(manifest: Manifest) -> Iterator[Document]:
-    """Yield the rows of a data set in its own order.
+class Rows(Iterator[Document]):
+    """The rows of a data set in its own order, from the beginning or from a saved state.
 
     Raises:
         InputError: `datasets` is not installed, the data set is out of reach, or a field is missing.
     """
+
+    def __init__(self, manifest: Manifest, state: dict[str, Any] | None = None):
+        try:
+            import datasets  # noqa: PLC0415
+        except ImportError:
+            raise InputError("kind hf needs the datasets library: pip install 'hope-data[hf]'") from None
+        self._manifest, hub = manifest, manifest.hub
+        self._number = state["number"] if state else 0
+        _quiet()
+        path = str(Path(hub.path).expanduser())
+        if not Path(path).exists():
+            _probe(hub.path)
+        options = {"revision": hub.revision} if hub.revision else {}
+        with _named(hub.path):
+            splits = datasets.get_dataset_split_names(path, hub.name or None, **options)
+            self._split = hub.split if hub.split in splits else splits[0]
+            rows = datasets.load_dataset(
+                path, hub.name or None, split=self._split, streaming=hub.streaming, **options
+            )
+            if state and hub.streaming:
+                rows.load_state_dict(state["rows"])
+            elif state:
+                rows = rows.skip(self._number)
+            self._data, self._rows = rows, iter(rows)
+
+    def __next__(self) -> Document:
+        """The next row's text."""
+        hub = self._manifest.hub
+        with _named(hub.path):
+            row = next(self._rows)
+        where = f"{hub.path} [{self._split}], row {self._number}"
+        text = text_of(row, self._manifest.fields, self._manifest.joiner, where)
+        name = f"{self._split}:{self._number}"
+        self._number += 1
+        return Document(text, name, {"split": self._split, "revision": hub.revision})
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, plain JSON."""
+        rows = self._data.state_dict() if self._manifest.hub.streaming else None
+        return {"number": self._number, "rows": rows}
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Turn what a far-away data set can raise into one line; what was fetched before is kept."""
+    import datasets  # noqa: PLC0415
+    from httpx import HTTPError, InvalidURL  # noqa: PLC0415
+
     try:
-        import datasets  # noqa: PLC0415
-        from httpx import HTTPError, InvalidURL  # noqa: PLC0415
-    except ImportError:
-        raise InputError("kind hf needs the datasets library: pip install 'hope-data[hf]'") from None
-    hub = manifest.hub
-    _quiet()
-    path = str(Path(hub.path).expanduser())
-    if not Path(path).exists():
-        _probe(hub.path)
-    options = {"revision": hub.revision} if hub.revision else {}
-    try:
-        splits = datasets.get_dataset_split_names(path, hub.name or None, **options)
-        split = hub.split if hub.split in splits else splits[0]
-        rows = datasets.load_dataset(path, hub.name or None, split=split, streaming=hub.streaming, **options)
-        for number, row in enumerate(rows):
-            where = f"{hub.path} [{split}], row {number}"
-            text = text_of(row, manifest.fields, manifest.joiner, where)
-            yield Document(text, f"{split}:{number}", {"split": split, "revision": hub.revision})
-    except InputError:
-        raise
+        yield
     except (OSError, ValueError, HTTPError, InvalidURL, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"data set {hub.path}: {type(error).__name__}: {reason}; {_OFFLINE}") from None
+        raise Unfinished(f"data set {name}: {type(error).__name__}: {reason}; {_OFFLINE}") from None
 
 
 def _quiet() -> None:
@@ -65,6 +96,6 @@ def _probe(name: str) -> None:
     try:
         httpx.head(constants.ENDPOINT, timeout=10)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise InputError(
+        raise Unfinished(
             f"data set {name}: {constants.ENDPOINT} is out of reach ({error}); {_OFFLINE}"
         ) from None

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from hope_data.errors import InputError
 from hope_data.files import sha256_bytes
-from hope_data.shards import Split, corpora
+from hope_data.shards import Split, Windows, corpora
 
 _PATTERN = 1 << 14
 
@@ -42,10 +42,47 @@ class LoaderConfig:
 
 
 class Batch(NamedTuple):
-    """Tokens int64 [B, T+1], and the corpus of each row, int64 [B] (an index of `Loader.corpora`)."""
+    """One batch of packed windows.
+
+    Attributes:
+        tokens: int64 [B, T+1]; tokens[:, :-1] is read, tokens[:, 1:] is predicted.
+        corpus: int64 [B], an index of `Loader.corpora`.
+        segments: int32 [B, T+1] or None: which document of its row each token belongs to, counted from 0; an
+            end-of-text belongs to the document it ends. See `resets`, `positions` and `same_document`.
+    """
 
     tokens: npt.NDArray[np.int64]
     corpus: npt.NDArray[np.int64]
+    segments: npt.NDArray[np.int32] | None = None
+
+
+def segments(tokens: npt.NDArray[np.int64], eos_id: int) -> npt.NDArray[np.int32]:
+    """Number the documents of each packed row from its end-of-text tokens: [B, T] to [B, T]."""
+    found = np.zeros(tokens.shape, np.int32)
+    np.cumsum(tokens[:, :-1] == eos_id, axis=1, dtype=np.int32, out=found[:, 1:])
+    return found
+
+
+def resets(segments: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Where a document begins, so that a recurrent state starts anew before this token: [B, T] to bool [B, T].
+
+    True at the first token of a row too: what came before it belongs to another window.
+    """
+    first = np.ones((len(segments), 1), bool)
+    return np.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
+
+
+def positions(segments: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Place of each token in its document as far as the row shows it, from 0: [B, T] to int64 [B, T]."""
+    place = np.arange(segments.shape[1])
+    return np.asarray(place - np.maximum.accumulate(np.where(resets(segments), place, 0), axis=1))
+
+
+def same_document(segments: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Causal attention mask that keeps documents apart: [B, T] to bool [B, T, T], True where query t may see s."""
+    length = segments.shape[1]
+    causal = np.tri(length, dtype=bool)
+    return np.asarray((segments[:, :, None] == segments[:, None, :]) & causal)
 
 
 def permutation(n: int, key: str) -> Callable[[int], int]:
@@ -103,7 +140,8 @@ class Loader(Iterator[Batch]):
         self.config, self.seed, self.rank, self.world = config, seed, rank, world
         self._splits = self._open(config, split)
         self.corpora = [s.folder.name for s in self._splits]
-        self._windows = [(s.n_tokens - 1) // config.length for s in self._splits]
+        self._places = [Windows(s, config.length) for s in self._splits]
+        self._windows = [places.count for places in self._places]
         for s, n in zip(self._splits, self._windows, strict=True):
             if n < 1:
                 raise InputError(
@@ -157,12 +195,10 @@ class Loader(Iterator[Batch]):
         block, slot = numbers // _PATTERN, numbers % _PATTERN
         corpus = self._corpus[slot]
         drawn = block * self._counts[corpus] + self._rank[slot]
-        length = self.config.length
-        tokens = np.empty((len(numbers), length + 1), np.int64)
+        tokens = np.empty((len(numbers), self.config.length + 1), np.int64)
         for row, (c, k) in enumerate(zip(corpus.tolist(), drawn.tolist(), strict=True)):
-            start = self._window(c, k) * length
-            tokens[row] = self._splits[c].tokens[start : start + length + 1]
-        return Batch(tokens, corpus)
+            tokens[row] = self._places[c][self._window(c, k)]
+        return Batch(tokens, corpus, segments(tokens, self._splits[0].eos_id))
 
     def _window(self, corpus: int, drawn: int) -> int:
         epoch, place = divmod(drawn, self._windows[corpus])
@@ -204,10 +240,10 @@ def eval_windows(folder: str | Path, length: int, limit: int, split: str = "val"
         InputError: the split is shorter than one window.
     """
     opened = Split.open(folder, split)
-    n = (opened.n_tokens - 1) // length
-    if n < 1 or limit < 1:
+    windows = Windows(opened, length)
+    if windows.count < 1 or limit < 1:
         raise InputError(
             f"{folder}: {split} has {opened.n_tokens} tokens, no window of {length} + 1 (limit {limit})"
         )
-    starts = np.arange(min(limit, n)) * n // min(limit, n) * length
-    return np.asarray(opened.tokens[starts[:, None] + np.arange(length + 1)], np.int64)
+    count = min(limit, windows.count)
+    return np.array([windows[k * windows.count // count] for k in range(count)], np.int64)

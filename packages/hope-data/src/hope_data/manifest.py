@@ -74,4 +74,6 @@ def _checked(path: Path, manifest: Manifest) -> Manifest:
             raise InputError(f"{path}: key 'scales.{scale}.{unknown[0]}': must be documents or bytes")
     if not 0 < manifest.holdout < 0.5:
         raise InputError(f"{path}: key 'holdout': {manifest.holdout} must lie between 0 and 0.5")
+    if not 0 <= manifest.filter.near_duplicate <= 1:
+        raise InputError(f"{path}: key 'filter.near_duplicate': must lie between 0 and 1")
     return manifest

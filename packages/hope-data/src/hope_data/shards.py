@@ -1,32 +1,32 @@
-"""Token shards: three memory-mapped files per corpus, and an index that vouches for every byte of them.
+"""Token shards: memory-mapped files per corpus, and an index that vouches for every byte of them.
 
-    index.json                 sealed JSON: counts, hashes, tokenizer, provenance
-    {train,val,test}.bin       header + uint16/uint32 [n_tokens], every document followed by end-of-text
-    {train,val,test}.docs.bin  header + int64 [n_documents, 2]: end offset in tokens, UTF-8 bytes
+    index.json                     sealed JSON: counts, hashes, tokenizer, provenance
+    {train,val,test}.bin           header + uint16/uint32 [n_tokens], every document followed by end-of-text
+    {train,val,test}.docs.bin      header + int64 [n_documents, 2]: end offset in tokens, UTF-8 bytes
 
-All numbers are little-endian. The header is 32 bytes: magic, version, item size, number of items.
+A corpus of several parts has one such pair per part and split, `train-00000.bin` and so on, so that no worker
+waits for another and merging is no more than listing them. All numbers are little-endian. The header is 32 bytes:
+magic, version, item size, number of items.
 """
 
 import struct
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from hope_data import documents
 from hope_data.errors import InputError
-from hope_data.files import dump_sealed, load_sealed, new_folder, sha256_file
-from hope_data.splits import SPLITS, SplitRule
+from hope_data.files import load_sealed, plain_name
+from hope_data.splits import SPLITS
 from hope_data.tokenizer import Tokenizer
 
 INDEX = "index.json"
+REMEDY = "run `hope-data shard` for it again"
 _HEADER = struct.Struct("<8sIIQ8x")
 _MAGIC = b"HOPEDATA"
 _VERSION = 1
-_REMEDY = "run `hope-data shard` for it again"
+HEADER_SIZE = _HEADER.size
 
 
 def token_type(vocab_size: int) -> np.dtype[Any]:
@@ -34,90 +34,9 @@ def token_type(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-class _SplitWriter:
-    """Appends documents to the two files of one split."""
-
-    def __init__(self, folder: Path, name: str, dtype: np.dtype[Any]):
-        self.dtype = dtype
-        self.n_tokens = self.n_documents = self.n_bytes = 0
-        self.paths = (folder / f"{name}.bin", folder / f"{name}.docs.bin")
-        self._files: tuple[IO[bytes], ...] = tuple(path.open("wb") for path in self.paths)
-        for file in self._files:
-            file.write(bytes(_HEADER.size))
-
-    def write(self, ids: list[int], n_bytes: int) -> None:
-        self.n_tokens += len(ids)
-        self.n_documents += 1
-        self.n_bytes += n_bytes
-        self._files[0].write(np.array(ids, self.dtype).tobytes())
-        self._files[1].write(np.array([self.n_tokens, n_bytes], "<i8").tobytes())
-
-    def close(self) -> dict[str, Any]:
-        for file, size, count in zip(
-            self._files, (self.dtype.itemsize, 8), (self.n_tokens, 2 * self.n_documents), strict=True
-        ):
-            file.seek(0)
-            file.write(_HEADER.pack(_MAGIC, _VERSION, size, count))
-            file.close()
-        return {
-            "documents": self.n_documents,
-            "tokens": self.n_tokens,
-            "bytes": self.n_bytes,
-            "files": {path.name: sha256_file(path) for path in self.paths},
-        }
-
-
-def _batches(folder: Path, size: int = 256) -> Iterator[list[documents.Document]]:
-    rows = documents.read(folder)
-    while batch := list(islice(rows, size)):
-        yield batch
-
-
-def build(clean: Path, tokenizer_folder: Path, out: Path, threads: int = 2) -> dict[str, Any]:
-    """Tokenise a clean corpus into shards.
-
-    Args:
-        clean: folder of `hope-data filter`.
-        tokenizer_folder: folder of `hope-data tokenizer`.
-        out: folder to write; takes the place of an older one only when finished.
-        threads: for tokenising; the bytes written do not depend on it.
-
-    Returns:
-        The index: per split documents, tokens, bytes and file hashes; tokenizer; provenance.
-
-    Raises:
-        InputError: an unfit input, or a corpus too small to give each split a document.
-    """
-    tokenizer = Tokenizer.load(tokenizer_folder)
-    record = documents.provenance(clean)
-    rule = SplitRule.from_dict(record["split"])
-    dtype = token_type(tokenizer.vocab_size)
-    with new_folder(out, INDEX) as folder:
-        writers = {name: _SplitWriter(folder, name, dtype) for name in SPLITS}
-        for batch in _batches(clean):
-            for document, ids in zip(
-                batch, tokenizer.encode_batch([d.text for d in batch], threads), strict=True
-            ):
-                writer = writers[rule.of(document.meta["sha256"])]
-                writer.write([*ids, tokenizer.eos_id], len(document.text.encode()))
-        splits = {name: writer.close() for name, writer in writers.items()}
-        for name, split in splits.items():
-            if not split["documents"]:
-                raise InputError(
-                    f"{clean}: no document for the {name} split; a corpus needs three or more "
-                    "(for long texts set `chunk_bytes` in the manifest)"
-                )
-        index = {
-            "corpus": out.name,
-            "dtype": dtype.name,
-            "vocab_size": tokenizer.vocab_size,
-            "eos_id": tokenizer.eos_id,
-            "tokenizer_sha256": tokenizer.sha256,
-            "splits": splits,
-            "provenance": {key: value for key, value in record.items() if key != "samples"},
-        }
-        (folder / INDEX).write_bytes(dump_sealed(index))
-    return index
+def header(item_size: int, count: int) -> bytes:
+    """The first 32 bytes of a file of `count` items."""
+    return _HEADER.pack(_MAGIC, _VERSION, item_size, count)
 
 
 def load_index(folder: Path) -> dict[str, Any]:
@@ -126,7 +45,7 @@ def load_index(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: missing or damaged.
     """
-    return load_sealed(folder / INDEX, _REMEDY)
+    return load_sealed(folder / INDEX, REMEDY)
 
 
 def corpora(folder: Path, names: list[str] | None = None) -> list[Path]:
@@ -138,7 +57,7 @@ def corpora(folder: Path, names: list[str] | None = None) -> list[Path]:
     if names:
         missing = [name for name in names if not (folder / name / INDEX).is_file()]
         if missing:
-            raise InputError(f"{folder}: no shards of corpus {', '.join(missing)}; {_REMEDY}")
+            raise InputError(f"{folder}: no shards of corpus {', '.join(missing)}; {REMEDY}")
         return [folder / name for name in names]
     if (folder / INDEX).is_file():
         return [folder]
@@ -148,34 +67,92 @@ def corpora(folder: Path, names: list[str] | None = None) -> list[Path]:
     return found
 
 
-def open_array(path: Path, dtype: npt.DTypeLike, count: int) -> np.memmap[Any, np.dtype[Any]]:
+def open_array(path: Path, dtype: npt.DTypeLike) -> np.memmap[Any, np.dtype[Any]]:
     """Memory-map the items of one file after its header has been checked.
 
     Raises:
-        InputError: missing, of another format, or not of the promised length.
+        InputError: missing, of another format, or not as long as its header promises.
     """
     kind = np.dtype(dtype)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            header = file.read(_HEADER.size)
+            begin = file.read(HEADER_SIZE)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; {_REMEDY}") from None
-    if header != _HEADER.pack(_MAGIC, _VERSION, kind.itemsize, count):
-        raise InputError(f"{path}: header does not fit {INDEX}; {_REMEDY}")
-    if size != _HEADER.size + count * kind.itemsize:
-        raise InputError(f"{path}: {size} bytes where {INDEX} promises {count} items; {_REMEDY}")
-    return np.memmap(path, kind, mode="r", offset=_HEADER.size, shape=(count,))
+        raise InputError(f"{path}: {error.strerror}; {REMEDY}") from None
+    count = _HEADER.unpack(begin)[3] if len(begin) == HEADER_SIZE else 0
+    if not count or begin != header(kind.itemsize, count):
+        raise InputError(f"{path}: header does not fit {INDEX}; {REMEDY}")
+    if size != HEADER_SIZE + count * kind.itemsize:
+        raise InputError(f"{path}: {size} bytes where the header promises {count} items; {REMEDY}")
+    return np.memmap(path, kind, mode="r", offset=HEADER_SIZE, shape=(count,))
+
+
+class Tokens:
+    """Tokens of several shards, to be read like one array: slices, `len`, `numpy.asarray`."""
+
+    def __init__(self, pieces: list[npt.NDArray[Any]]):
+        self._pieces = pieces
+        self._starts = np.cumsum([0] + [len(piece) for piece in pieces])
+        self.dtype = pieces[0].dtype
+        self.shape = (int(self._starts[-1]),)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, where: slice) -> npt.NDArray[Any]:
+        """A copy-free view where the slice lies in one shard, else a new array."""
+        start, stop, step = where.indices(len(self))
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        found = []
+        for k in range(first, len(self._pieces)):
+            at = int(self._starts[k])
+            if at >= stop:
+                break
+            found.append(self._pieces[k][max(0, start - at) : stop - at])
+        whole = found[0] if len(found) == 1 else np.concatenate([*found, np.empty(0, self.dtype)])
+        return np.asarray(whole[::step])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """All tokens in memory."""
+        return np.concatenate(self._pieces).astype(dtype or self.dtype, copy=False)
+
+    def tolist(self) -> list[int]:
+        """All tokens as Python numbers."""
+        return [token for piece in self._pieces for token in piece.tolist()]
+
+
+class Shard:
+    """One pair of files of a split.
+
+    Attributes:
+        tokens: [n_tokens], memory-mapped; every document is followed by end-of-text.
+        ends: int64 [n_documents], offset of the token after each document's end-of-text.
+        byte_lengths: int64 [n_documents], UTF-8 bytes of each document.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: npt.DTypeLike):
+        self.name = name
+        self.tokens = open_array(folder / f"{name}.bin", dtype)
+        docs = open_array(folder / f"{name}.docs.bin", "<i8")
+        if len(docs) % 2:
+            raise InputError(f"{folder / name}.docs.bin: an odd number of items; {REMEDY}")
+        pairs = docs.reshape(-1, 2)
+        self.ends, self.byte_lengths = pairs[:, 0], pairs[:, 1]
+        if self.ends[-1] != len(self.tokens):
+            raise InputError(f"{folder / name}.docs.bin: does not end where {name}.bin does; {REMEDY}")
 
 
 class Split:
     """One split of one corpus, memory-mapped.
 
     Attributes:
+        shards: its pairs of files, in order.
         tokens: [n_tokens] uint16 or uint32; every document is followed by end-of-text.
         n_documents: number of documents.
         n_tokens: number of tokens, end-of-text included.
         n_bytes: UTF-8 bytes of all texts.
+        eos_id: end-of-text.
         tokenizer_sha256: of the tokenizer that made the tokens.
         index: the corpus's whole index.
     """
@@ -186,11 +163,27 @@ class Split:
         self.n_documents: int = counts["documents"]
         self.n_tokens: int = counts["tokens"]
         self.n_bytes: int = counts["bytes"]
+        self.eos_id: int = index["eos_id"]
         self.tokenizer_sha256: str = index["tokenizer_sha256"]
-        self.tokens = open_array(
-            folder / f"{name}.bin", np.dtype(index["dtype"]).newbyteorder("<"), self.n_tokens
-        )
-        self._docs = open_array(folder / f"{name}.docs.bin", "<i8", 2 * self.n_documents).reshape(-1, 2)
+        dtype = np.dtype(index["dtype"]).newbyteorder("<")
+        files = [plain_name(folder / INDEX, file) for file in counts["files"]]
+        names = sorted(f.removesuffix(".docs.bin") for f in files if f.endswith(".docs.bin"))
+        self.shards = [Shard(folder, shard, dtype) for shard in names]
+        found = [sum(len(array) for array in arrays) for arrays in (self._tokens(), self._ends())]
+        if found != [self.n_tokens, self.n_documents]:
+            raise InputError(f"{folder}: {name} holds {found}, not what {INDEX} promises; {REMEDY}")
+        self._starts = np.cumsum([0] + [len(shard.ends) for shard in self.shards])
+
+    def _tokens(self) -> list[npt.NDArray[Any]]:
+        return [shard.tokens for shard in self.shards]
+
+    def _ends(self) -> list[npt.NDArray[Any]]:
+        return [shard.ends for shard in self.shards]
+
+    @property
+    def tokens(self) -> npt.NDArray[Any] | Tokens:
+        """Tokens [n_tokens]: an array, or of several shards what can be sliced like one."""
+        return self.shards[0].tokens if len(self.shards) == 1 else Tokens(self._tokens())
 
     @classmethod
     def open(cls, folder: str | Path, name: str, tokenizer: Tokenizer | None = None) -> Self:
@@ -215,21 +208,51 @@ class Split:
                 f"not {sha256[:12]}; run `hope-data shard` with this tokenizer"
             )
 
+    def _place(self, i: int) -> tuple[Shard, int]:
+        if not 0 <= i < self.n_documents:
+            raise IndexError(f"{self.folder}: {self.name} has no document {i}")
+        k = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return self.shards[k], i - int(self._starts[k])
+
     def document(self, i: int) -> npt.NDArray[Any]:
         """Tokens of document i without its end-of-text."""
-        start = int(self._docs[i - 1, 0]) if i else 0
-        return np.asarray(self.tokens[start : int(self._docs[i, 0]) - 1])
+        shard, k = self._place(i)
+        start = int(shard.ends[k - 1]) if k else 0
+        return np.asarray(shard.tokens[start : int(shard.ends[k]) - 1])
 
     def document_bytes(self, i: int) -> int:
         """UTF-8 bytes of document i."""
-        return int(self._docs[i, 1])
+        shard, k = self._place(i)
+        return int(shard.byte_lengths[k])
 
     @property
     def ends(self) -> npt.NDArray[np.int64]:
         """Offset [n_documents] of the token after each document's end-of-text."""
-        return np.asarray(self._docs[:, 0])
+        offsets = np.cumsum([0] + [len(tokens) for tokens in self._tokens()])
+        return np.concatenate([ends + at for ends, at in zip(self._ends(), offsets, strict=False)])
 
     @property
     def byte_lengths(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes [n_documents] of each document."""
-        return np.asarray(self._docs[:, 1])
+        return np.concatenate([shard.byte_lengths for shard in self.shards])
+
+
+class Windows:
+    """Windows of T+1 tokens of a split: consecutive ones share one token, and none spans two shards.
+
+    Attributes:
+        count: how many there are.
+    """
+
+    def __init__(self, split: Split, length: int):
+        self._tokens, self.length = [shard.tokens for shard in split.shards], length
+        self._starts = np.cumsum([0] + [(len(tokens) - 1) // length for tokens in self._tokens])
+        self.count = int(self._starts[-1])
+
+    def __getitem__(self, k: int) -> npt.NDArray[Any]:
+        """Tokens [T+1] of window k."""
+        shard = 0
+        if len(self._tokens) > 1:
+            shard = int(np.searchsorted(self._starts, k, side="right")) - 1
+            k -= int(self._starts[shard])
+        return self._tokens[shard][k * self.length : (k + 1) * self.length + 1]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from hope_data import hub, installed
 from hope_data.compressed import lines
@@ -19,26 +20,49 @@ _GUTENBERG_END = re.compile(r"(?:\*\*\* ?)?END OF (?:THE |THIS )?PROJECT GUTENBE
 _HEADER_LINES = 1000
 
 
-def documents(manifest: Manifest) -> Iterator[Document]:
-    """Yield a corpus's documents in a fixed order.
+class Source(Iterator[Document]):
+    """A corpus's documents in a fixed order, from the beginning or from where an earlier run stood.
 
     Raises:
         InputError: a file is missing or damaged, a line is no JSON, a field is missing, no hub in reach.
     """
+
+    def __init__(self, manifest: Manifest, state: dict[str, Any] | None = None):
+        self._count = state["documents"] if state else 0
+        # A hub's rows are not fetched twice; elsewhere, and between the pieces of a row, reading past them is cheap.
+        self._hub: hub.Rows | None = None
+        if manifest.kind == "hf":
+            exact = not manifest.chunk_bytes
+            self._hub = hub.Rows(manifest, state["hub"] if state and exact else None)
+            rows: Iterable[Document] = self._hub
+            skip = 0 if exact else self._count
+        else:
+            rows, skip = _local(manifest), self._count
+        if manifest.chunk_bytes:
+            rows = (piece for row in rows for piece in _chunks(row, manifest.chunk_bytes))
+        self._rows = islice(rows, skip, None)
+
+    def __next__(self) -> Document:
+        """The next document."""
+        row = next(self._rows)
+        self._count += 1
+        return row
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands now, plain JSON."""
+        return {"documents": self._count, "hub": self._hub.state() if self._hub else None}
+
+
+def documents(manifest: Manifest) -> Iterator[Document]:
+    """Yield a corpus's documents from the beginning; see `Source`."""
+    return Source(manifest)
+
+
+def _local(manifest: Manifest) -> Iterable[Document]:
     if manifest.kind == "installed-docs":
-        rows: Iterable[Document] = installed.documents(manifest.installed)
-    elif manifest.kind == "hf":
-        rows = hub.documents(manifest)
-    else:
-        read = {"jsonl": _jsonl, "text": _text, "parquet": _parquet}[manifest.kind]
-        rows = (
-            row for path, name in find(manifest.files, manifest.kind) for row in read(path, name, manifest)
-        )
-    if not manifest.chunk_bytes:
-        yield from rows
-        return
-    for row in rows:
-        yield from _chunks(row, manifest.chunk_bytes)
+        return installed.documents(manifest.installed)
+    read = {"jsonl": _jsonl, "text": _text, "parquet": _parquet}[manifest.kind]
+    return (row for path, name in find(manifest.files, manifest.kind) for row in read(path, name, manifest))
 
 
 def find(patterns: list[str], kind: str) -> list[tuple[Path, str]]:

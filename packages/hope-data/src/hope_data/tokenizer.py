@@ -1,6 +1,7 @@
 """A lossless sentencepiece unigram tokenizer that knows how many bytes each token stands for."""
 
 import io
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,13 +198,60 @@ def coverage(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True)
+class Guard:
+    """Coverage that a new tokenizer must keep up with.
+
+    Attributes:
+        source: file it comes from.
+        bytes_per_token: of each corpus.
+        worse: share by which a corpus may fall behind.
+    """
+
+    source: Path
+    bytes_per_token: dict[str, float]
+    worse: float
+
+    @classmethod
+    def load(cls, path: Path, worse: float) -> Self:
+        """Read the coverage that `hope-data tokenizer --json` or a tokenizer's own `tokenizer.json` records.
+
+        Raises:
+            InputError: no such file, or none of that kind.
+        """
+        try:
+            coverage = json.loads(path.read_bytes())["coverage"]
+            return cls(path, {name: float(c["bytes_per_token"]) for name, c in coverage.items()}, worse)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}; --guard takes what `--json` wrote") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{path}: holds no coverage; --guard takes what `--json` wrote") from None
+
+    def check(self, coverage: dict[str, dict[str, float]]) -> None:
+        """Raise InputError if a corpus that both know has too few bytes per token."""
+        for name, before in self.bytes_per_token.items():
+            now = coverage.get(name, {}).get("bytes_per_token", before)
+            if now < (1 - self.worse) * before:
+                raise InputError(
+                    f"tokenizer: {name} has {now:.3f} bytes per token, {1 - now / before:.1%} less than the "
+                    f"{before:.3f} of {self.source} (at most {self.worse:.1%} allowed); look at its text, "
+                    "or raise --worse"
+                )
+
+
 def train(
-    folders: dict[str, Path], out: Path, vocab_size: int, sample_bytes: int = 0, threads: int = 2
+    folders: dict[str, Path],
+    out: Path,
+    vocab_size: int,
+    sample_bytes: int = 0,
+    threads: int = 2,
+    weights: dict[str, float] | None = None,
+    guard: Guard | None = None,
 ) -> dict[str, Any]:
     """Train a tokenizer on the train documents of clean corpora and write its folder.
 
-    Every corpus gives the same number of bytes, if it has them. Held-out documents never train it; they
-    measure its coverage. The result depends on the text and the arguments, not on the machine.
+    Every corpus gives bytes by its weight, if it has them. Held-out documents never train it; they measure its
+    coverage. The result depends on the text and the arguments, not on the machine.
 
     Args:
         folders: corpus name to folder of `hope-data filter`.
@@ -211,25 +259,34 @@ def train(
         vocab_size: tokens, specials and the 256 bytes included.
         sample_bytes: text to learn from, all corpora together; 0 for 750 bytes per token of the vocabulary.
         threads: of sentencepiece; part of the recipe because it orders floating-point sums.
+        weights: share of each corpus in that text, any positive scale; empty: all alike.
+        guard: coverage it must keep up with, else nothing is written.
 
     Returns:
         What `tokenizer.json` holds: settings, sha256 and coverage per corpus.
 
     Raises:
-        InputError: no corpus, an unfit one, or a vocabulary that does not fit the text.
+        InputError: no corpus, an unfit one, a vocabulary that does not fit the text, or coverage that worsened.
     """
     if not folders:
         raise InputError("tokenizer: no clean corpus given; run `hope-data filter` first")
-    share = (sample_bytes or 750 * vocab_size) // len(folders)
-    samples = {name: _sample(folder, share, 200_000) for name, folder in folders.items()}
+    given = weights or dict.fromkeys(folders, 1.0)
+    if sorted(given) != sorted(folders) or min(given.values()) <= 0:
+        raise InputError(f"tokenizer: weights {given} must name {', '.join(folders)}, each above 0")
+    unit = (sample_bytes or 750 * vocab_size) / sum(given.values())
+    samples = {name: _sample(folder, int(unit * given[name]), 200_000) for name, folder in folders.items()}
     model = _fit([text for sample in samples.values() for text in sample.train], vocab_size, threads)
     tokenizer = Tokenizer(model)
+    found = {name: coverage(tokenizer, sample.held_out) for name, sample in samples.items()}
+    if guard:
+        guard.check(found)
     meta = {
         "sha256": tokenizer.sha256,
         "vocab_size": vocab_size,
         "threads": threads,
+        "weights": given,
         "sample_bytes": {n: sum(len(t.encode()) for t in s.train) for n, s in samples.items()},
-        "coverage": {name: coverage(tokenizer, sample.held_out) for name, sample in samples.items()},
+        "coverage": found,
         "sentencepiece": sentencepiece.__version__,
     }
     with new_folder(out, META) as folder:

@@ -1,0 +1,143 @@
+"""Evaluation text in a corpus, found by shared 13-grams of words (Brown et al. 2020, appendix C).
+
+Words that no evaluation text has break a run, so only runs of thirteen known words are hashed at all. Texts of
+fewer than thirteen words are too common to be told from chance and are not looked for.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hope_data.compressed import lines
+from hope_data.dedup import words
+from hope_data.documents import Document
+from hope_data.errors import InputError
+from hope_data.files import sha256_file
+from hope_data.rules import Rule, Verdict
+
+N = 13
+_SUFFIXES = (".jsonl", ".txt")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_SETS, _VOCABULARY, _GRAMS = "evaluation.json", "evaluation.words.txt", "evaluation.grams.npy"
+
+
+def _plain(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".zst")
+
+
+def find(paths: list[Path]) -> list[tuple[str, Path]]:
+    """Evaluation files under the given files and folders, each with the name of its set, sorted.
+
+    Raises:
+        InputError: a path without any.
+    """
+    found: list[tuple[str, Path]] = []
+    for root in paths:
+        inside = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+        files = [p for p in inside if p.is_file() and _plain(p).endswith(_SUFFIXES)]
+        if not files:
+            raise InputError(f"{root}: no .jsonl or .txt file of evaluation text (also .gz, .zst) here")
+        found += [(_name(root, path), path) for path in files]
+    return found
+
+
+def _name(root: Path, path: Path) -> str:
+    inner = path.relative_to(root).parts if root.is_dir() else (path.name,)
+    return inner[0] if len(inner) > 1 else _plain(path).rsplit(".", 1)[0]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    if _plain(path).endswith(".txt"):
+        yield "".join(line.decode("utf-8", "replace") for _, line in lines(path))
+        return
+    for number, line in lines(path):
+        try:
+            leaves = list(_strings(json.loads(line)))
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: is no JSON ({error})") from None
+        # A question is often in one field and its answer in another.
+        yield from [*leaves, " ".join(leaves)]
+
+
+def _grams(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Hash every run of N ids, all of them above 0: [number of runs]."""
+    if len(ids) < N:
+        return np.empty(0, np.uint64)
+    known = np.cumsum(np.concatenate([[0], ids > 0]))
+    starts = np.flatnonzero(known[N:] - known[:-N] == N)
+    hashed = np.zeros(len(starts), np.uint64)
+    for k in range(N):
+        hashed = (hashed ^ ids[starts + k]) * _FACTOR
+        hashed ^= hashed >> np.uint64(29)
+    return hashed
+
+
+def build(paths: list[Path], folder: Path) -> list[str]:
+    """Write what `rule` needs into a folder.
+
+    Returns:
+        Names of the files written.
+
+    Raises:
+        InputError: no evaluation text, or a damaged file.
+    """
+    found = find(paths)
+    sets = sorted({name for name, _ in found})
+    vocabulary: dict[str, int] = {}
+    rows: list[npt.NDArray[np.uint64]] = []
+    for name, path in found:
+        ids: list[int] = []
+        for text in _texts(path):
+            ids += [vocabulary.setdefault(word, len(vocabulary) + 1) for word in words(text)]
+            ids.append(0)  # no run goes from one text into the next
+        grams = _grams(np.array(ids, np.uint64))
+        rows.append(np.stack([grams, np.full(len(grams), sets.index(name), np.uint64)]))
+    every = np.concatenate([*rows, np.empty((2, 0), np.uint64)], axis=1)
+    grams, first = np.unique(every[0], return_index=True)
+    if not len(grams):
+        raise InputError(f"{paths[0]}: no evaluation text of {N} words or more")
+    (folder / _SETS).write_text(json.dumps(sets))
+    (folder / _VOCABULARY).write_text("\n".join(vocabulary), encoding="utf-8")
+    np.save(folder / _GRAMS, np.stack([grams, every[1, first]]))
+    return [_SETS, _VOCABULARY, _GRAMS]
+
+
+def described(paths: list[Path]) -> dict[str, str]:
+    """Name and sha256 of every evaluation file."""
+    return {f"{name}/{path.name}": sha256_file(path) for name, path in find(paths)}
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, _written: int) -> tuple[list[str], dict[str, int], npt.NDArray[np.uint64]]:
+    vocabulary = (folder / _VOCABULARY).read_text(encoding="utf-8").split("\n")
+    table = np.load(folder / _GRAMS)
+    return json.loads((folder / _SETS).read_text()), {w: i for i, w in enumerate(vocabulary, 1)}, table
+
+
+def rule(folder: Path) -> Rule:
+    """Drops a document that shares thirteen words in a row with an evaluation text, and names the set."""
+    sets, vocabulary, (grams, origin) = _load(folder, (folder / _GRAMS).stat().st_mtime_ns)
+
+    def judge(document: Document) -> Verdict:
+        found = words(document.text)
+        ids = np.fromiter(map(vocabulary.get, found, repeat(0)), np.uint64, len(found))
+        hashed = _grams(ids)
+        places = np.minimum(np.searchsorted(grams, hashed), len(grams) - 1)
+        hit = np.flatnonzero(grams[places] == hashed)
+        return (False, f"evaluation text: {sets[int(origin[places[hit[0]]])]}") if len(hit) else True
+
+    return judge

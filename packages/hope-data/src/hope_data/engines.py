@@ -1,0 +1,139 @@
+"""What runs tasks: processes of this machine, or datatrove's executors (local, Slurm)."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+from hope_data.errors import InputError, Unfinished
+from hope_data.progress import steps
+
+if TYPE_CHECKING:
+    from hope_data.work import Todo
+
+# Does every task of `todo.numbers`, in any order, with so many workers.
+Engine = Callable[["Todo", int], None]
+
+
+def processes(todo: "Todo", workers: int) -> None:
+    """Run tasks here when one process is enough, else in a pool that dies with this process.
+
+    Raises:
+        InputError: a task's, or a worker was killed (what it had finished stays).
+    """
+    workers = min(workers, len(todo.numbers))
+    if workers <= 1:
+        for i in todo.numbers:
+            todo(i)
+        return
+    for _ in steps(_finished(todo, workers), len(todo.numbers), todo.step):
+        pass
+
+
+def _finished(todo: "Todo", workers: int) -> Iterator[int]:
+    """Yield tasks as worker processes finish them; no worker outlives this."""
+    # Spawned, not forked: sentencepiece and rensa hold threads.
+    context = get_context("spawn")
+    taken = context.Value("q", 0)
+    running: dict[Any, BaseProcess] = {}
+    try:
+        for _ in range(workers):
+            receive, send = context.Pipe(duplex=False)
+            process: BaseProcess = context.Process(target=_worker, args=(todo, taken, send), daemon=True)
+            process.start()
+            send.close()
+            running[receive] = process
+        while running:
+            for ready in connection.wait(list(running)):
+                yield from _heard(todo, ready, running)
+    finally:
+        for worker in running.values():
+            worker.terminate()
+            worker.join()
+
+
+def _heard(todo: "Todo", receive: Any, running: dict[Any, BaseProcess]) -> Iterator[int]:
+    try:
+        message = receive.recv()
+    except EOFError:
+        process = running.pop(receive)
+        process.join()
+        if process.exitcode:
+            raise Unfinished(f"{todo.work.out}: a worker process was killed; run it again to go on") from None
+        return
+    if isinstance(message, BaseException):
+        raise message
+    yield message
+
+
+def _worker(todo: "Todo", taken: Any, send: Any) -> None:
+    """Take the next task that nobody has taken until there is none, and tell of each."""
+    _die_with_parent()
+    try:
+        while True:
+            with taken.get_lock():
+                k, taken.value = taken.value, taken.value + 1
+            if k >= len(todo.numbers):
+                return
+            send.send(todo(todo.numbers[k]))
+    except (InputError, OSError) as error:
+        send.send(error)
+
+
+def _die_with_parent() -> None:
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def datatrove(todo: "Todo", workers: int) -> None:
+    """Run tasks under datatrove's local executor: one rank per task, `workers` at a time.
+
+    Raises:
+        InputError: a task's, or datatrove is not installed.
+    """
+    from hope_data.scale_out import local  # noqa: PLC0415
+
+    local(todo, workers)
+
+
+def slurm(todo: "Todo", workers: int, options: dict[str, str]) -> None:
+    """Run tasks as a Slurm job array under datatrove's executor.
+
+    Raises:
+        InputError: a task's, no Slurm here, or unfit options.
+    """
+    from hope_data.scale_out import slurm as submit  # noqa: PLC0415
+
+    submit(todo, workers, options)
+
+
+ENGINES = ("processes", "datatrove", "slurm")
+
+
+def engine(name: str, options: list[str] | None = None) -> Engine:
+    """The engine of this name; `options` as KEY=VALUE are for slurm.
+
+    Raises:
+        InputError: there is none of this name, or options without a value.
+    """
+    if options and name != "slurm":
+        raise InputError(f"engine {name}: takes no --slurm options")
+    if name == "slurm":
+        pairs = [option.partition("=") for option in options or []]
+        if bad := [key for key, _, value in pairs if not value]:
+            raise InputError(f"--slurm {bad[0]}: must be KEY=VALUE, for example partition=cpu")
+        return partial(slurm, options={key: value for key, _, value in pairs})
+    found: dict[str, Engine] = {"processes": processes, "datatrove": datatrove}
+    if name not in found:
+        raise InputError(f"engine {name!r}: must be one of {', '.join(ENGINES)}")
+    return found[name]

@@ -1,0 +1,153 @@
+"""What people and networks really hand over: each is one line on stderr, exit code 2, and nothing half-written."""
+
+import gzip
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from hope_data import compressed, documents
+from hope_data.cli import main
+from hope_data.errors import InputError
+from hope_data.files import dump_sealed, load_sealed
+
+PROSE = (
+    "The harbour was quiet when the first boats came home, and nobody on the quay spoke for a long time. " * 4
+)
+
+
+def acquire(folder: Path, name: str, kind: str = "jsonl") -> int:
+    (folder / "m.yaml").write_text(f"kind: {kind}\nfiles: ['{folder / name}']\nlicence: t\n")
+    return main(["acquire", "--manifest", str(folder / "m.yaml"), "--out", str(folder / "out" / "o")])
+
+
+def invalid_utf8(folder: Path) -> tuple[str, str, str]:
+    (folder / "a.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "\xff\xfe"}\n')
+    return "a.jsonl", "jsonl", "line 2: is no JSON"
+
+
+def no_text_field(folder: Path) -> tuple[str, str, str]:
+    (folder / "a.jsonl").write_text('{"content": "x"}\n')
+    return "a.jsonl", "jsonl", "no field 'text' (it has content); set `fields`"
+
+
+def empty_file(folder: Path) -> tuple[str, str, str]:
+    (folder / "a.txt").write_text("")
+    return "a.txt", "text", "its source holds no document"
+
+
+def empty_gz(folder: Path) -> tuple[str, str, str]:
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(b""))
+    return "a.jsonl.gz", "jsonl", "its source holds no document"
+
+
+def long_line(folder: Path) -> tuple[str, str, str]:
+    """200 MB without an end of line, packed so that the test need not write them."""
+    with zstandard.open(folder / "a.jsonl.zst", "wb") as file:
+        file.write(b'{"text": "short"}\n{"text": "')
+        for _ in range(200):
+            file.write(b"x" * (1 << 20))
+    return "a.jsonl.zst", "jsonl", "line 2: longer than 64 MiB; cut it"
+
+
+def bomb(folder: Path) -> tuple[str, str, str]:
+    """Ordinary lines, 400 MB of them in a few kB."""
+    with zstandard.open(folder / "a.jsonl.zst", "wb") as file:
+        for _ in range(400):
+            file.write((b'{"text": "' + b"x" * 99_990 + b'"}\n') * 10)
+    return "a.jsonl.zst", "jsonl", "times its size (a decompression bomb?)"
+
+
+def cut_gz(folder: Path) -> tuple[str, str, str]:
+    whole = gzip.compress(b"".join(json.dumps({"text": f"{i} {PROSE}"}).encode() + b"\n" for i in range(500)))
+    (folder / "a.jsonl.gz").write_bytes(whole[: len(whole) * 2 // 3])
+    return "a.jsonl.gz", "jsonl", "compressed file is cut off"
+
+
+def cut_zst(folder: Path) -> tuple[str, str, str]:
+    whole = zstandard.compress(b'{"text": "x"}\n' * 5000)
+    (folder / "a.jsonl.zst").write_bytes(whole[:-3])
+    return "a.jsonl.zst", "jsonl", "compressed file is cut off"
+
+
+@pytest.mark.parametrize(
+    "make", [invalid_utf8, no_text_field, empty_file, empty_gz, long_line, bomb, cut_gz, cut_zst]
+)
+def test_is_one_line_and_leaves_nothing(
+    make: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressed, "_HARMLESS", 32 << 20)  # 256 MiB are seconds
+    name, kind, message = make(tmp_path)  # type: ignore[operator]
+    assert acquire(tmp_path, name, kind) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
+    name, _, _ = long_line(tmp_path)
+    script = (
+        "import sys, resource; from pathlib import Path; from hope_data.compressed import lines\n"
+        "try: list(lines(Path(sys.argv[1])))\n"
+        "except ValueError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / name], capture_output=True, check=True)
+    assert int(done.stdout) < 300_000  # kB; the line alone has 200 MB, and a third of it is read
+
+
+def test_nul_bytes_go_and_the_rest_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": PROSE.replace("boats", "bo\0ats")}) + "\n")
+    assert acquire(tmp_path, "a.jsonl") == 0
+    raw, clean = str(tmp_path / "out" / "o"), tmp_path / "clean"
+    assert main(["filter", raw, "--out", str(clean)]) == 0
+    assert [d.text for d in documents.read(clean)] == [PROSE]
+
+
+def test_a_provenance_that_leads_elsewhere_is_refused(data: Path, tmp_path: Path) -> None:
+    record = load_sealed(data / "clean" / "b" / "provenance.json", "")
+    for name in ("../a/part-00000.jsonl.zst", "/etc/passwd", "..", ""):
+        record["files"] = {name: "0" * 64}
+        (tmp_path / "provenance.json").write_bytes(dump_sealed(record))
+        with pytest.raises(InputError, match="which leaves its folder"):
+            list(documents.read(tmp_path))
+
+
+@pytest.mark.parametrize("step", ["acquire", "filter", "shard", "tokenizer"])
+def test_a_full_disk_is_one_line_and_what_was_there_stays(step: str, data: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 1 kB, which fails like a full disk does; the output of an earlier run survives."""
+    source = tmp_path / "s.jsonl"
+    source.write_text("".join(json.dumps({"text": os.urandom(200).hex()}) + "\n" for _ in range(200)))
+    (tmp_path / "m.yaml").write_text(f"kind: jsonl\nfiles: ['{source}']\n")
+    out = tmp_path / "o" / "x"
+    given = {
+        "acquire": ["--manifest", tmp_path / "m.yaml"],
+        "filter": [data / "raw" / "a"],
+        "shard": [data / "clean" / "a", "--tokenizer", data / "tokenizer"],
+        "tokenizer": [data / "clean", "--vocab-size", 400],
+    }[step]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from hope_data.cli import main; sys.exit(main(sys.argv[1:]))",
+    ]
+    command += [step, *map(str, given), "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {out}: cannot be written (")
+    assert done.stderr.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    subprocess.run(command, check=True, capture_output=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in out.parent.iterdir()] == ["x"]
