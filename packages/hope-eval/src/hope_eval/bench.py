@@ -1,0 +1,153 @@
+"""Zero-shot examples per second: this harness and lm-eval's `hf` model on the same weights, rows and threads, in turn.
+
+The model is a Llama with random weights, or a folder of transformers. Log-likelihoods must agree to 1e-4 in the
+same run, or the comparison would be of different things.
+"""
+
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hope_data.errors import InputError
+from hope_eval.zeroshot import mirror
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is timed.
+
+    Attributes:
+        tasks: of the mirror.
+        limit: rows of each task.
+        hf_batches: batch sizes that lm-eval's model is given; its fastest counts.
+        batch_tokens: of ours.
+        dim: width of the random Llama.
+        layers: its depth.
+        vocabulary: its tokens, learned from the rows.
+        threads: of torch.
+    """
+
+    tasks: tuple[str, ...] = ("piqa", "arc_easy", "boolq", "hellaswag", "lambada_openai")
+    limit: int = 40
+    hf_batches: tuple[int, ...] = (1, 16)
+    batch_tokens: int = 4096
+    dim: int = 256
+    layers: int = 4
+    vocabulary: int = 8000
+    threads: int = 1
+
+
+def bench(folder: Path, settings: BenchSettings, model: Path | None = None) -> list[dict[str, Any]]:
+    """One row per task and one for all: examples/s of both, their ratio, the largest difference.
+
+    Raises:
+        InputError: an unknown task, or a mirror that lacks a file.
+    """
+    unknown = [task for task in settings.tasks if task not in mirror.FILES]
+    if unknown:
+        raise InputError(f"unknown task '{unknown[0]}'; choose among {', '.join(mirror.FILES)}")
+    torch.set_num_threads(settings.threads)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as made:
+        source = model or random_llama(Path(made) / "llama", folder, settings)
+        return _bench(source, folder, settings)
+
+
+def _bench(source: Path, folder: Path, settings: BenchSettings) -> list[dict[str, Any]]:
+    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+
+    from hope_eval.harness import HopeLM  # noqa: PLC0415
+
+    loaded = HopeLM(source, batch_tokens=settings.batch_tokens)
+    hf = {
+        n: HFLM(pretrained=str(source), device="cpu", batch_size=n, dtype="float32")
+        for n in settings.hf_batches
+    }
+    rows, total = [], np.zeros(2)
+    for task in settings.tasks:
+        ours_s, ours = _timed(loaded, folder, task, settings.limit)
+        theirs = {n: _timed(lm, folder, task, settings.limit) for n, lm in hf.items()}
+        best = min(theirs, key=lambda n: theirs[n][0])
+        gap = max(
+            float(np.abs(np.array(a, float) - np.array(b, float)).max())
+            for a, b in zip(ours, theirs[best][1], strict=True)
+        )
+        total += [ours_s, theirs[best][0]]
+        rows.append(_row(task, len(ours), ours_s, theirs[best][0], best, gap))
+    gaps = max(row["largest_difference"] for row in rows)
+    return [*rows, _row("all", sum(row["n"] for row in rows), total[0], total[1], 0, gaps)]
+
+
+def _row(task: str, n: int, ours: float, theirs: float, batch: int, gap: float) -> dict[str, Any]:
+    return {
+        "task": task,
+        "n": n,
+        "hope_eval_per_s": round(n / ours, 2),
+        "lm_eval_hf_per_s": round(n / theirs, 2),
+        "hf_batch": batch or "best",
+        "ratio": round(theirs / ours, 2),
+        "largest_difference": gap,
+    }
+
+
+def _timed(lm: Any, folder: Path, task: str, limit: int) -> tuple[float, list[Any]]:
+    """Seconds of answering all requests, tokenisation included, and the answers by row."""
+    from lm_eval.tasks import TaskManager  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as made:
+        mirror.write_tasks(Path(made), folder, [task])
+        loaded = TaskManager(include_path=made, include_defaults=False).load([task])["tasks"][task]
+    loaded.build_all_requests(limit=limit, rank=0, world_size=1)
+    requests = loaded.instances
+    ask = getattr(lm, requests[0].request_type)
+    ask(requests[:2], disable_tqdm=True)
+    start = time.perf_counter()
+    answers = ask(requests, disable_tqdm=True)
+    seconds = time.perf_counter() - start
+    by_row: dict[int, list[Any]] = {}
+    for request, answer in zip(requests, answers, strict=True):
+        by_row.setdefault(request.doc_id, []).append(answer)
+    return seconds, list(by_row.values())
+
+
+def random_llama(folder: Path, rows: Path, settings: BenchSettings) -> Path:
+    """A Llama with random weights and a byte-level tokenizer learned from the mirror's own rows."""
+    import tokenizers  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    transformers.logging.disable_progress_bar()
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=settings.vocabulary,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [str(row) for task in settings.tasks for row in mirror.rows(rows, task)[:500]]
+    inner.train_from_iterator(texts, trainer)
+    end = "<|endoftext|>"
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=end, bos_token=end
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=inner.get_vocab_size(),
+        hidden_size=settings.dim,
+        intermediate_size=round(8 * settings.dim / 3),
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.dim // 64,
+        max_position_embeddings=2048,
+        initializer_range=0.05,
+        eos_token_id=0,
+        bos_token_id=0,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
