@@ -103,9 +103,9 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
             self.scorer.advance = bar.update
             scored = self.scorer.continuations(pairs, share=self.share)
         answers = [(score.logp, score.greedy) for score in scored]
-        for (strings, _, _), answer in zip(requests, answers, strict=True):
-            if strings is not None:
-                self.cache_hook.add_partial("loglikelihood", strings, answer)
+        for request, answer in zip(requests, answers, strict=True):
+            if request[0] is not None:
+                self.cache_hook.add_partial("loglikelihood", request[0], answer)
         return answers
 
     def _told(self, strings: tuple[str, str] | None) -> list[int]:

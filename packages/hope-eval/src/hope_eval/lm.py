@@ -162,7 +162,7 @@ class Scorer:
         # and forks need not each do it again for a whole segment.
         for piece_BT in (*torch.split(tokens_BT[:, :-1], PIECE, 1), tokens_BT[:, -1:]):
             if piece_BT.shape[1]:
-                logits_BTV, state = self._forward(piece_BT, state, 1)
+                logits_BTV, state = self._forward(piece_BT, state, torch.tensor([piece_BT.shape[1] - 1]))
         return Fork(F.log_softmax(logits_BTV[:, -1].float(), -1), state)
 
     def candidates(self, fork: Fork, candidates_BKL: Tokens) -> NDArray[np.float64]:
@@ -173,7 +173,7 @@ class Scorer:
         if L > 1 and self.model.copies_state:
             tokens_NL = tokens_BKL.reshape(B * K, L)
             rows = torch.arange(B, device=self.device).repeat_interleave(K)
-            logits_NTV, _ = self._forward(tokens_NL[:, :-1], self.model.fork(fork.state, rows))
+            logits_NTV, _ = self._forward(tokens_NL[:, :-1], self.model.fork(fork.state, rows), final=True)
             total_BK = total_BK + _picked(logits_NTV, tokens_NL[:, 1:]).sum(1).view(B, K)
         elif L > 1:
             # A state is a value: every candidate goes on from the same one, and nothing is copied.
@@ -242,8 +242,10 @@ class Scorer:
             at += 1
 
     @torch.no_grad()
-    def _forward(self, tokens_BT: Tensor, state: Any, keep: int = 0) -> tuple[Tensor, Any]:
-        logits_BTV, state = self.model(tokens_BT, state, keep)
+    def _forward(
+        self, tokens_BT: Tensor, state: Any, at: Tensor | None = None, *, final: bool = False
+    ) -> tuple[Tensor, Any]:
+        logits_BTV, state = self.model(tokens_BT, state, at, final=final)
         self._count(tokens_BT.numel())
         return logits_BTV, state
 
@@ -272,35 +274,45 @@ class Scorer:
             whole = starts.tolist() == list(range(len(batch.groups)))
             forked = state if state is None or whole else self.model.fork(state, starts)
             padded_BT = _padded(rows).to(self.device)
-            longest = padded_BT.shape[1]
-            first = min(len(requests[n].context) - 1 for _, row in turn for n in row.requests) - batch.shared
-            keep = longest - first
-            logits_BTV, _ = self._forward(padded_BT, forked, keep)
+            asked = [(place, n) for place, (_, row) in enumerate(turn) for n in row.requests]
+            wanted = wanted_positions(requests, asked, batch.shared)
+            at = torch.tensor(sorted({column for _, column, _ in wanted}), device=self.device)
+            logits_BTV, _ = self._forward(padded_BT, forked, at, final=True)
             self._count(sum(map(len, rows)) - padded_BT.numel())
-            found |= _pick(requests, [row.requests for _, row in turn], logits_BTV, batch.shared + first)
+            found |= _pick(requests, asked, wanted, logits_BTV, at)
         return found
 
 
+Wanted = list[tuple[int, int, int]]
+
+
+def wanted_positions(requests: Sequence[Request], asked: Sequence[tuple[int, int]], shared: int) -> Wanted:
+    """(row, column, token) of every token to be scored; columns count from the end of the shared prefix."""
+    return [
+        (row, len(requests[n].context) - 1 - shared + place, token)
+        for row, n in asked
+        for place, token in enumerate(requests[n].continuation)
+    ]
+
+
 def _pick(
-    requests: Sequence[Request], rows: list[list[int]], logits_BTV: Tensor, first: int
+    requests: Sequence[Request],
+    asked: Sequence[tuple[int, int]],
+    wanted: Wanted,
+    logits_BTV: Tensor,
+    at: Tensor,
 ) -> dict[int, Scored]:
-    """Scores of the requests of each row; `first` is the position of the first logits."""
-    where: list[tuple[int, int, int]] = []  # row, column, token
-    spans: list[tuple[int, int]] = []
-    for row, numbers in enumerate(rows):
-        for n in numbers:
-            request = requests[n]
-            begin = len(request.context) - 1 - first
-            spans.append((n, len(request.continuation)))
-            where += [(row, begin + place, token) for place, token in enumerate(request.continuation)]
-    index_N3 = torch.tensor(where, device=logits_BTV.device)
-    logits_NV = logits_BTV[index_N3[:, 0], index_N3[:, 1]].float()
+    """Scores of the requests; `at` are the columns of the logits."""
+    index_N3 = torch.tensor(wanted, device=logits_BTV.device)
+    columns_N = torch.searchsorted(at, index_N3[:, 1].contiguous())
+    logits_NV = logits_BTV[index_N3[:, 0], columns_N].float()
     logp_N = _finite(-F.cross_entropy(logits_NV, index_N3[:, 2], reduction="none").double())
     greedy_N = (logits_NV.argmax(-1) == index_N3[:, 2]).cpu().numpy()
-    found, at = {}, 0
-    for n, size in spans:
-        found[n] = Scored(float(logp_N[at : at + size].sum()), bool(greedy_N[at : at + size].all()))
-        at += size
+    found, start = {}, 0
+    for _, n in asked:
+        end = start + len(requests[n].continuation)
+        found[n] = Scored(float(logp_N[start:end].sum()), bool(greedy_N[start:end].all()))
+        start = end
     return found
 
 

@@ -35,8 +35,10 @@ class CausalModel(Protocol):
     copies_state: bool
     shares_state: bool
 
-    def __call__(self, tokens_BT: Tensor, state: Any, keep: int = 0) -> tuple[Tensor, Any]:
-        """Logits of the last `keep` positions (0: of all), and the state after the last token."""
+    def __call__(
+        self, tokens_BT: Tensor, state: Any, at: Tensor | None = None, *, final: bool = False
+    ) -> tuple[Tensor, Any]:
+        """Logits at some positions (None: at all), and the state after the last token; nobody reads it if `final`."""
 
     def fork(self, state: Any, rows: Tensor) -> Any:
         """The state's sequences named by `rows`, each as often as it is named."""
@@ -80,12 +82,15 @@ class HopeModel:
         full = variant_parts(config)[0] == "attention" and not config.attention.window
         self.max_length = ATTENTION_REACH * length if full else None
 
-    def __call__(self, tokens_BT: Tensor, state: State | None, keep: int = 0) -> tuple[Tensor, State]:
+    def __call__(
+        self, tokens_BT: Tensor, state: State | None, at: Tensor | None = None, *, final: bool = False
+    ) -> tuple[Tensor, State]:
         """Logits and the state after them."""
+        del final
         if state is None:
             state = self.model.initial(len(tokens_BT), self.settings)
         logits_BTV, state = self.model(tokens_BT, state)
-        return logits_BTV[:, -keep:] if keep else logits_BTV, state
+        return logits_BTV if at is None else logits_BTV[:, at], state
 
     def fork(self, state: State, rows: Tensor) -> State:
         """Chosen sequences; the same value where every sequence is chosen once and in order."""
@@ -105,23 +110,32 @@ class HFModel:
         # Recurrent states of transformers take one token at a time, so such a model reads every text whole.
         self.shares_state = not getattr(model, "_is_stateful", False)
 
-    def __call__(self, tokens_BT: Tensor, state: Any, keep: int = 0) -> tuple[Tensor, Any]:
+    def __call__(
+        self, tokens_BT: Tensor, state: Any, at: Tensor | None = None, *, final: bool = False
+    ) -> tuple[Tensor, Any]:
         """Logits and the cache after them; the cache given is not changed."""
-        options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps else {}
-        if self.shares_state:
-            options |= {"past_key_values": copy.deepcopy(state) if state is not None else None}
-        out = self.model(input_ids=tokens_BT, use_cache=self.shares_state, **options)
+        options: dict[str, Any] = {"logits_to_keep": at} if self._keeps and at is not None else {}
+        cached = self.shares_state and not (final and state is None)
+        if state is not None:
+            options["past_key_values"] = _copy(state)
+        out = self.model(input_ids=tokens_BT, use_cache=cached, **options)
         logits_BTV: Tensor = out.logits
-        if keep and not self._keeps:
-            logits_BTV = logits_BTV[:, -keep:]
-        return logits_BTV, out.past_key_values if self.shares_state else None
+        if at is not None and not self._keeps:
+            logits_BTV = logits_BTV[:, at]
+        return logits_BTV, out.past_key_values if cached else None
 
     def fork(self, state: Any, rows: Tensor) -> Any:
         """A new cache with the chosen rows."""
-        forked = copy.copy(state)
-        forked.layers = [copy.copy(layer) for layer in state.layers]
+        forked = _copy(state)
         forked.batch_select_indices(rows)
         return forked
+
+
+def _copy(cache: Any) -> Any:
+    """A cache of its own: layers replace their tensors when they grow, so the tensors themselves can be shared."""
+    made = copy.copy(cache)
+    made.layers = [copy.copy(layer) for layer in cache.layers]
+    return made
 
 
 class HopeTokenizer:
@@ -258,6 +272,7 @@ def _load_hf(folder: Path, tokenizer: Path, device: str) -> Loaded:
             f"{folder} is a model of transformers; pip install 'hope-eval[lm-eval]' to score it"
         ) from None
     transformers.logging.disable_progress_bar()
+    keep_freed_memory()
     if _model_type(folder) == "hope":
         import hope_model.hf  # noqa: F401, PLC0415 (registers the type)
     weights = sorted(folder.glob("*.safetensors"))

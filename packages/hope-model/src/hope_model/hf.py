@@ -211,7 +211,8 @@ def from_checkpoint(folder: Path | str) -> HopeForCausalLM:
     inner, _ = checkpoint.load(folder)
     model = HopeForCausalLM(HopeConfig(inner.config.to_dict()))
     model.model.load_state_dict(inner.state_dict())
-    return model.eval()
+    model.eval()
+    return model
 
 
 def export(folder: Path | str, tokenizer: Path | str, out: Path | str) -> Path:
