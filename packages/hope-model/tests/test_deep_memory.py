@@ -48,8 +48,9 @@ def self_modifying_inputs(T: int, rules: Rules, position: int, *, self_modify: b
     now = draw.weights(written)
     start = now if position % rules.chunk == 0 else draw.weights(written)
     scale = None if rules.tied_gates else draw(H, R)
-    readout = Readout(draw(H, d), draw(H), scale, draw(H, d), draw(H))
-    gates = Gates(None, draw.strength(B, H, T), draw.strength(B, H, T), None, None)
+    share = None if rules.tied_gates else draw(H, R)
+    readout = Readout(draw(H, d), draw(H), scale, draw(H, d), draw(H), share)
+    gates = Gates(None, draw.strength(B, H, T), draw.strength(B, H, 1, T), None, None)
     state = MemoryState(now, start, None, position)
     fixed = None if self_modify else draw.weights(4)
     return draw.unit(B, H, T, d), draw.unit(B, H, T, d), gates, readout, state, rules, fixed
@@ -58,12 +59,12 @@ def self_modifying_inputs(T: int, rules: Rules, position: int, *, self_modify: b
 @pytest.mark.parametrize("self_modify", [True, False])
 @pytest.mark.parametrize("chunk", [1, 3, 4, 16])
 @pytest.mark.parametrize(("T", "position"), [(1, 0), (11, 0), (11, 2), (9, 5)])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("written", [True, False])
 def test_self_modifying_is_the_token_loop(
-    assert_same: Assert, T: int, position: int, chunk: int, *, fused: bool, self_modify: bool
+    assert_same: Assert, T: int, position: int, chunk: int, *, written: bool, self_modify: bool
 ) -> None:
     def fast(*args: Any) -> Any:
-        return self_modifying(*args, fused=fused)
+        return self_modifying(*args, written=written)
 
     rules = Rules(chunk=chunk)
     assert_same(
@@ -85,19 +86,23 @@ def test_other_rules_are_the_token_loop(
 @pytest.mark.parametrize(
     ("T", "chunk", "position"), [(1, 4, 0), (11, 1, 0), (11, 4, 0), (11, 4, 3), (11, 64, 0)]
 )
+@pytest.mark.parametrize("written", [True, False])
 def test_titans_memory_is_the_token_loop(
-    assert_same: Assert, T: int, chunk: int, position: int, *, momentum: bool, stable: bool
+    assert_same: Assert, T: int, chunk: int, position: int, *, momentum: bool, stable: bool, written: bool
 ) -> None:
+    def chunked(*args: Any) -> Any:
+        return titans_memory(*args, written=written)
+
     draw, rules = Draw(), Rules(chunk=chunk, stable=stable)
     q, k, v = (draw.unit(B, H, T, d) for _ in range(3))
     log_a = F.logsigmoid(draw(B, H, T)).detach().requires_grad_()
     theta = F.logsigmoid(draw(B, H, T)).detach().requires_grad_() if momentum else None
     eta = draw.strength(B, H, 1, T, top=0.1)
-    gates = Gates(log_a, draw.strength(B, H, T), draw.strength(B, H, T), eta, theta)
+    gates = Gates(log_a, draw.strength(B, H, T), draw.strength(B, H, 1, T), eta, theta)
     now = draw.weights(1)
     start = now if position % chunk == 0 else draw.weights(1)
     state = MemoryState(now, start, draw.weights(1) if momentum else None, position)
-    assert_same(titans_memory_naive, titans_memory, q, k, v, gates, state, rules)
+    assert_same(titans_memory_naive, chunked, q, k, v, gates, state, rules)
 
 
 def test_written_out_backward_passes_gradcheck() -> None:
@@ -110,7 +115,7 @@ def test_written_out_backward_passes_gradcheck() -> None:
         o, after = self_modifying(
             x,
             q,
-            gates._replace(erase_NT=erase, output_NT=output),
+            gates._replace(erase_NT=erase, output_NRT=output),
             readout._replace(eta_Hd=eta),
             MemoryState(weights, weights, None, 0),
             rules,
@@ -118,7 +123,7 @@ def test_written_out_backward_passes_gradcheck() -> None:
         )
         return o, *after.now
 
-    leaves = (x, q, gates.erase_NT, gates.output_NT, *state.now, readout.eta_Hd)
+    leaves = (x, q, gates.erase_NT, gates.output_NRT, *state.now, readout.eta_Hd)
     assert torch.autograd.gradcheck(run, leaves, nondet_tol=1e-12)
 
 
@@ -145,7 +150,7 @@ def test_stable_write_recalls_its_target_exactly() -> None:
     draw, rules = Draw(), Rules(chunk=1)
     k, v = draw.unit(B, H, 1, d), draw.unit(B, H, 1, d)
     weights, zero = draw.weights(1), torch.zeros(B, H, 1, dtype=torch.float64)
-    one = torch.ones(B, H, 1, dtype=torch.float64)
+    one = torch.ones(B, H, 1, 1, dtype=torch.float64)
     W2 = weights.W2_NRmd.detach() * 1e3  # shrunk activations then have norm 1
     weights = FastWeights(W2, weights.W1_NRdm.detach())
     no_eta = torch.zeros(B, H, 1, 1, dtype=torch.float64)

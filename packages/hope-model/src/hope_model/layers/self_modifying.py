@@ -40,6 +40,9 @@ class SelfModifyingTitans(nn.Module):
         self.eta_Hd = nn.Parameter(torch.randn(H, d) * d**-0.5)
         self.eta_bias_H = nn.Parameter(torch.zeros(H))
         self.eta_scale_HR = None if self.rules.tied_gates else nn.Parameter(torch.zeros(H, len(BANK)))
+        # Keys and values that a chunk's writes change at once make gradients grow from chunk to chunk: begin slowly.
+        share_R = torch.tensor([-2.0] * (len(BANK) - 1) + [2.0])
+        self.output_share_HR = nn.Parameter(share_R.repeat(H, 1)) if self.rules.stable else None
         self.alpha_Hd = nn.Parameter(torch.randn(H, d) * d**-0.5)
         self.alpha_bias_H = nn.Parameter(retention_bias(H))
         self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
@@ -65,12 +68,18 @@ class SelfModifyingTitans(nn.Module):
                 if raw is None
                 else (2 * cast(raw).transpose(1, 2).sigmoid()).chunk(raw.shape[-1] // self.heads, 1)
             )
-            output = strengths[0] if self.rules.stable else None
+            output = strengths[0][:, :, None] if self.rules.stable else None
             gates = Gates(None, None if self.rules.tied_gates else strengths[-1], output, None, None)
             fixed = None if self.self_modify else self.memory.fast(len(x))
             o, memory = self_modifying(x, q, gates, self._readout(), state.memory, self.rules, fixed)
         return self.output(o, x_BTD), TitansState(memory, tail)
 
     def _readout(self) -> Readout:
-        parts = (self.eta_Hd, self.eta_bias_H, self.eta_scale_HR, self.alpha_Hd, self.alpha_bias_H)
-        return Readout(*parts)
+        return Readout(
+            self.eta_Hd,
+            self.eta_bias_H,
+            self.eta_scale_HR,
+            self.alpha_Hd,
+            self.alpha_bias_H,
+            self.output_share_HR,
+        )

@@ -89,4 +89,6 @@ class Titans(nn.Module):
         eta = self.rules.eta_max * eta.sigmoid()
         erase = eta if self.rules.tied_gates else 2 * erase.sigmoid()
         output = 2 * output.sigmoid()
-        return Gates(log_a, erase, output, eta[:, :, None], F.logsigmoid(theta) if self.momentum else None)
+        return Gates(
+            log_a, erase, output[:, :, None], eta[:, :, None], F.logsigmoid(theta) if self.momentum else None
+        )

@@ -4,6 +4,7 @@ Letters: N leading dimensions (batch, heads), R memories that share keys, d head
 T tokens, C tokens of one chunk. Inside a chunk tokens are the last dimension.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor
-from hope_model.ops.deep_memory.fused import StepGates, fused_forward, fused_step
 from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
+from hope_model.ops.deep_memory.written_projection import written_projection
+from hope_model.ops.deep_memory.written_span import written_span
+from hope_model.ops.deep_memory.written_step import StepGates, written_step
 from hope_model.ops.gated_delta.chunk import (
     Decays,
     Momentum,
@@ -78,7 +81,7 @@ def _write(
     write2 = -eta_NRC[..., None, :] * slope * (state.start.W1_NRdm.transpose(-1, -2) @ error)
     strength1, recalled1, write1 = None, None, -eta_NRC[..., None, :] * error
     if rules.stable:
-        strength1 = (keep_NC * _present(gates.output_NT))[..., None, :]
+        strength1 = keep_NC[..., None, :] * _present(gates.output_NRT)
         write1 = (target_NRdC - k_N1dC) * strength1[..., None, :]
         recalled1 = y - k_N1dC if whole else None
     strength2 = gates.erase_NT if gates.erase_NT is None or rules.tied_gates else keep_NC * gates.erase_NT
@@ -157,10 +160,38 @@ def _pieces(position: int, T: int, chunk: int) -> list[slice]:
 
 
 def titans_memory(
-    q_NTd: Tensor, k_NTd: Tensor, v_NTd: Tensor, gates: Gates, state: MemoryState, rules: Rules
+    q_NTd: Tensor,
+    k_NTd: Tensor,
+    v_NTd: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    rules: Rules,
+    *,
+    written: bool = True,
 ) -> tuple[Tensor, MemoryState]:
-    """`titans_memory_naive`, a chunk at a time."""
+    """`titans_memory_naive`, a chunk at a time; `written=False` leaves the backward to autograd."""
     q_NdT, k_NdT, v_NdT = (x.transpose(-1, -2).contiguous() for x in (q_NTd, k_NTd, v_NTd))
+    written = written and _has_written_backward(rules) and state.momentum is not None
+    outputs = []
+    for piece in _spans(state.position, q_NdT.shape[-1], rules.chunk):
+        gates_C = Gates(*(None if g is None else g[..., piece] for g in gates))
+        span = written_span if written and state.position % rules.chunk == 0 else _plain_span
+        o, state = span(*(x[..., piece] for x in (q_NdT, k_NdT, v_NdT)), gates_C, state, rules)
+        outputs.append(o)
+    return torch.cat(outputs, -1).transpose(-1, -2), state
+
+
+def _spans(position: int, T: int, chunk: int) -> list[slice]:
+    """The rest of a chunk, whole chunks, and what is left."""
+    head = min(T, -position % chunk)
+    whole = (T - head) // chunk * chunk
+    ends = (0, head, head + whole, T)
+    return [slice(start, end) for start, end in itertools.pairwise(ends) if end > start]
+
+
+def _plain_span(
+    q_NdT: Tensor, k_NdT: Tensor, v_NdT: Tensor, gates: Gates, state: MemoryState, rules: Rules
+) -> tuple[Tensor, MemoryState]:
     outputs = []
     for piece in _pieces(state.position, q_NdT.shape[-1], rules.chunk):
         gates_C = Gates(*(None if g is None else g[..., piece] for g in gates))
@@ -169,7 +200,7 @@ def titans_memory(
         layers = _write(state, k_NdC, hidden, v_NdT[..., None, :, piece], gates_C, rules)
         outputs.append(_read(*layers, q_NdT[..., piece], rules))
         state = _after(*layers, state, rules)
-    return torch.cat(outputs, -1).transpose(-1, -2), state
+    return torch.cat(outputs, -1), state
 
 
 def self_modifying(
@@ -181,17 +212,16 @@ def self_modifying(
     rules: Rules,
     fixed: FastWeights | None = None,
     *,
-    fused: bool = True,
+    written: bool = True,
 ) -> tuple[Tensor, MemoryState]:
-    """`self_modifying_naive`, a chunk at a time; `fused=False` leaves the backward to autograd."""
+    """`self_modifying_naive`, a chunk at a time; `written=False` leaves the backward to autograd."""
     x_NdT, q_NdT = (x.transpose(-1, -2).contiguous() for x in (x_NTd, q_NTd))
     outputs = []
     for piece in _pieces(state.position, x_NdT.shape[-1], rules.chunk):
-        projecting = FastWeights(*(W[..., :4, :, :] for W in (state.start if fixed is None else fixed)))
         whole = state.position % rules.chunk == 0
-        step = _fused_chunk if fused and whole and _has_written_backward(rules) else _plain_chunk
+        step = _written_chunk if written and whole and _has_written_backward(rules) else _plain_chunk
         gates_C = Gates(*(None if g is None else g[..., piece] for g in gates))
-        o, state = step(x_NdT[..., piece], q_NdT[..., piece], gates_C, readout, state, projecting, rules)
+        o, state = step(x_NdT[..., piece], q_NdT[..., piece], gates_C, readout, state, fixed, rules)
         outputs.append(o)
     return torch.cat(outputs, -1).transpose(-1, -2), state
 
@@ -210,57 +240,71 @@ def _plain_chunk(
     gates: Gates,
     readout: Readout,
     state: MemoryState,
-    projecting: FastWeights,
+    fixed: FastWeights | None,
     rules: Rules,
 ) -> tuple[Tensor, MemoryState]:
+    projecting = FastWeights(*(W[..., :4, :, :] for W in fixed or state.start))
     y = memory_forward(projecting, x_NdC, rules)[0]
     R, C = state.start.W2_NRmd.shape[-3], y.shape[-1]
     k_NdC, v_NdC = l2norm(y[..., 0, :, :], -2), l2norm(y[..., 1, :, :], -2)
-    log_a_NC, eta_NC, eta_NRC = _self_made_gates(y, readout, R, rules)
+    readers_H12d = torch.stack((readout.eta_Hd, readout.alpha_Hd), 1)[:, :, None]
+    raw_N2C = (readers_H12d @ y[..., 2:4, :, :])[..., 0, :]
+    log_a_NC, eta_NC, eta_NRC = _gates(raw_N2C, readout, R, rules)
     both = memory_forward(state.start, torch.cat((k_NdC, v_NdC), -1), rules)
     target_NRdC = both[0][..., C:]
     if rules.stable:
         target_NRdC = l2norm(target_NRdC, -2)
     erase_NC = eta_NC if rules.tied_gates else gates.erase_NT
-    gates = Gates(log_a_NC, erase_NC, gates.output_NT, eta_NRC, None)
+    output_NRC = None if gates.output_NRT is None else _by_memory(gates.output_NRT, readout, R)
+    gates = Gates(log_a_NC, erase_NC, output_NRC, eta_NRC, None)
     layers = _write(state, k_NdC, tuple(x[..., :C] for x in both), target_NRdC, gates, rules)
     return _read(*layers, q_NdC, rules), _after(*layers, state, rules)
 
 
-def _fused_chunk(
+def _written_chunk(
     x_NdC: Tensor,
     q_NdC: Tensor,
     gates: Gates,
     readout: Readout,
     state: MemoryState,
-    projecting: FastWeights,
+    fixed: FastWeights | None,
     rules: Rules,
 ) -> tuple[Tensor, MemoryState]:
-    shape, (W2, W1) = q_NdC.shape, state.now
-    R, C = W2.shape[-3], shape[-1]
-    y = fused_forward(_batch(projecting.W2_NRmd), _batch(projecting.W1_NRdm), x_NdC.flatten(0, -3))
-    y = y.view(*shape[:-2], 4, *shape[-2:])
-    k_NdC, v_NdC = (l2norm(y[..., n, :, :], -2).flatten(0, -3) for n in (0, 1))
-    log_a_NC, _, eta_NRC = _self_made_gates(y, readout, R, rules)
+    shape, R, C = q_NdC.shape, state.now.W2_NRmd.shape[-3], q_NdC.shape[-1]
+    W2, W1 = (_batch(W) for W in state.now)
+    readers_NH2d = torch.stack((readout.eta_Hd, readout.alpha_Hd), 1).expand(*shape[:-2], 2, -1)
+    readers = readers_NH2d.flatten(0, -3)
+    if fixed is None:
+        kv, raw, W2, W1 = written_projection(W2, W1, x_NdC.flatten(0, -3), readers)
+    else:
+        kv, raw, *_ = written_projection(*(_batch(W) for W in fixed), x_NdC.flatten(0, -3), readers)
+    log_a_NC, _, eta_NRC = _gates(raw.view(*shape[:-2], 2, C), readout, R, rules)
     decays, keep_NC = chunk_decays(log_a_NC), log_a_NC.exp()
-    scalars = (keep_NC * _present(gates.output_NT), keep_NC * _present(gates.erase_NT), *decays)
-    flat = StepGates(eta_NRC.flatten(0, -3), *(g.flatten(0, len(shape) - 3) for g in scalars))
-    o, W2_new, W1_new = fused_step(_batch(W2), _batch(W1), k_NdC, v_NdC, q_NdC.flatten(0, -3), flat)
-    now = FastWeights(W2_new.view(W2.shape), W1_new.view(W1.shape))
+    output_NRC = keep_NC[..., None, :] * _by_memory(_present(gates.output_NRT), readout, R)
+    scalars = (eta_NRC, output_NRC, keep_NC * _present(gates.erase_NT), *decays)
+    flat = StepGates(*(g.flatten(0, len(shape) - 3) for g in scalars))
+    o, W2_new, W1_new = written_step(W2, W1, kv, q_NdC.flatten(0, -3), flat)
+    now = FastWeights(W2_new.view(state.now.W2_NRmd.shape), W1_new.view(state.now.W1_NRdm.shape))
     position = state.position + C
     start = state.start if position % rules.chunk else now
     return o.view(shape), MemoryState(now, start, None, position)
 
 
-def _self_made_gates(y_NRdC: Tensor, readout: Readout, R: int, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
-    """log alpha, eta, and eta by memory, from what their memories say."""
-    eta = (readout.eta_Hd[:, None, :] @ y_NRdC[..., 2, :, :])[..., 0, :] + readout.eta_bias_H[:, None]
-    alpha = (readout.alpha_Hd[:, None, :] @ y_NRdC[..., 3, :, :])[..., 0, :] + readout.alpha_bias_H[:, None]
-    eta_NC = rules.eta_max * eta.sigmoid()
+def _gates(raw_N2C: Tensor, readout: Readout, R: int, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
+    """log alpha, eta, and eta by memory, from what is read of their memories."""
+    eta_NC = rules.eta_max * (raw_N2C[..., 0, :] + readout.eta_bias_H[:, None]).sigmoid()
+    log_a_NC = F.logsigmoid(raw_N2C[..., 1, :] + readout.alpha_bias_H[:, None])
     if readout.eta_scale_HR is None:
-        return F.logsigmoid(alpha), eta_NC, eta_NC[..., None, :].expand(*eta_NC.shape[:-1], R, -1)
+        return log_a_NC, eta_NC, eta_NC[..., None, :].expand(*eta_NC.shape[:-1], R, -1)
     scale_HR1 = 2 * readout.eta_scale_HR[..., -R:, None].sigmoid()
-    return F.logsigmoid(alpha), eta_NC, scale_HR1 * eta_NC[..., None, :]
+    return log_a_NC, eta_NC, scale_HR1 * eta_NC[..., None, :]
+
+
+def _by_memory(output_NRC: Tensor, readout: Readout, R: int) -> Tensor:
+    """Output strengths [N, R, C] (or [N, 1, C] where all memories share one)."""
+    if readout.output_share_HR is None:
+        return output_NRC.expand(*output_NRC.shape[:-2], R, -1)
+    return output_NRC * readout.output_share_HR[..., -R:, None].sigmoid()
 
 
 def read_memory(state: MemoryState, q_NTd: Tensor, rules: Rules) -> Tensor:

@@ -36,9 +36,9 @@ def _write_token(
     if gates_t.erase_NT is not None:
         erase2 = gates_t.erase_NT[..., None, None, None] * (1.0 if rules.tied_gates else keep)
     if rules.stable:
-        assert gates_t.output_NT is not None  # noqa: S101
-        erase1: Tensor | float = keep * gates_t.output_NT[..., None, None, None]
-        write1 = keep[..., 0] * gates_t.output_NT[..., None, None] * (target_NRd - k_NRd)
+        assert gates_t.output_NRT is not None  # noqa: S101
+        erase1: Tensor | float = keep * gates_t.output_NRT[..., None, None]
+        write1 = keep[..., 0] * gates_t.output_NRT[..., None] * (target_NRd - k_NRd)
     else:
         erase1, write1 = 0.0, -eta * error
     momentum = None
@@ -98,7 +98,7 @@ def self_modifying_naive(
     Args:
         x_NTd: Normalised input of the memories that project.
         q_NTd: Normalised queries.
-        gates: `erase_NT` and `output_NT`; eta and alpha come from memories.
+        gates: `erase_NT` and `output_NRT`; eta and alpha come from memories.
         readout: How the scalars are read.
         state: Five memories (k, v, eta, alpha, memory), or one where `fixed` holds the other four.
         rules: The named choices.
@@ -120,7 +120,9 @@ def self_modifying_naive(
         target = _mlp(state.start, v[..., None, :].expand(*v.shape[:-1], R, -1), rules)[0]
         if rules.stable:
             target = l2norm(target, -1)
-        erase, output = (None if g is None else g[..., t] for g in (gates.erase_NT, gates.output_NT))
+        erase, output = (None if g is None else g[..., t] for g in (gates.erase_NT, gates.output_NRT))
+        if output is not None and readout.output_share_HR is not None:
+            output = output * readout.output_share_HR[..., -R:].sigmoid()
         gates_t = Gates(log_a, eta_N if rules.tied_gates else erase, output, eta_NR, None)
         now, _ = _write_token(state, k, target, gates_t, rules)
         state = _advance(state, now, None, rules)

@@ -32,7 +32,7 @@ class Gates(NamedTuple):
 
     log_a_NT: Tensor | None  # retention (None: read from the alpha memory)
     erase_NT: Tensor | None  # strength in (0, 2) at the hidden layer, times the retention
-    output_NT: Tensor | None  # strength in (0, 2) at the output layer, times the retention
+    output_NRT: Tensor | None  # strength in (0, 2) at the output layer, times the retention; R = 1: for all
     eta_NRT: Tensor | None  # inner learning rate (None: read from the eta memory)
     log_theta_NT: Tensor | None  # momentum's decay
 
@@ -45,6 +45,7 @@ class Readout(NamedTuple):
     eta_scale_HR: Tensor | None  # each memory's own share of eta; None: all the same (the paper)
     alpha_Hd: Tensor
     alpha_bias_H: Tensor
+    output_share_HR: Tensor | None  # each memory's own share of the output strength; None: all the same
 
 
 @dataclass(frozen=True)
