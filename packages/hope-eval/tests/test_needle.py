@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hope_data.errors import InputError
-from hope_eval import books, needle
+from hope_eval import babi, books, needle
 from hope_eval import results as schema
 from hope_eval.cli import main
 from hope_eval.lm import Fork, Scorer
 from hope_eval.models import HopeModel, Loaded, load
-from hope_model import LanguageModel, ModelConfig
+from hope_model import LanguageModel, ModelConfig, checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -135,22 +136,23 @@ def test_unfit_requests_are_one_line(
 
 
 def test_books_by_position_equal_the_whole_text_read_at_once(
-    loaded: Loaded, checkpoint_folder: Path, corpora: Path, tmp_path: Path
+    loaded: Loaded, corpora: Path, tmp_path: Path
 ) -> None:
     path, out = tmp_path / "book.txt", tmp_path / "books.json"
+    # Weights of the usual size: the fixture's are too large to read a long text.
+    torch.manual_seed(0)
+    values = {"vocab_size": 320, "dim": 32, "layers": 2, "head_dim": 16}
+    model = LanguageModel(ModelConfig.from_dict({**values, "cms": {"smallest": 16, "levels": 2}}))
+    sha256 = loaded.about.tokenizer_sha256
+    checkpoint.save(tmp_path / "calm", model, {"tokenizer_sha256": sha256})
     rows = (corpora / "left.jsonl").read_text().splitlines()[:6]
     body = "\n".join(json.loads(row)["text"] for row in rows) + "\n"
     path.write_text(f"header\n*** START OF THIS BOOK ***\n{body}*** END OF THIS BOOK ***\nlicence\n")
-    flags = [
-        "--checkpoint",
-        str(checkpoint_folder),
-        "--tokenizer",
-        str(checkpoint_folder.parents[2] / "tokenizer"),
-    ]
+    flags = ["--checkpoint", str(tmp_path / "calm"), "--tokenizer", str(corpora / "tokenizer")]
     assert main(["books", *flags, "--text", str(path), "--json", str(out)]) == 0
     result = schema.load(out)
     tokens = books.tokens_of(loaded.tokenizer, body)
-    logp = Scorer(loaded.model, batch_tokens=10**6).token_logp([tokens])[0]
+    logp = Scorer(model, batch_tokens=10**6).token_logp([tokens])[0]
     by_book, by_position = result.tasks
     bits = by_book.find("bits_per_byte")
     assert bits is not None
@@ -169,3 +171,41 @@ def test_buckets_double() -> None:
         ("512-1023", 512, 1024),
         ("1024-2047", 1024, 1100),
     ]
+
+
+STORY = """1 John went to the hall.
+2 Mary went to the garden.
+3 Where is John? \thall\t1
+4 John went to the kitchen.
+5 Where is John? \tkitchen\t4
+1 Mary took the milk.
+2 Where is Mary? |garden|1
+"""
+
+
+def test_stories_are_read_and_scattered_to_exact_lengths(
+    loaded: Loaded, text: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "qa1_one_test.txt"
+    path.write_text(STORY)
+    first, second, third = babi.read(path)
+    assert (first.facts, first.answer) == (("John went to the hall.", "Mary went to the garden."), "hall")
+    assert (second.facts[-1], second.answer) == ("John went to the kitchen.", "kitchen")
+    assert (third.facts, third.answer) == (("Mary took the milk.",), "garden")
+    made = babi.prompt(loaded.tokenizer, first, 400, text, 5)
+    assert len(made) + len(loaded.tokenizer.encode(" hall", special=False)) == 400
+    said = loaded.tokenizer.decode(made.tolist())
+    places = [said.index(fact) / len(said) for fact in first.facts]
+    assert places == pytest.approx([1 / 3, 2 / 3], abs=0.1)
+    alone = babi.prompt(loaded.tokenizer, first, 0, text[:0], 0)
+    assert (
+        loaded.tokenizer.decode(alone.tolist())
+        == "\n".join(first.facts) + "\n\nQuestion: Where is John?\nAnswer:"
+    )
+    result = babi.run(Scorer(loaded.model), loaded.tokenizer, path, [0, 300], text, 3)
+    picked = result.find("label_accuracy")
+    assert picked is not None
+    assert (picked.n, picked.clusters, picked.chance) == (6, 3, pytest.approx(1 / 3))
+    path.write_text("John went home.\n")
+    with pytest.raises(InputError, match="line 1: not 'NUMBER text'"):
+        babi.read(path)

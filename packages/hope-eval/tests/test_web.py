@@ -110,6 +110,9 @@ def test_page_is_self_contained_and_says_what_the_markdown_says(page: Path) -> N
         assert said in text
         assert said in page.with_name("results.md").read_text()
     assert "0.7500" in text
+    # Every table of the Markdown is one on the page, and the long one.
+    markdown = page.with_name("results.md").read_text()
+    assert text.count("<table>") == len(re.findall(r"^\| -", markdown, re.MULTILINE)) + 1 > 10
     assert "<script>" not in page.with_name("results.md").read_text()
 
 

@@ -63,11 +63,14 @@ def run(scorer: Scorer, tokenizer: TextTokenizer, texts: dict[str, str], most: i
     if limit is not None and most > limit:
         raise InputError(f"--max-tokens {most}: attention of this model allows {limit}")
     watch = Stopwatch(scorer)
+    whole_T = {
+        name: tokens_of(tokenizer, text)[: (most or limit or 2**62) + 1] for name, text in texts.items()
+    }
+    scorer.begin("books", sum(map(len, whole_T.values())))
     rows: list[tuple[str, str, float, float]] = []
     whole: list[tuple[str, float, float]] = []
     identity = []
-    for name, text in texts.items():
-        tokens_T = tokens_of(tokenizer, text)[: (most or limit or 2**62) + 1]
+    for name, tokens_T in whole_T.items():
         logp_T = np.concatenate([logp for logp, _ in scorer.stream_logp(tokens_T)])
         rows += [(name, bucket, -logp_T[a:b].sum(), float(b - a)) for bucket, a, b in buckets(len(logp_T))]
         n_bytes = len(tokenizer.decode(tokens_T[1:].tolist()).encode())

@@ -1,6 +1,8 @@
 """Command lines of the evaluators that take a checkpoint alone: zeroshot, needle, books, continual, bench."""
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,7 +52,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-tokens",
         type=positive,
-        default=4096,
+        default=1024,
         metavar="N",
         help="per forward pass; default: %(default)s",
     )
@@ -110,6 +112,7 @@ def evaluate(
     """Load the model, run, write the result file, print its headlines."""
     from hope_eval.lm import Scorer  # noqa: PLC0415
     from hope_eval.models import load  # noqa: PLC0415
+    from hope_eval.progress import Display  # noqa: PLC0415
 
     start = time.monotonic()
     former = schema.load(arguments.json) if arguments.add and arguments.json.is_file() else None
@@ -118,8 +121,10 @@ def evaluate(
         raise InputError(
             f"{arguments.json}: holds results of other weights; leave out --add or name another file"
         )
-    scorer = Scorer(loaded.model, arguments.device, arguments.batch_tokens)
-    tasks, differences = run_tasks(scorer, memorize_of(arguments), lambda asked: run(loaded, asked))
+    with Display() as display:
+        scorer = Scorer(loaded.model, arguments.device, arguments.batch_tokens, display.advance)
+        scorer.begin = display.begin
+        tasks, differences = run_tasks(scorer, memorize_of(arguments), lambda asked: run(loaded, asked))
     seconds = round(time.monotonic() - start, 3)
     result = schema.Results(
         schema.SCHEMA, loaded.about, evaluator(arguments.device), tasks, seconds, differences
@@ -181,6 +186,8 @@ def add_zeroshot(commands: Parsers) -> None:
 
 
 def _zeroshot(arguments: argparse.Namespace) -> None:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval draws bars wherever it is
     try:
         from hope_eval.harness import HopeLM  # noqa: PLC0415
     except ImportError as error:

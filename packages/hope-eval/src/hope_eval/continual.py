@@ -130,6 +130,9 @@ def stream(scorer: Scorer, domains: Sequence[Domain], learning: Learning, seed: 
     if len(domains) < 2:
         raise InputError("continual: a stream needs two domains at least")
     learner, watch = Learner(scorer, learning), Stopwatch(scorer)
+    held_out = sum(len(tokens_T) for domain in domains for tokens_T, _ in domain.held_out)
+    learned = sum(len(domain.stream_T) for domain in domains) if learning.how == "memorize" else 0
+    scorer.begin("continual", learned + (len(domains) + 1) * held_out)
     stages, names, cluster, weight, bits = [], [], [], [], []
     for stage in range(len(domains) + 1):
         if stage:

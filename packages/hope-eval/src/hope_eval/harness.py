@@ -49,7 +49,7 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         tokenizer: str | Path | None = None,
         max_length: int = 0,
         batch_size: int | str | None = None,
-        batch_tokens: int = 4096,
+        batch_tokens: int = 1024,
         share: bool = True,
         device: str | None = None,
         max_batch_size: int | None = None,

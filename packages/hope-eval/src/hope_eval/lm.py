@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hope_data.errors import InputError
-from hope_eval.models import CausalModel, HopeModel
+from hope_eval.models import CausalModel, HopeModel, Places
 from hope_eval.prefixes import Batch, Request, Scored, plan
 from hope_model import LanguageModel
 
@@ -33,6 +33,9 @@ class Fork(NamedTuple):
 
 class Scorer:
     """A model behind the few questions that evaluations ask.
+
+    `begin` is told a task's name and about how many tokens it will feed, for a progress bar. `memorize` says how
+    contexts are read where memorisation at test time is measured; `carried` is the state between its items.
 
     Results do not depend on how sequences are batched: equal lengths go together, and what padding follows a
     shorter sequence cannot reach back.
@@ -57,6 +60,7 @@ class Scorer:
         self.device, self.batch_tokens, self.advance = device, batch_tokens, advance
         self.batch_size = batch_size
         self.tokens = 0
+        self.begin: Callable[[str, int], None] = lambda _name, _tokens: None
         self.memorize: Memorize | None = None
         self.carried: Any = None
 
@@ -99,6 +103,7 @@ class Scorer:
 
     def stream_logp(self, tokens_T: Tokens, state: Any = None) -> Iterator[tuple[NDArray[np.float64], Any]]:
         """The same for one sequence of any length, `PIECE` tokens at a time, with the state after each piece."""
+        self._need_state()
         row_1T = torch.as_tensor(tokens_T, device=self.device)[None]
         for start in range(0, row_1T.shape[1] - 1, PIECE):
             piece = row_1T[:, start : start + PIECE + 1]
@@ -131,8 +136,12 @@ class Scorer:
         """Run prompts of equal length, as often as memorisation wants them read."""
         steps = self.memorize.steps if self.memorize else 1
         fork = self._prefill(np.tile(prompts_BT, (1, steps)), self._begin())
-        self.carried = fork.state
+        self._carry(fork.state)
         return fork
+
+    def _carry(self, state: Any) -> None:
+        if self._carries:
+            self.carried = state
 
     def prefill_from(self, prompts_BT: Tokens, state: Any) -> Fork:
         """Run prompts of equal length after what a state has seen."""
@@ -152,18 +161,27 @@ class Scorer:
             scored[chosen] = self.candidates(copies, shaped).ravel() / size
         return scored
 
+    def _need_state(self) -> None:
+        if not self.model.shares_state:
+            raise InputError(
+                "recurrent models of transformers can only be scored whole: use zeroshot or lm_eval"
+            )
+
     def _begin(self) -> Any:
         """State before an item: none, or that of the item before."""
         return self.carried if self._carries else None
 
     def _prefill(self, prompts_BT: Tokens, state: Any) -> Fork:
+        self._need_state()
         tokens_BT = torch.as_tensor(prompts_BT, device=self.device)
         # The last token by itself: what a model puts off until the next token is known is then one token's worth,
         # and forks need not each do it again for a whole segment.
         for piece_BT in (*torch.split(tokens_BT[:, :-1], PIECE, 1), tokens_BT[:, -1:]):
             if piece_BT.shape[1]:
-                logits_BTV, state = self._forward(piece_BT, state, torch.tensor([piece_BT.shape[1] - 1]))
-        return Fork(F.log_softmax(logits_BTV[:, -1].float(), -1), state)
+                last = torch.full((len(piece_BT),), piece_BT.shape[1] - 1, device=self.device)
+                ends = (torch.arange(len(piece_BT), device=self.device), last)
+                logits_BV, state = self._forward(piece_BT, state, ends)
+        return Fork(F.log_softmax(logits_BV.float(), -1), state)
 
     def candidates(self, fork: Fork, candidates_BKL: Tokens) -> NDArray[np.float64]:
         """Log-likelihood [B, K] of each candidate after its prefix; the prefix is not run again."""
@@ -234,8 +252,6 @@ class Scorer:
                 next_B.append(token)
             if not any(open_.values()):
                 return
-            if not self.model.shares_state:
-                raise InputError("this model has no state to generate with; score log-likelihoods instead")
             column = torch.tensor(next_B, device=self.device)[:, None]
             logits_BTV, state = self._forward(column, state)
             best_B = logits_BTV[:, -1].argmax(-1).tolist()
@@ -243,11 +259,11 @@ class Scorer:
 
     @torch.no_grad()
     def _forward(
-        self, tokens_BT: Tensor, state: Any, at: Tensor | None = None, *, final: bool = False
+        self, tokens_BT: Tensor, state: Any, at: Places | None = None, *, final: bool = False
     ) -> tuple[Tensor, Any]:
-        logits_BTV, state = self.model(tokens_BT, state, at, final=final)
+        logits, state = self.model(tokens_BT, state, at, final=final)
         self._count(tokens_BT.numel())
-        return logits_BTV, state
+        return logits, state
 
     def _count(self, tokens: int) -> None:
         self.tokens += tokens
@@ -256,7 +272,8 @@ class Scorer:
     def _token_logp(self, rows: list[Tokens], fresh: bool) -> list[NDArray[np.float64]]:
         padded_BT = _padded(rows).to(self.device)
         logits_BTV, state = self._forward(padded_BT[:, :-1], None if fresh else self._begin())
-        self.carried = self.carried if fresh else state
+        if not fresh:
+            self._carry(state)
         logp_BT = _picked(logits_BTV, padded_BT[:, 1:])
         self._count(sum(map(len, rows)) - padded_BT.numel())  # padding is no work done
         return [_finite(logp_T[: len(tokens_T) - 1]) for logp_T, tokens_T in zip(logp_BT, rows, strict=True)]
@@ -266,7 +283,7 @@ class Scorer:
         if batch.shared:
             prefixes_BT = np.array([group.prefix[: batch.shared] for group in batch.groups], np.int64)
             state = self._prefill(prefixes_BT, self._begin()).state
-            self.carried = state
+            self._carry(state)
         found: dict[int, Scored] = {}
         for turn in batch.turns(together=self.model.copies_state or not batch.shared):
             rows = [np.asarray(row.tokens[batch.shared :], np.int64) for _, row in turn]
@@ -275,18 +292,18 @@ class Scorer:
             forked = state if state is None or whole else self.model.fork(state, starts)
             padded_BT = _padded(rows).to(self.device)
             asked = [(place, n) for place, (_, row) in enumerate(turn) for n in row.requests]
-            wanted = wanted_positions(requests, asked, batch.shared)
-            at = torch.tensor(sorted({column for _, column, _ in wanted}), device=self.device)
-            logits_BTV, _ = self._forward(padded_BT, forked, at, final=True)
+            row_N, column_N, token_N = torch.tensor(
+                _wanted(requests, asked, batch.shared), device=self.device
+            ).T
+            logits_NV, _ = self._forward(padded_BT, forked, (row_N, column_N), final=True)
             self._count(sum(map(len, rows)) - padded_BT.numel())
-            found |= _pick(requests, asked, wanted, logits_BTV, at)
+            found |= _pick(requests, asked, logits_NV.float(), token_N)
         return found
 
 
-Wanted = list[tuple[int, int, int]]
-
-
-def wanted_positions(requests: Sequence[Request], asked: Sequence[tuple[int, int]], shared: int) -> Wanted:
+def _wanted(
+    requests: Sequence[Request], asked: Sequence[tuple[int, int]], shared: int
+) -> list[tuple[int, int, int]]:
     """(row, column, token) of every token to be scored; columns count from the end of the shared prefix."""
     return [
         (row, len(requests[n].context) - 1 - shared + place, token)
@@ -296,18 +313,11 @@ def wanted_positions(requests: Sequence[Request], asked: Sequence[tuple[int, int
 
 
 def _pick(
-    requests: Sequence[Request],
-    asked: Sequence[tuple[int, int]],
-    wanted: Wanted,
-    logits_BTV: Tensor,
-    at: Tensor,
+    requests: Sequence[Request], asked: Sequence[tuple[int, int]], logits_NV: Tensor, token_N: Tensor
 ) -> dict[int, Scored]:
-    """Scores of the requests; `at` are the columns of the logits."""
-    index_N3 = torch.tensor(wanted, device=logits_BTV.device)
-    columns_N = torch.searchsorted(at, index_N3[:, 1].contiguous())
-    logits_NV = logits_BTV[index_N3[:, 0], columns_N].float()
-    logp_N = _finite(-F.cross_entropy(logits_NV, index_N3[:, 2], reduction="none").double())
-    greedy_N = (logits_NV.argmax(-1) == index_N3[:, 2]).cpu().numpy()
+    """Scores of the requests, whose tokens stand one after another."""
+    logp_N = _finite(-F.cross_entropy(logits_NV, token_N, reduction="none").double())
+    greedy_N = (logits_NV.argmax(-1) == token_N).cpu().numpy()
     found, start = {}, 0
     for _, n in asked:
         end = start + len(requests[n].continuation)

@@ -1,4 +1,4 @@
-"""Command lines of needle, books, continual and bench."""
+"""Command lines of needle, books, babi, continual and bench."""
 
 import argparse
 import json
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 def add(commands: Parsers) -> None:
-    """All four."""
+    """All of them."""
     _add_needle(commands)
     _add_books(commands)
+    _add_babi(commands)
     _add_continual(commands)
     _add_bench(commands)
 
@@ -68,7 +69,7 @@ def _add_needle(commands: Parsers) -> None:
 
 
 def _needle(arguments: argparse.Namespace) -> None:
-    from hope_eval import books, needle  # noqa: PLC0415
+    from hope_eval import needle  # noqa: PLC0415
 
     depths = [float(part) for part in names(arguments.depths) if _is_share(part)]
     settings = needle.Settings(arguments.lengths, depths, arguments.repeats)
@@ -76,9 +77,7 @@ def _needle(arguments: argparse.Namespace) -> None:
     def run(loaded: "Loaded", scorer: "Scorer") -> list[schema.TaskResult]:
         if scorer.memorize and scorer.memorize.oracle:
             raise InputError("needle: an oracle would be told the values; leave out --memorize-oracle")
-        texts = books.load_texts(arguments.text) if arguments.text else {}
-        parts = [books.tokens_of(loaded.tokenizer, text)[1:] for text in texts.values()]
-        hay = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        hay = _hay(arguments.text, loaded)
         tasks = names(arguments.tasks)
         for name in tasks:
             needle.check(scorer, name, settings, hay)
@@ -123,6 +122,57 @@ def _books(arguments: argparse.Namespace) -> None:
         return books.run(scorer, loaded.tokenizer, books.load_texts(arguments.text), arguments.max_tokens)
 
     evaluate(arguments, run)
+
+
+def _add_babi(commands: Parsers) -> None:
+    parser = commands.add_parser(
+        "babi",
+        help="bAbI's stories, alone or scattered over other text (BABILong)",
+        description="Pick the answer among all of the file's, and write it greedily; length 0 is the story alone.",
+    )
+    add_model(parser)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="qa*.txt of bAbI")
+    parser.add_argument("--lengths", type=story_lengths, default=[0], metavar="A,B", help="tokens, as 0,4k")
+    parser.add_argument(
+        "--text", type=Path, nargs="+", default=[], metavar="PATH", help="what facts are hidden in"
+    )
+    parser.add_argument(
+        "--limit", type=positive, default=100, metavar="N", help="questions; default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of what is drawn; default: %(default)s"
+    )
+    add_memorize(parser)
+    parser.set_defaults(function=_babi)
+
+
+def story_lengths(text: str) -> list[int]:
+    """The same as `lengths`, with 0 for the story alone."""
+    return [0 if part == "0" else lengths(part)[0] for part in names(text)]
+
+
+def _babi(arguments: argparse.Namespace) -> None:
+    from hope_eval import babi  # noqa: PLC0415
+
+    def run(loaded: "Loaded", scorer: "Scorer") -> list[schema.TaskResult]:
+        if scorer.memorize and scorer.memorize.oracle:
+            raise InputError("babi: an oracle is not defined here; leave out --memorize-oracle")
+        hay = _hay(arguments.text, loaded)
+        return [
+            babi.run(scorer, loaded.tokenizer, path, arguments.lengths, hay, arguments.limit, arguments.seed)
+            for path in arguments.data
+        ]
+
+    evaluate(arguments, run)
+
+
+def _hay(paths: list[Path], loaded: "Loaded") -> "Tokens":
+    """Tokens of texts that hide something."""
+    from hope_eval import books  # noqa: PLC0415
+
+    texts = books.load_texts(paths) if paths else {}
+    parts = [books.tokens_of(loaded.tokenizer, text)[1:] for text in texts.values()]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
 def _add_continual(commands: Parsers) -> None:

@@ -4,7 +4,6 @@ Letters: B sequences, T tokens, V vocabulary.
 """
 
 import copy
-import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,9 @@ from hope_model.state import State, select
 ATTENTION_REACH = 4
 
 
+Places = tuple[Tensor, Tensor]  # rows and columns [N] of a batch
+
+
 class CausalModel(Protocol):
     """What a scorer needs; a state is a value that no call changes."""
 
@@ -36,9 +38,9 @@ class CausalModel(Protocol):
     shares_state: bool
 
     def __call__(
-        self, tokens_BT: Tensor, state: Any, at: Tensor | None = None, *, final: bool = False
+        self, tokens_BT: Tensor, state: Any, at: Places | None = None, *, final: bool = False
     ) -> tuple[Tensor, Any]:
-        """Logits at some positions (None: at all), and the state after the last token; nobody reads it if `final`."""
+        """Logits [B, T, V], or [N, V] at some places, and the state after them, which nobody reads if `final`."""
 
     def fork(self, state: Any, rows: Tensor) -> Any:
         """The state's sequences named by `rows`, each as often as it is named."""
@@ -83,14 +85,14 @@ class HopeModel:
         self.max_length = ATTENTION_REACH * length if full else None
 
     def __call__(
-        self, tokens_BT: Tensor, state: State | None, at: Tensor | None = None, *, final: bool = False
+        self, tokens_BT: Tensor, state: State | None, at: Places | None = None, *, final: bool = False
     ) -> tuple[Tensor, State]:
         """Logits and the state after them."""
         del final
         if state is None:
             state = self.model.initial(len(tokens_BT), self.settings)
         logits_BTV, state = self.model(tokens_BT, state)
-        return logits_BTV if at is None else logits_BTV[:, at], state
+        return logits_BTV if at is None else logits_BTV[at], state
 
     def fork(self, state: State, rows: Tensor) -> State:
         """Chosen sequences; the same value where every sequence is chosen once and in order."""
@@ -106,23 +108,30 @@ class HFModel:
         self.model, self.device = model.to(device).eval(), device
         limit = getattr(model.config, "max_position_embeddings", None)
         self.max_length = int(limit) if limit else None
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._head = model.get_output_embeddings()
         # Recurrent states of transformers take one token at a time, so such a model reads every text whole.
         self.shares_state = not getattr(model, "_is_stateful", False)
 
     def __call__(
-        self, tokens_BT: Tensor, state: Any, at: Tensor | None = None, *, final: bool = False
+        self, tokens_BT: Tensor, state: Any, at: Places | None = None, *, final: bool = False
     ) -> tuple[Tensor, Any]:
         """Logits and the cache after them; the cache given is not changed."""
-        options: dict[str, Any] = {"logits_to_keep": at} if self._keeps and at is not None else {}
         cached = self.shares_state and not (final and state is None)
-        if state is not None:
-            options["past_key_values"] = _copy(state)
-        out = self.model(input_ids=tokens_BT, use_cache=cached, **options)
-        logits_BTV: Tensor = out.logits
-        if at is not None and not self._keeps:
-            logits_BTV = logits_BTV[:, at]
-        return logits_BTV, out.past_key_values if cached else None
+        options = {"past_key_values": _copy(state)} if state is not None else {}
+        # The head costs as much as several blocks: hidden states that nobody asks for do not reach it.
+        chosen = self._head is not None and at is not None
+        hook = (
+            self._head.register_forward_pre_hook(lambda _, given: (given[0][at][None],)) if chosen else None
+        )
+        try:
+            out = self.model(input_ids=tokens_BT, use_cache=cached, **options)
+        finally:
+            if hook is not None:
+                hook.remove()
+        logits: Tensor = out.logits
+        if at is not None:
+            logits = logits[0] if chosen else logits[at]
+        return logits, out.past_key_values if cached else None
 
     def fork(self, state: Any, rows: Tensor) -> Any:
         """A new cache with the chosen rows."""

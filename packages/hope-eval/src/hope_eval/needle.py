@@ -97,6 +97,7 @@ def run(
     """
     check(scorer, name, settings, text)
     watch = Stopwatch(scorer)
+    scorer.begin(name, sum(settings.lengths) * len(settings.depths) * settings.repeats)
     prompts: list[Item] = []
     found: list[float] = []
     peaks = []

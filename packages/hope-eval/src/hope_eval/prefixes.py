@@ -98,18 +98,28 @@ def plan(
     several = sorted((g for g in groups if len(g.rows) > 1), key=lambda g: -len(g.prefix))
     for chosen, shares in ((several, True), (single, False)):
         while chosen:
-            batch: list[Group] = []
-            rows, longest = 0, 0
-            for group in chosen:
-                rows += len(group.rows) if together else 1
-                longest = max(longest, *(len(row.tokens) for row in group.rows), 1)
-                # What a prefix has beyond the batch's shortest runs once per row, so they must not differ much.
-                short = shares and batch and 2 * len(group.prefix) < len(batch[0].prefix)
-                if batch and (short or rows > rows_of(longest)):
-                    break
-                batch.append(group)
+            batch = _fill(chosen, rows_of, shares=shares, together=together)
             chosen = chosen[len(batch) :]
             yield Batch(batch, min(len(group.prefix) for group in batch) if shares else 0)
+
+
+def _fill(
+    groups: Sequence[Group], rows_of: Callable[[int], int], *, shares: bool, together: bool
+) -> list[Group]:
+    """The first groups that fit a batch: neither their prefixes nor their rows may be too many for one pass."""
+    batch: list[Group] = []
+    rows, longest, shared = 0, 1, len(groups[0].prefix) if shares else 0
+    for group in groups:
+        rows += len(group.rows) if together else 1
+        longest = max(longest, *(len(row.tokens) for row in group.rows))
+        shared = min(shared, len(group.prefix))
+        # What a prefix has beyond the batch's shortest runs once per row, so they must not differ much.
+        far = shares and 2 * shared < len(groups[0].prefix)
+        full = rows > rows_of(max(1, longest - shared)) or len(batch) >= rows_of(max(1, shared))
+        if batch and (far or full):
+            break
+        batch.append(group)
+    return batch
 
 
 def _groups(requests: Sequence[Request], *, share: bool) -> list[Group]:

@@ -93,8 +93,8 @@ def page(
         if done(named, task):
             table = tables.metric_table(named, task, names, label, against)
             parts += [f"## {title}", text, table, _picture(f"{task}.png", images)]
-    parts += suites.sections(named)
-    parts += [f"![{alt}]({quote(images[name])})" for name, alt in (more or {}).items()]
+    pictures = {name: f"![{alt}]({quote(images[name])})" for name, alt in (more or {}).items()}
+    parts += suites.sections(named, pictures)
     if len(named) > 1:
         parts += ["## Differences", DIFFERENCES, tables.pairs_table(compared)]
     parts += ["## Provenance", tables.provenance_table(named), _notes(named)]

@@ -1,6 +1,6 @@
 """Sections of the page for the suites: zero-shot, needles, books, continual learning, memorisation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hope_eval.needle import KINDS
 from hope_eval.report.select import Named
@@ -18,20 +18,36 @@ Rows of R come after learning a domain (row 0: before any); positive forgetting 
 NEEDLES = "Share of the wanted values that greedy generation writes, by tokens of the prompt."
 
 
-def sections(named: Named) -> list[str]:
-    """Markdown of every suite that any run has results of."""
+def sections(named: Named, pictures: Mapping[str, str]) -> list[str]:
+    """Markdown of every suite that any run has results of; `pictures` is Markdown by file name."""
+
+    def drawn(begin: str) -> list[str]:
+        return [shown for name, shown in pictures.items() if name.startswith(begin)]
+
     made = []
     zero = [task for task in _tasks(named) if not _is_ours(task)]
     if zero:
         made += ["## Zero-shot", ZERO_SHOT, _zero_shot(named, zero)]
     needles = [task for task in _tasks(named) if base(task) in KINDS]
     if needles:
-        made += ["## Needles in a haystack", NEEDLES, _needles(named, needles)]
+        made += ["## Needles in a haystack", NEEDLES, _needles(named, needles), *drawn("needles_")]
+    stories = [task for task in _tasks(named) if task.startswith("babi_")]
+    if stories:
+        made += [
+            "## bAbI",
+            "Answer picked among all answers of the file, and written greedily.",
+            _stories(named, stories),
+        ]
     if any(r.task("books_position") for _, r in named):
-        made += ["## Loss by position", "Whole texts read once; nats per token.", _positions(named)]
+        made += [
+            "## Loss by position",
+            "Whole texts read once; nats per token.",
+            _positions(named),
+            *drawn("books"),
+        ]
     streams = [task for task in _tasks(named) if task.startswith("continual_")]
     if streams:
-        made += ["## Continual learning", CONTINUAL, _continual(named, streams)]
+        made += ["## Continual learning", CONTINUAL, _continual(named, streams), *drawn("continual_")]
     if any(r.memorized for _, r in named):
         made += ["## Memorisation at test time", MEMORIZED, _memorized(named)]
     return made
@@ -47,7 +63,9 @@ def _tasks(named: Named) -> list[str]:
 
 
 def _is_ours(task: str) -> bool:
-    return base(task) in (*OURS, *KINDS, "books", "books_position") or task.startswith("continual_")
+    return base(task) in (*OURS, *KINDS, "books", "books_position") or task.startswith(
+        ("continual_", "babi_")
+    )
 
 
 def _cell(task: TaskResult | None, metric: str, group: str = "all") -> str:
@@ -83,6 +101,17 @@ def _needles(named: Named, tasks: Sequence[str]) -> str:
             cells = [_cell(r.task(task), "needle_match", f"length={length}") for _, r in named]
             rows.append([f"{task} at {int(length):,}", *cells])
     return table(["task", *(name for name, _ in named)], rows)
+
+
+def _stories(named: Named, tasks: Sequence[str]) -> str:
+    rows = []
+    for task in tasks:
+        for metric in ("label_accuracy", "exact_match"):
+            common = _first(named, task, metric)
+            guess = f"{common.chance:.3g}" if common and common.chance is not None else ""
+            count = f"{common.n:,}" if common else ""
+            rows.append([f"{task}: {metric}", *(_cell(r.task(task), metric) for _, r in named), guess, count])
+    return table(["task", *(name for name, _ in named), "chance", "n"], rows)
 
 
 def _positions(named: Named) -> str:

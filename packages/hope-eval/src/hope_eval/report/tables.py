@@ -10,7 +10,8 @@ from hope_eval.results import METRICS, value
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; every column but the first is aligned to the right."""
-    widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
+    # Two at least: a rule of one character is no table to Markdown.
+    widths = [max(2, *(len(row[n]) for row in [header, *rows])) for n in range(len(header))]
 
     def text(cells: Sequence[str]) -> str:
         padded = (

@@ -88,8 +88,7 @@ def page(markdown: str, everything: str, images: dict[str, Path]) -> str:
     title = re.search(r"<h1>(.*?)</h1>", body)
     parts = [
         HEAD.format(title=title[1] if title else "Results"),
-        "<p>Click a column's head to sort.</p>",
-        body,
+        body.replace("</h1>", "</h1>\n<p>Click a column's head to sort.</p>", 1),
         "<h2>All metrics</h2>",
         '<p><label>Filter: <input id="filter" type="search" placeholder="hope piqa acc"></label></p>',
         f'<div id="everything">{render(everything)}</div>',
