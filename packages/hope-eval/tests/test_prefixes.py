@@ -45,7 +45,7 @@ def test_contexts_that_differ_late_share_their_beginning() -> None:
 def test_rows_run_one_per_group_where_states_are_not_copied() -> None:
     requests = [Request((d, d + 1, d + 2), (k, 1)) for d in (10, 20) for k in (1, 2, 3)][:5]
     [batch] = plan(requests, many, together=False)
-    turns = [[(place, row.requests) for place, row in turn] for turn in batch.turns(together=False)]
+    turns = [[(place, row.requests) for place, row in turn] for turn in batch.turns(many, together=False)]
     assert turns == [[(0, [0]), (1, [3])], [(0, [1]), (1, [4])], [(0, [2])]]
 
 
@@ -69,10 +69,13 @@ def test_every_request_is_answered_once_and_passes_stay_in_bounds(rows_of, share
                     assert row.tokens == requests[n].fed()
                     # What is scored lies after the shared part.
                     assert len(requests[n].context) > batch.shared
-        if len(batch.groups) > 1:
-            longest = max(len(row.tokens) for row in rows) - batch.shared
-            assert len(rows) <= rows_of(max(1, longest))
-            assert len(batch.groups) <= rows_of(max(1, batch.shared))
+        assert len(batch.groups) <= max(1, rows_of(max(1, batch.shared)))
+        run = [pair for turn in batch.turns(rows_of, together=True) for pair in turn]
+        assert sorted(map(id, (row for _, row in run))) == sorted(map(id, rows))
+        assert all(row in batch.groups[place].rows for place, row in run)
+        for turn in batch.turns(rows_of, together=True):
+            longest = max(len(row.tokens) for _, row in turn) - batch.shared
+            assert len(turn) <= max(1, rows_of(max(1, longest)))
     assert sorted(answered) == list(range(len(requests)))
 
 

@@ -285,7 +285,8 @@ class Scorer:
             state = self._prefill(prefixes_BT, self._begin()).state
             self._carry(state)
         found: dict[int, Scored] = {}
-        for turn in batch.turns(together=self.model.copies_state or not batch.shared):
+        together = self.model.copies_state or not batch.shared
+        for turn in batch.turns(self._rows, together=together):
             rows = [np.asarray(row.tokens[batch.shared :], np.int64) for _, row in turn]
             starts = torch.tensor([place for place, _ in turn], device=self.device)
             whole = starts.tolist() == list(range(len(batch.groups)))

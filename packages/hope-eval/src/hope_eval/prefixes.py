@@ -55,13 +55,25 @@ class Batch:
     groups: list[Group]
     shared: int
 
-    def turns(self, *, together: bool) -> Iterator[list[tuple[int, Row]]]:
-        """(group, row) pairs of each pass: all at once, or one row of every group at a time."""
-        if together:
-            yield [(place, row) for place, group in enumerate(self.groups) for row in group.rows]
+    def turns(self, rows_of: Callable[[int], int], *, together: bool) -> Iterator[list[tuple[int, Row]]]:
+        """(group, row) pairs of each pass.
+
+        Args:
+            rows_of: most rows of so many tokens in one pass.
+            together: rows of all groups, longest first, so that little is padded; else one row of every group at a
+                time, so that no state has to be copied.
+        """
+        if not together:
+            ordered = [sorted(group.rows, key=lambda row: -len(row.tokens)) for group in self.groups]
+            for turn in range(max(map(len, ordered))):
+                yield [(place, rows[turn]) for place, rows in enumerate(ordered) if turn < len(rows)]
             return
-        for turn in range(max(len(group.rows) for group in self.groups)):
-            yield [(n, group.rows[turn]) for n, group in enumerate(self.groups) if turn < len(group.rows)]
+        left = [(place, row) for place, group in enumerate(self.groups) for row in group.rows]
+        left.sort(key=lambda pair: -len(pair[1].tokens))
+        while left:
+            size = max(1, rows_of(max(1, len(left[0][1].tokens) - self.shared)))
+            yield left[:size]
+            left = left[size:]
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -106,17 +118,16 @@ def plan(
 def _fill(
     groups: Sequence[Group], rows_of: Callable[[int], int], *, shares: bool, together: bool
 ) -> list[Group]:
-    """The first groups that fit a batch: neither their prefixes nor their rows may be too many for one pass."""
+    """The first groups whose prefixes fit one pass, and, where rows run one per group, those too."""
     batch: list[Group] = []
-    rows, longest, shared = 0, 1, len(groups[0].prefix) if shares else 0
+    longest, shared = 1, len(groups[0].prefix) if shares else 0
     for group in groups:
-        rows += len(group.rows) if together else 1
         longest = max(longest, *(len(row.tokens) for row in group.rows))
         shared = min(shared, len(group.prefix))
         # What a prefix has beyond the batch's shortest runs once per row, so they must not differ much.
-        far = shares and 2 * shared < len(groups[0].prefix)
-        full = rows > rows_of(max(1, longest - shared)) or len(batch) >= rows_of(max(1, shared))
-        if batch and (far or full):
+        far = shares and 4 * shared < 3 * len(groups[0].prefix)
+        one_each = 1 if together else max(1, longest - shared)
+        if batch and (far or len(batch) >= min(rows_of(max(1, shared)), rows_of(one_each))):
             break
         batch.append(group)
     return batch
