@@ -1,11 +1,17 @@
 """Contracts of the whole model, for every variant (model.md 7): float64, one small size."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
-from hope_model import CMSConfig, LanguageModel, MemoryConfig, ModelConfig, State
+from hope_model import AttentionConfig, CMSConfig, InputError, LanguageModel, MemoryConfig, ModelConfig, State
 from hope_model.blocks import VARIANTS
-from hope_model.state import clone, repeat, select
+from hope_model.config import WINDOWED
+from hope_model.observe import observe
+from hope_model.state import clone, n_bytes, repeat, select
+from hope_model.stream import load_state, save_state
 from hope_model.tree import tensors
 
 B, T, V = 3, 23, 29
@@ -19,6 +25,7 @@ def small(variant: str, **changes: object) -> ModelConfig:
         "head_dim": 16,
         "memory": MemoryConfig(chunk=4),
         "cms": CMSConfig(periods=[2, 4, 8], teach_scale=0.3),
+        "attention": AttentionConfig(window=5 if variant in WINDOWED else 0),
     }
     return ModelConfig(variant=variant, **{**base, **changes})  # type: ignore[arg-type]
 
@@ -96,7 +103,10 @@ def test_causality_by_gradient(model: LanguageModel, tokens: torch.Tensor) -> No
         [torch.zeros_like(x) if g is None else g for x, g in zip(embedded, grads, strict=True)], 1
     )
     assert (grad[:, t + 1 :] == 0).all()
-    assert (grad[:, : t + 1].abs().amax((0, 2)) > 0).all()
+    # Two layers of window 5 reach 8 tokens back; everything else remembers all.
+    first = t - 8 if model.config.variant == "transformer_window" else 0
+    assert (grad[:, :first] == 0).all()
+    assert (grad[:, first : t + 1].abs().amax((0, 2)) > 0).all()
 
 
 def test_every_parameter_receives_a_gradient(model: LanguageModel, tokens: torch.Tensor) -> None:
@@ -179,7 +189,87 @@ def test_bf16_autocast_keeps_the_state_in_float32(tokens: torch.Tensor) -> None:
         with torch.no_grad():
             exact, _ = model(tokens)
         assert (logits.float() - exact).abs().max() < 0.05
-        if variant not in ("transformer", "hope_attention"):
-            fast = state.blocks[0].mixer[0]
+        if variant not in ("transformer", "transformer_window", "hope_attention"):
+            fast = state.blocks[0].mixer
+            fast = fast.memory[0] if "titans_ma" in variant else fast[0]
             fast = fast if isinstance(fast, torch.Tensor) else fast.now.W2_NRmd
             assert fast.dtype == torch.float32
+
+
+def test_states_go_to_disk_and_back(model: LanguageModel, tokens: torch.Tensor, tmp_path: Path) -> None:
+    with torch.no_grad():
+        _, state = model(tokens[:, :11])
+        expected, _ = model(tokens[:, 11:], state)
+    save_state(tmp_path / "state", model, state)
+    copy = load_state(tmp_path / "state", model)
+    with torch.no_grad():
+        assert (
+            expected - model(tokens[:, 11:], copy)[0]
+        ).abs().max() < 1e-11  # strides differ, so may rounding
+    assert copy.settings == state.settings
+    assert all(torch.equal(a, b) for a, b in zip(tensors(state), tensors(copy), strict=True))
+    assert (tmp_path / "state").stat().st_size < 1.1 * n_bytes(state) + 20_000
+    other = LanguageModel(dataclasses.replace(model.config, layers=1))
+    with pytest.raises(InputError, match="another model configuration"):
+        load_state(tmp_path / "state", other)
+    data = (tmp_path / "state").read_bytes()
+    (tmp_path / "state").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="cannot be read as a state"):
+        load_state(tmp_path / "state", model)
+
+
+def test_gates_can_be_observed(tokens: torch.Tensor) -> None:
+    """Means of what the gates did, bounded as they must be; outside the block nothing is counted."""
+    for variant in ("hope", "hope_paper", "titans", "titans_mac", "gated_deltanet"):
+        torch.manual_seed(0)
+        model = LanguageModel(small(variant))
+        with torch.no_grad(), observe() as seen:
+            model(tokens)
+        with torch.no_grad():
+            model(tokens)
+        means = seen.means()
+        assert 0.9 < means["alpha"] < 1
+        if variant != "gated_deltanet":
+            assert 0 < means["eta"] < 2 * model.config.memory.eta_max
+        assert seen.means() == means
+
+
+def test_hope_paper_is_the_papers_form() -> None:
+    """Tied gates, and the frozen gradient as the output layer's write, whatever else is configured."""
+    config = small("hope_paper")
+    assert config.memory == MemoryConfig(chunk=4, tied_gates=True, output_rule="gradient")
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    paper, default = LanguageModel(config), LanguageModel(small("hope"))
+    names = {n.split(".", 2)[2] for n, _ in default.named_parameters() if n.startswith("blocks")} - {
+        n.split(".", 2)[2] for n, _ in paper.named_parameters() if n.startswith("blocks")
+    }
+    assert names == {"mixer.strengths.weight", "mixer.eta_scale_HR", "mixer.output_share_HR"}
+
+
+def test_windows_bound_the_state_and_default_where_a_variant_needs_one() -> None:
+    assert ModelConfig(variant="titans_mac").attention.window == 512
+    assert ModelConfig(variant="transformer").attention.window == 0
+    for variant in WINDOWED:
+        torch.manual_seed(0)
+        model = LanguageModel(small(variant))
+        sizes, state = [], model.initial(1)
+        with torch.no_grad():
+            for token in torch.zeros(40, 1, 1, dtype=torch.int64):
+                _, state = model(token, state)
+                sizes.append(n_bytes(state))
+        assert max(sizes[20:]) == max(sizes[10:20])
+
+
+def test_memory_as_context_retrieves_what_an_earlier_segment_held(tokens: torch.Tensor) -> None:
+    """MAC's attention ends at its segment: only the memory, read at the segment's start, carries older tokens."""
+    torch.manual_seed(0)
+    model = LanguageModel(small("titans_mac", layers=1)).double()
+    changed = tokens.clone()
+    changed[:, 1] = (changed[:, 1] + 1) % V
+    with torch.no_grad():
+        moved = (model(tokens)[0] - model(changed)[0]).abs().amax((0, 2))
+        silent = model.initial(B, model.settings()._replace(writes=()))
+        still = (model(tokens, silent)[0] - model(changed, silent)[0]).abs().amax((0, 2))
+    assert (moved[5:] > 0).all()
+    # Without writes only the segment and the two convolutions (width 4 each) remember.
+    assert (still[5 + 3 :] == 0).all()

@@ -16,22 +16,29 @@ from hope_model.layers.cms import CMS
 from hope_model.layers.deltanet import GatedDeltaNet
 from hope_model.layers.self_modifying import SelfModifyingTitans
 from hope_model.layers.titans import Titans
+from hope_model.layers.titans_attention import TitansMAC, TitansMAG
 from hope_model.state import BlockState, MemorySettings
 
 MIXERS: dict[str, Callable[[ModelConfig, float, float], nn.Module]] = {
     "attention": Attention,
     "gated_deltanet": GatedDeltaNet,
     "titans": Titans,
+    "titans_mag": TitansMAG,
+    "titans_mac": TitansMAC,
     "self_modifying": SelfModifyingTitans,
 }
 
 VARIANTS: dict[str, tuple[str, str]] = {
     "hope": ("self_modifying", "cms"),
+    "hope_paper": ("self_modifying", "cms"),  # tied gates, gradient output rule (config.FORMS)
     "hope_attention": ("attention", "cms"),
     "self_modifying_titans": ("self_modifying", "swiglu"),
     "titans": ("titans", "swiglu"),
+    "titans_mag": ("titans_mag", "swiglu"),
+    "titans_mac": ("titans_mac", "swiglu"),
     "gated_deltanet": ("gated_deltanet", "swiglu"),
     "transformer": ("attention", "swiglu"),
+    "transformer_window": ("attention", "swiglu"),
 }
 
 

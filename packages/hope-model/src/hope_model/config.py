@@ -4,16 +4,23 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from hope_model.errors import InputError
+
+# Variants that are a form of another one: the keys that make them so.
+FORMS: dict[str, dict[str, dict[str, Any]]] = {
+    "hope_paper": {"memory": {"tied_gates": True, "output_rule": "gradient"}},
+}
+WINDOWED, WINDOW = ("transformer_window", "titans_mag", "titans_mac"), 512
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
     """Softmax attention with rotary positions."""
 
-    window: int = 0  # tokens a query sees, itself included; 0: all
+    window: int = 0  # tokens a query sees, itself included; 0: all, or 512 where a variant needs a window
     rope_base: float = 10_000.0
 
 
@@ -21,16 +28,15 @@ class AttentionConfig:
 class MemoryConfig:
     """Deep memories (Titans, self-modifying Titans) and the delta rule they are written with."""
 
-    chunk: int = 64  # tokens that share one gradient point (eq. 90); 1 is the exact token rule
-    hidden: int = 0  # width m of a memory's hidden layer; 0: the head's width
+    chunk: int = 32  # tokens that share one gradient point (eq. 90); 1 is the exact token rule
+    hidden: int = 0  # width m of a memory's hidden layer; 0: half the head's width
     activation: str = "relu"
     eta_max: float = 0.1  # bound of the hidden layer's inner learning rate, times 2 at most
     output_rule: str = "delta"  # "delta" (stable) or "gradient" (the paper's)
     tied_gates: bool = False  # the paper's one gate for erasing and writing
     self_modify: bool = True  # False: k, v, eta, alpha keep their initial memories
     momentum: bool = True  # Titans only
-    form: str = "lmm"  # Titans only: lmm, mag or mac
-    persistent: int = 8  # Titans mag and mac: learned tokens before the window
+    persistent: int = 8  # Titans with attention only: learned tokens that every query sees
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class CMSConfig:
     surprise_threshold: float = 0.0  # tokens with a smaller teach signal write nothing
     lr: float = 1.0
     retention: float = 1.0  # rho: what a write keeps of the former delta
-    signal: str = "output"  # "output" or "layer"
+    delta_bound: float = 1.0  # largest norm of a delta's matrix, times its slow matrix's; 0: no bound
+    signal: str = "output"  # "output" (the last hidden state's, for all blocks) or "layer" (each block's own)
     wiring: str = "sequential"  # "sequential", "nested" or "independent"
     delta_rule: bool = False  # DGD (eq. 57) as the write
     second_order: bool = False  # differentiate through the teach signal
@@ -76,33 +83,32 @@ class ModelConfig:
         """Refuse what cannot be built."""
         if self.dim % self.head_dim:
             raise InputError(f"model.dim {self.dim} is not a multiple of model.head_dim {self.head_dim}")
+        for part, changes in FORMS.get(self.variant, {}).items():
+            object.__setattr__(self, part, dataclasses.replace(getattr(self, part), **changes))
+        if self.variant in WINDOWED and not self.attention.window:
+            object.__setattr__(self, "attention", dataclasses.replace(self.attention, window=WINDOW))
         choices = {
             "memory.activation": (self.memory.activation, ("relu", "gelu", "silu")),
             "memory.output_rule": (self.memory.output_rule, ("delta", "gradient")),
-            "memory.form": (self.memory.form, ("lmm", "mag", "mac")),
             "cms.signal": (self.cms.signal, ("output", "layer")),
             "cms.wiring": (self.cms.wiring, ("sequential", "nested", "independent")),
         }
         for key, (value, allowed) in choices.items():
             if value not in allowed:
                 raise InputError(f"model.{key} is {value!r}; choose one of {', '.join(allowed)}")
-        missing: dict[str, tuple[object, object]] = {
-            "memory.form": (self.memory.form, "lmm"),
-            "cms.signal": (self.cms.signal, "output"),
-            "cms.delta_rule": (self.cms.delta_rule, False),
-        }
-        for key, (wanted, built) in missing.items():
-            if wanted != built:
-                raise InputError(f"model.{key}: {wanted!r} is not built yet; only {built!r} is")
-        if self.cms.wiring == "nested":
+        if self.cms.delta_bound < 0:
             raise InputError(
-                "model.cms.wiring: 'nested' is not built yet; only 'sequential' and 'independent' are"
+                f"model.cms.delta_bound is {self.cms.delta_bound}; it must be positive, or 0 for none"
             )
         if self.memory.chunk < 1 or min(self.cms.chunks(), default=1) < 1:
             raise InputError("model.memory.chunk and model.cms.periods must be at least 1")
         fastest = min(self.cms.chunks(), default=1)
         if any(period % fastest for period in self.cms.chunks()):
             raise InputError(f"model.cms.periods {self.cms.chunks()} must be multiples of the smallest")
+        if self.cms.wiring == "nested" and any(slow % fast for fast, slow in pairwise(self.cms.chunks())):
+            raise InputError(
+                f"model.cms.periods {self.cms.chunks()}: nested levels need each period to be a multiple of the former"
+            )
 
     @property
     def heads(self) -> int:
@@ -112,7 +118,7 @@ class ModelConfig:
     @property
     def memory_hidden(self) -> int:
         """Hidden width m of a deep memory."""
-        return self.memory.hidden or self.head_dim
+        return self.memory.hidden or max(self.head_dim // 2, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, the inverse of `from_dict`."""

@@ -46,20 +46,33 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
         matrices -= model.embed.weight.numel()
     mixer, channel = variant_parts(config)
     D, d, m, C = config.dim, config.head_dim, config.memory_hidden, config.memory.chunk
+    titans = 14 * D * m + D * C * (3 * m / d + 4)
     per_layer = 0.0
     if mixer == "attention":
-        seen = min(length, config.attention.window or length)
-        per_layer += 2 * D * seen  # scores and values, half of each hidden by the mask
+        per_layer += 4 * D * _keys_seen(config, length)
     elif mixer == "gated_deltanet":
         per_layer += 6 * D * d + 5 * D * C
     elif mixer == "titans":
-        per_layer += 14 * D * m + D * C * (3 * m / d + 4)
+        per_layer += titans
+    elif mixer == "titans_mag":
+        per_layer += titans + 4 * D * (_keys_seen(config, length) + config.memory.persistent)
+    elif mixer == "titans_mac":
+        # Attention within a segment, two keys a token; the memory's projections once more for what it retrieves.
+        segment = min(length, config.attention.window)
+        per_layer += titans + 4 * D * (segment + config.memory.persistent) + 10 * D * D + 4 * D * m
     elif mixer == "self_modifying":
         per_layer += 90 * D * m + D * C * (5 * 2 * m / d + 12)
-    if channel == "cms" and config.cms.teach_scale > 0:
+    teaches = channel == "cms" and config.cms.teach_scale > 0
+    if teaches:
         per_layer += _cms_writes(config, model, length)
-    head = 2 * D * config.vocab_size if channel == "cms" and config.cms.teach_scale > 0 else 0
-    return 2 * matrices + config.layers * per_layer + head
+    signal = 0 if not teaches else 2 * matrices if config.cms.signal == "layer" else 2 * D * config.vocab_size
+    return 2 * matrices + config.layers * per_layer + signal
+
+
+def _keys_seen(config: ModelConfig, length: int) -> float:
+    """Keys that a query sees, on average over the sequence."""
+    window = min(length, config.attention.window or length)
+    return window * (1 - window / (2 * length))
 
 
 def _cms_writes(config: ModelConfig, model: LanguageModel, length: int) -> float:

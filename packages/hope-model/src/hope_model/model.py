@@ -6,15 +6,15 @@ Letters: B sequences, T tokens, D width, V vocabulary, n tokens of one segment.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hope_model.blocks import Block
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import linear
 from hope_model.layers.cms import CMS, CMSState
-from hope_model.precision import full_precision
-from hope_model.state import BlockState, MemorySettings, Pending, State, Teach
+from hope_model.state import BlockState, MemorySettings, Pending, State, Teach, detach
+from hope_model.teach import Trace, gated, layer_signals, output_signal
+from hope_model.tree import tree_map
 
 
 class LanguageModel(nn.Module):
@@ -58,15 +58,17 @@ class LanguageModel(nn.Module):
         if state is None:
             state = self.initial(len(tokens_BT))
         if not self._teaches(state):
-            return self._run(tokens_BT, state)
-        state = self._settle(state)
-        outputs, t, T = [], 0, tokens_BT.shape[1]
+            return self._run(tokens_BT, state)[:2]
+        scale = state.settings.teach_scale
+        state = self._each_cms(state, lambda _, cms, old: cms.settle(old, scale))
+        outputs, t, T, trace = [], 0, tokens_BT.shape[1], None
         while t < T:
-            state = self._teach(state, tokens_BT[:, t])
+            state = self._teach(state, tokens_BT[:, t], trace)
             end = min(T, t + self.segment - state.position % self.segment)
-            piece = tokens_BT[:, t:end]
-            logits, state = self._run(piece, state)
-            state = state._replace(pending=_append(state.pending, piece, logits))
+            logits, after, trace = self._run(tokens_BT[:, t:end], state)
+            if end - t < self.segment:
+                trace = None
+            state = after._replace(pending=self._pend(state, tokens_BT[:, t:end], logits))
             outputs.append(logits)
             t = end
         return torch.cat(outputs, 1), state
@@ -74,59 +76,82 @@ class LanguageModel(nn.Module):
     def _teaches(self, state: State) -> bool:
         return self.segment > 0 and state.settings.teach_scale > 0
 
-    def _run(self, tokens_BT: Tensor, state: State) -> tuple[Tensor, State]:
+    def _run(self, tokens_BT: Tensor, state: State) -> tuple[Tensor, State, Trace]:
         x_BTD = self.embed(tokens_BT)
-        blocks = []
+        if torch.is_grad_enabled() and not x_BTD.requires_grad and self.config.cms.signal == "layer":
+            x_BTD.requires_grad_()  # frozen weights: the signal still needs gradients of activations
+        blocks, outputs = [], []
         for block, old in zip(self._blocks(), state.blocks, strict=True):
             x_BTD, new = block(x_BTD, old, state.settings)
             blocks.append(new)
+            outputs.append(x_BTD)
         logits: Tensor = self.head(self.norm(x_BTD))
-        position = state.position + tokens_BT.shape[1]
-        return logits, state._replace(position=position, blocks=tuple(blocks))
+        state = state._replace(position=state.position + tokens_BT.shape[1], blocks=tuple(blocks))
+        return logits, state, Trace(tuple(outputs), logits)
 
-    def _settle(self, state: State) -> State:
-        return self._each_cms(state, lambda cms, old: cms.settle(old))
+    def _pend(self, before: State, tokens_Bn: Tensor, logits_BnV: Tensor) -> Pending:
+        """These tokens too wait for their successor: one segment's at most."""
+        by_layer = self.config.cms.signal == "layer"
+        old = before.pending
+        if old is None:
+            return Pending(tokens_Bn, None if by_layer else logits_BnV, before.blocks if by_layer else None)
+        if old.logits_BnV is not None:
+            logits_BnV = torch.cat((old.logits_BnV, logits_BnV), 1)
+        return Pending(torch.cat((old.tokens_Bn, tokens_Bn), 1), None if by_layer else logits_BnV, old.start)
 
-    def _each_cms(self, state: State, function: Callable[[CMS, CMSState], CMSState]) -> State:
+    def _each_cms(self, state: State, function: Callable[[int, CMS, CMSState], CMSState]) -> State:
         blocks = tuple(
             BlockState(
-                old.mixer, function(block.channel, old.channel) if isinstance(block.channel, CMS) else None
+                old.mixer,
+                function(n, block.channel, old.channel) if isinstance(block.channel, CMS) else None,
             )
-            for block, old in zip(self._blocks(), state.blocks, strict=True)
+            for n, (block, old) in enumerate(zip(self._blocks(), state.blocks, strict=True))
         )
         return state._replace(blocks=blocks)
 
-    def _teach(self, state: State, next_B: Tensor) -> State:
+    def _teach(self, state: State, next_B: Tensor, trace: Trace | None) -> State:
         """The next token is known: give the pending tokens their teach signal, and write where a chunk ends."""
-        if state.pending is None:
+        pending, settings, position = state.pending, state.settings, state.position
+        if pending is None or (pending.logits_BnV is None and position % self.segment):
             return state
-        settings, second = state.settings, self.config.cms.second_order
-        with torch.set_grad_enabled(second and torch.is_grad_enabled()):
-            targets_Bn = torch.cat((state.pending.tokens_Bn[:, 1:], next_B[:, None]), 1)
-            signal = teach_signal(state.pending.logits_BnV, targets_Bn, self.head.weight)
-            norm = signal.norm(dim=-1, keepdim=True)
-            open_gate = (norm > settings.surprise_threshold).to(signal.dtype)
-            signal = signal * (open_gate * (settings.teach_clip / norm.clamp(min=settings.teach_clip)))
+        second = self.config.cms.second_order and torch.is_grad_enabled()
+        with torch.set_grad_enabled(second):
+            targets_Bn = torch.cat((pending.tokens_Bn[:, 1:], next_B[:, None]), 1)
+            if pending.logits_BnV is not None:
+                raw: tuple[Tensor, ...] = (output_signal(pending.logits_BnV, targets_Bn, self.head.weight),)
+            else:
+                raw = self._layer_signals(state, pending, targets_Bn, trace, second)
+            signals, norm, hits = gated(raw, settings)
         writes = tuple(settings.writes is None or f"cms.{n}" in settings.writes for n in range(self.levels))
         state = self._each_cms(
-            state, lambda cms, old: cms.teach(old, signal, state.position, settings.teach_scale, writes)
+            state,
+            lambda n, cms, old: cms.teach(
+                old, signals[n % len(signals)], position, settings.teach_scale, writes
+            ),
         )
-        before = state.teach or Teach(norm.new_zeros(()), norm.new_zeros(()), 0)
-        count = before.tokens + norm.numel()
-        teach = Teach(before.norm + norm.detach().sum(), before.hits + open_gate.detach().sum(), count)
+        before = state.teach or Teach(norm.new_zeros(()), (norm.new_zeros(()),) * self.levels, 0)
+        teach = Teach(
+            before.norm + norm,
+            tuple(old + hits * write for old, write in zip(before.hits, writes, strict=True)),
+            before.signals + len(raw) * targets_Bn.numel(),
+        )
         return state._replace(pending=None, teach=teach)
 
+    def _layer_signals(
+        self, state: State, pending: Pending, targets_Bn: Tensor, trace: Trace | None, second: bool
+    ) -> tuple[Tensor, ...]:
+        live = trace is not None and trace.logits_BnV.requires_grad
+        if trace is None or not live:
+            trace = self._replay(state, pending, second)
+        return layer_signals(trace, targets_Bn, differentiable=second, keep_graph=live)
 
-def teach_signal(logits_BnV: Tensor, targets_Bn: Tensor, head_VD: Tensor) -> Tensor:
-    """Gradient of each token's loss at the last hidden state: (softmax - onehot) W_head (model.md 5)."""
-    with full_precision(logits_BnV) as cast:
-        p = F.softmax(cast(logits_BnV), -1)
-        return p @ cast(head_VD) - cast(F.embedding(targets_Bn, head_VD))
-
-
-def _append(pending: Pending | None, tokens_Bn: Tensor, logits_BnV: Tensor) -> Pending:
-    if pending is None:
-        return Pending(tokens_Bn, logits_BnV)
-    return Pending(
-        torch.cat((pending.tokens_Bn, tokens_Bn), 1), torch.cat((pending.logits_BnV, logits_BnV), 1)
-    )
+    def _replay(self, state: State, pending: Pending, second: bool) -> Trace:
+        """The pending segment once more, with history: it came in several calls, or without gradients."""
+        assert pending.start is not None  # noqa: S101
+        before = state._replace(blocks=pending.start, pending=None, teach=None)
+        with torch.inference_mode(False), torch.enable_grad():
+            # Inference mode's tensors cannot be kept for a backward; their copies can.
+            tokens, before = tree_map(
+                lambda x: x.clone() if x.is_inference() else x, (pending.tokens_Bn, before)
+            )
+            return self._run(tokens, before if second else detach(before))[2]

@@ -3,6 +3,8 @@
 Letters: B sequences, n tokens whose successor is not known yet, V vocabulary.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,26 +21,27 @@ class MemorySettings(NamedTuple):
     writes: tuple[str, ...] | None = None  # of "titans", "cms.0", "cms.1" ...; None: all
 
 
+class BlockState(NamedTuple):
+    """State of a block's two halves."""
+
+    mixer: Any
+    channel: Any
+
+
 class Pending(NamedTuple):
     """Tokens whose teach signal waits for the token after the last of them."""
 
     tokens_Bn: Tensor
-    logits_BnV: Tensor
+    logits_BnV: Tensor | None  # signal "output"
+    start: tuple[BlockState, ...] | None  # signal "layer": the blocks before these tokens
 
 
 class Teach(NamedTuple):
     """Running sums of what the teach signal did, for logging."""
 
     norm: Tensor
-    hits: Tensor
-    tokens: int
-
-
-class BlockState(NamedTuple):
-    """State of a block's two halves."""
-
-    mixer: Any
-    channel: Any
+    hits: tuple[Tensor, ...]  # by CMS level: signals past the gate, where the level may write
+    signals: int
 
 
 class State(NamedTuple):
@@ -78,16 +81,37 @@ def n_bytes(state: State) -> int:
 
 
 def metrics(state: State) -> dict[str, float]:
-    """Inner-loop metrics: mean norm of the teach signal, share of tokens past the gate, size of the deltas."""
+    """What the memories of a state hold and what taught them; gates are `hope_model.observe`'s.
+
+    Returns:
+        `teach_norm`, the mean norm of a token's teach signal before clipping; `gate_hit_rate_n`, the share of them
+        that level n was written with; `delta_norm_n`, the size of level n's delta; `memory_norm`, that of the mixers'
+        fast weights. Sizes are Frobenius norms, means over blocks (and sequences).
+    """
     result: dict[str, float] = {}
-    if state.teach is not None and state.teach.tokens:
-        result["teach_norm"] = float(state.teach.norm) / state.teach.tokens
-        result["gate_hit_rate"] = float(state.teach.hits) / state.teach.tokens
-    sizes: dict[int, list[float]] = {}
+    if state.teach is not None and state.teach.signals:
+        result["teach_norm"] = float(state.teach.norm) / state.teach.signals
+        rates = {n: float(hits) / state.teach.signals for n, hits in enumerate(state.teach.hits)}
+        result |= {f"gate_hit_rate_{n}": rate for n, rate in rates.items()}
+    sizes: dict[str, list[float]] = {}
     for block in state.blocks:
+        if fast := _fast_weights(block.mixer):
+            sizes.setdefault("memory_norm", []).append(_size(fast))
         for n, level in enumerate(block.channel or ()):
             if level.delta is not None:
-                square = sum(float(d.square().sum()) / len(d) for d in level.delta)
-                sizes.setdefault(n, []).append(square**0.5)
-    result |= {f"delta_norm_{n}": sum(values) / len(values) for n, values in sizes.items()}
-    return result
+                sizes.setdefault(f"delta_norm_{n}", []).append(_size(level.delta))
+    return result | {name: sum(values) / len(values) for name, values in sizes.items()}
+
+
+def _fast_weights(mixer: Any) -> tuple[Tensor, ...]:
+    """The mixer's memory, wherever in its state it lies; attention has none."""
+    while mixer is not None and not isinstance(mixer, Tensor):
+        if hasattr(mixer, "now"):
+            return tuple(mixer.now)
+        mixer = getattr(mixer, "memory", getattr(mixer, "S_BHdd", None))
+    return () if mixer is None else (mixer,)
+
+
+def _size(parts: Iterable[Tensor]) -> float:
+    """Root of the summed squares, meaned over sequences."""
+    return math.sqrt(sum(float(part.detach().square().sum()) / len(part) for part in parts))

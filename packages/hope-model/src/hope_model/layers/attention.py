@@ -3,11 +3,13 @@
 Letters: B sequences, T new tokens, S cached and new tokens, D width, H heads, d head width.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import linear, to_heads, to_width
@@ -33,14 +35,16 @@ def rotate(x_BHTd: Tensor, position: int, base: float) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention through SDPA."""
+    """Multi-head causal attention through SDPA; `persistent` learned tokens (arXiv 2501.00663, 3.3) are always seen."""
 
-    def __init__(self, config: ModelConfig, std: float, out_std: float) -> None:
+    def __init__(self, config: ModelConfig, std: float, out_std: float, persistent: int = 0) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
         self.window, self.base = config.attention.window, config.attention.rope_base
+        self.twice = config.cms.second_order and config.cms.signal == "layer"
         self.qkv = linear(config.dim, 3 * config.dim, std)
         self.out = linear(config.dim, config.dim, out_std)
+        self.persistent_PD = nn.Parameter(torch.randn(persistent, config.dim)) if persistent else None
 
     def initial(self, batch: int) -> AttentionState:
         """An empty cache."""
@@ -52,19 +56,55 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, AttentionState]:
         """Attend to the cache and the new tokens. `write` is for memories; a cache is always extended."""
         del write
-        q, k, v = (to_heads(part, self.heads) for part in self.qkv(x_BTD).chunk(3, -1))
-        q, k = rotate(q, state.position, self.base), rotate(k, state.position, self.base)
+        o_BTD, state = self.attend(x_BTD, state)
+        y: Tensor = self.out(o_BTD)
+        return y, state
+
+    def attend(self, x_BTD: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        """All heads' reads, before the output projection; a window's length at a time, so that cost is linear."""
+        outputs = []
+        for piece in torch.split(x_BTD, self.window or max(1, x_BTD.shape[1]), 1):
+            o, state = self._attend_piece(piece, state)
+            outputs.append(o)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), state
+
+    def _attend_piece(self, x_BTD: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        q, k, v = self.heads_of(x_BTD, state.position)
         cached, T = state.k_BHSd.shape[-2], x_BTD.shape[1]
         if cached:
             k, v = torch.cat((state.k_BHSd.to(k.dtype), k), -2), torch.cat((state.v_BHSd.to(v.dtype), v), -2)
-        if (cached == 0 or T == 1) and (not self.window or self.window >= cached + T):
-            o = F.scaled_dot_product_attention(q, k, v, is_causal=cached == 0)
-        else:
-            o = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask(T, cached, x_BTD.device))
         kept = slice(max(0, k.shape[-2] - self.window + 1), None) if self.window else slice(None)
         state = AttentionState(k[..., kept, :], v[..., kept, :], state.position + T)
-        y: Tensor = self.out(to_width(o))
-        return y, state
+        everything = (cached == 0 or T == 1) and (not self.window or self.window >= cached + T)
+        if everything and self.persistent_PD is None:
+            return to_width(self.read(q, k, v, None, is_causal=cached == 0)), state
+        mask = self._mask(T, cached, x_BTD.device)
+        return to_width(self.read(q, *self.with_persistent(k, v, mask))), state
+
+    def heads_of(self, x_BTD: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, rotated from `position` on, and values."""
+        q, k, v = (to_heads(part, self.heads) for part in self.qkv(x_BTD).chunk(3, -1))
+        return rotate(q, position, self.base), rotate(k, position, self.base), v
+
+    def with_persistent(
+        self, k_BHSd: Tensor, v_BHSd: Tensor, mask_TS: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same keys, values and mask behind the learned tokens, which have no position."""
+        if self.persistent_PD is None:
+            return k_BHSd, v_BHSd, mask_TS
+        P, batch = len(self.persistent_PD), len(k_BHSd)
+        _, k, v = (
+            to_heads(part, self.heads).expand(batch, -1, -1, -1)
+            for part in self.qkv(self.persistent_PD[None]).chunk(3, -1)
+        )
+        return torch.cat((k, k_BHSd), -2), torch.cat((v, v_BHSd), -2), F.pad(mask_TS, (P, 0), value=True)
+
+    def read(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool = False
+    ) -> Tensor:
+        """softmax(q k^T / sqrt d) v. The fused kernels have no second derivative."""
+        with sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext():
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
 
     def _mask(self, T: int, cached: int, device: torch.device) -> Tensor:
         query = torch.arange(cached, cached + T, device=device)[:, None]

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hope_model.ops.activations import l2norm
+from hope_model.ops.deep_memory.written_parts import normalise, normalise_back
 
 
 def linear(inputs: int, outputs: int, std: float) -> nn.Linear:
@@ -26,6 +30,56 @@ def to_heads(x_BTD: Tensor, heads: int) -> Tensor:
 def to_width(x_BHTd: Tensor) -> Tensor:
     """[B, H, T, d] to [B, T, H d]."""
     return x_BHTd.transpose(1, 2).flatten(-2)
+
+
+class _UnitHeads(torch.autograd.Function):
+    """Heads of norm 1 with tokens last, as memories read them; keeps only what they keep too."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, heads: int) -> Tensor:
+        y_BHdT = x_BTD.view(*x_BTD.shape[:-1], heads, -1).permute(0, 2, 3, 1).contiguous()
+        if y_BHdT.data_ptr() == x_BTD.data_ptr():
+            y_BHdT = y_BHdT.clone()
+        inverse_BH1T = normalise(y_BHdT)
+        ctx.save_for_backward(y_BHdT, inverse_BH1T)
+        return y_BHdT
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        g_BHdT = normalise_back(grads[0], *ctx.saved_tensors)
+        return g_BHdT.permute(0, 3, 1, 2).flatten(2), None
+
+
+def unit_heads(x_BTD: Tensor, heads: int, *, twice: bool = False) -> Tensor:
+    """[B, T, H d] to heads of norm 1, [B, H, T, d]; `twice`: differentiable more than once."""
+    if twice:
+        return l2norm(to_heads(x_BTD, heads), -1)
+    y_BHdT: Tensor = _UNIT_HEADS(x_BTD, heads)
+    return y_BHdT.transpose(-1, -2)
+
+
+_UNIT_HEADS: Callable[..., Any] = _UnitHeads.apply
+
+
+class _SiluProduct(torch.autograd.Function):
+    """x silu(gate), keeping x and gate only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gate)
+        return F.silu(gate).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (g,) = grads
+        x, gate = ctx.saved_tensors
+        s = gate.sigmoid()
+        silu = gate * s
+        return g * silu, g * x * (s + silu * (1 - s))
+
+
+_SILU_PRODUCT: Callable[..., Any] = _SiluProduct.apply
 
 
 class SwiGLU(nn.Module):
@@ -102,5 +156,5 @@ class GatedOutput(nn.Module):
     def forward(self, o_BHTd: Tensor, x_BTD: Tensor) -> Tensor:
         """[B, H, T, d] reads and the layer's input to [B, T, D]."""
         o_BTD = self.norm(o_BHTd.transpose(1, 2)).flatten(-2)
-        y: Tensor = self.out(o_BTD.to(x_BTD.dtype) * F.silu(self.gate(x_BTD)))
+        y: Tensor = self.out(_SILU_PRODUCT(o_BTD.to(x_BTD.dtype), self.gate(x_BTD)))
         return y

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hope_model.config import CMSConfig, ModelConfig
-from hope_model.ops.cms import LevelWeights, cms_gradient, cms_level
+from hope_model.ops.cms import LevelWeights, cms_bounded, cms_delta_rule, cms_gradient, cms_level
 from hope_model.precision import full_precision
 
 ACTIVATION = "silu"
@@ -19,9 +19,12 @@ class LevelState(NamedTuple):
     """Fast delta of a level (None: still zero) and what has been seen since its last write."""
 
     delta: LevelWeights | None
-    total: LevelWeights | None  # gradient of tokens already summed
+    total: (
+        LevelWeights | None
+    )  # of the tokens already summed: their gradient, or the delta so far (delta rule)
     seen: tuple[tuple[Tensor, Tensor], ...]  # (inputs, teach signals) not yet summed
     waiting: Tensor | None  # inputs whose teach signal is not known yet
+    origin: LevelWeights | None  # nested: where delta begins again with the next slower level's chunk
 
 
 CMSState = tuple[LevelState, ...]
@@ -41,7 +44,12 @@ class Level(nn.Module):
 
 
 class CMS(nn.Module):
-    """All levels; level n is written every `chunks[n]` tokens."""
+    """All levels; level n is written every `chunks[n]` tokens.
+
+    Wirings: `sequential` chains residual levels; `nested` is the same chain, but a level begins each chunk of the next
+    slower one anew, from a start that moves by the mean write of every such chunk (Reptile, arXiv 1803.02999);
+    `independent` gives every level the block's input and adds their outputs, weighted by head.
+    """
 
     def __init__(self, config: ModelConfig, hidden: int, std: float, out_std: float) -> None:
         super().__init__()
@@ -49,32 +57,40 @@ class CMS(nn.Module):
         self.chunks = config.cms.chunks()
         self.segment = min(self.chunks)
         self.levels = nn.ModuleList(Level(config.dim, hidden, std, out_std) for _ in self.chunks)
+        independent = config.cms.wiring == "independent"
+        self.mix_LH = nn.Parameter(torch.ones(len(self.chunks), config.heads)) if independent else None
 
     def initial(self, batch: int) -> CMSState:
         """No fast delta."""
         del batch
-        return tuple(LevelState(None, None, (), None) for _ in self.chunks)
+        return tuple(LevelState(None, None, (), None, None) for _ in self.chunks)
 
     def forward(self, x_BTD: Tensor, state: CMSState, *, teach: bool = False) -> tuple[Tensor, CMSState]:
-        """The chain's output minus its input; with `teach` the inputs are kept until their signal is known."""
+        """The levels' output, without the residual; with `teach` the inputs are kept until their signal is known."""
         u = x_BTD
         states = []
-        for level, old in zip(self.levels, state, strict=True):
-            inputs = x_BTD if self.config.wiring == "independent" else u
+        for n, old in enumerate(state):
+            inputs = u if self.mix_LH is None else x_BTD
             if teach:
                 kept = inputs if self.config.second_order else inputs.detach()
                 old = old._replace(waiting=kept if old.waiting is None else torch.cat((old.waiting, kept), 1))
             states.append(old)
-            u = u + cms_level(inputs, self._theta(level), old.delta, ACTIVATION)
+            u = u + self._mixed(n, cms_level(inputs, self._theta(n), old.delta, ACTIVATION))
         return u - x_BTD, tuple(states)
 
-    @staticmethod
-    def _theta(level: nn.Module) -> LevelWeights:
+    def _mixed(self, n: int, y_BTD: Tensor) -> Tensor:
+        if self.mix_LH is None:
+            return y_BTD
+        by_head = y_BTD.view(*y_BTD.shape[:-1], self.mix_LH.shape[1], -1) * self.mix_LH[n, :, None]
+        return by_head.flatten(-2).to(y_BTD.dtype)
+
+    def _theta(self, n: int) -> LevelWeights:
+        level = self.levels[n]
         assert isinstance(level, Level)  # noqa: S101
         return level.theta()
 
     def teach(
-        self, state: CMSState, teach_BTD: Tensor, position: int, teach_scale: float, writes: tuple[bool, ...]
+        self, state: CMSState, teach_BTD: Tensor, position: int, scale: float, writes: tuple[bool, ...]
     ) -> CMSState:
         """Hand the waiting inputs their teach signals; levels whose chunk ends at `position` are written.
 
@@ -82,55 +98,72 @@ class CMS(nn.Module):
             state: With as many waiting inputs as there are signals.
             teach_BTD: Clipped and gated teach signals.
             position: Tokens of the sequence whose signal is now known.
-            teach_scale: Global strength of the writes.
+            scale: Global strength of the writes.
             writes: Which levels may write.
         """
         with torch.set_grad_enabled(self.config.second_order and torch.is_grad_enabled()):
             return tuple(
-                self._teach_level(n, old, teach_BTD, position, teach_scale)
+                self._teach_level(n, old, self._mixed(n, teach_BTD), position, scale)
                 if writes[n]
                 else old._replace(waiting=None)
                 for n, old in enumerate(state)
             )
 
     def _teach_level(
-        self, n: int, old: LevelState, teach_BTD: Tensor, position: int, teach_scale: float
+        self, n: int, old: LevelState, teach_BTD: Tensor, position: int, scale: float
     ) -> LevelState:
         assert old.waiting is not None  # noqa: S101
-        seen = (*old.seen, (old.waiting, teach_BTD / self.segment))
-        if position % self.chunks[n] == 0:
-            total = self._sum(n, old._replace(seen=seen))
-            step = teach_scale * self.config.lr
-            delta = LevelWeights(*(-step * g for g in total))
-            if old.delta is not None:
-                rho = self.config.retention
-                delta = LevelWeights(
-                    *(rho * before + new for before, new in zip(old.delta, delta, strict=True))
-                )
-            return LevelState(delta, None, (), None)
-        return LevelState(old.delta, old.total, seen, None)
+        level = old._replace(seen=(*old.seen, (old.waiting, teach_BTD)), waiting=None)
+        return level if position % self.chunks[n] else self._write(n, level, position, scale)
 
-    def settle(self, state: CMSState) -> CMSState:
+    def _write(self, n: int, level: LevelState, position: int, scale: float) -> LevelState:
+        delta = self._sum(n, level, scale)
+        if not self.config.delta_rule:
+            step, rho = scale * self.config.lr, self.config.retention
+            delta = LevelWeights(*(-step * g for g in delta))
+            if level.delta is not None:
+                delta = _add(LevelWeights(*(rho * d for d in level.delta)), delta)
+        if self.config.delta_bound:
+            delta = cms_bounded(delta, self._theta(n), self.config.delta_bound)
+        origin = level.origin
+        if self.config.wiring == "nested" and n + 1 < len(self.chunks) and not position % self.chunks[n + 1]:
+            share = self.chunks[n] / self.chunks[n + 1]  # one over the writes since the last beginning
+            if origin is None:
+                delta = origin = LevelWeights(*(share * d for d in delta))
+            else:
+                delta = origin = LevelWeights(*(o.lerp(d, share) for o, d in zip(origin, delta, strict=True)))
+        return LevelState(delta, None, (), None, origin)
+
+    def settle(self, state: CMSState, scale: float) -> CMSState:
         """Sum what former calls left behind, so that a stream's state stays bounded; exact at any time."""
         settled = []
         for n, level in enumerate(state):
             if sum(u.shape[1] for u, _ in level.seen) >= self.segment:
-                level = level._replace(total=self._sum(n, level), seen=())
+                level = level._replace(total=self._sum(n, level, scale), seen=())
             settled.append(level)
         return tuple(settled)
 
-    def _sum(self, n: int, level: LevelState) -> LevelWeights:
+    def _sum(self, n: int, level: LevelState, scale: float) -> LevelWeights:
+        """`total` with the tokens that were seen since: a mean within a segment, a sum over segments."""
         u = torch.cat([u for u, _ in level.seen], 1)
         signal = torch.cat([signal for _, signal in level.seen], 1)
-        theta = self._theta(self.levels[n])
         with full_precision(u) as cast:
-            batch = (len(u), 1, 1)
-            weights = LevelWeights(*(cast(W).expand(*batch[:1], *W.shape) for W in theta))
-            if level.delta is not None:
-                weights = LevelWeights(*(W + d for W, d in zip(weights, level.delta, strict=True)))
+            u, signal = cast(u), cast(signal)
+            theta = LevelWeights(*(cast(W).expand(len(u), *W.shape) for W in self._theta(n)))
+            weights = theta if level.delta is None else _add(theta, level.delta)
             if not self.config.second_order:
                 weights = LevelWeights(*(W.detach() for W in weights))
-            gradient = cms_gradient(cast(u), cast(signal), weights, ACTIVATION)
-        if level.total is None:
-            return gradient
-        return LevelWeights(*(a + b for a, b in zip(level.total, gradient, strict=True)))
+            if self.config.delta_rule:
+                start = level.total
+                if start is None:
+                    rho = self.config.retention
+                    start = LevelWeights(*(rho * d for d in level.delta or map(torch.zeros_like, weights)))
+                # A token behind a closed gate neither writes nor erases.
+                rate_BT = signal.detach().any(-1) * (scale * self.config.lr / self.segment)
+                return cms_delta_rule(u, signal, rate_BT.to(u.dtype), weights, start, ACTIVATION)
+            gradient = cms_gradient(u, signal / self.segment, weights, ACTIVATION)
+        return gradient if level.total is None else _add(level.total, gradient)
+
+
+def _add(x: LevelWeights, y: LevelWeights) -> LevelWeights:
+    return LevelWeights(*(a + b for a, b in zip(x, y, strict=True)))

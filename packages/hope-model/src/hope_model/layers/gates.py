@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import linear
+from hope_model.observe import note
 from hope_model.precision import full_precision
 
 
@@ -27,4 +28,6 @@ class RetentionGate(nn.Module):
         """Logarithms in the precision of the state."""
         raw = self.project(x_BTD)
         with full_precision(x_BTD) as cast:
-            return F.logsigmoid(cast(raw) + self.bias).transpose(1, 2)
+            raw = cast(raw) + self.bias
+            note("alpha", raw.sigmoid())
+            return F.logsigmoid(raw).transpose(1, 2)

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
-from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, unit_heads
 from hope_model.layers.gates import retention_bias
 from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules
-from hope_model.ops.activations import l2norm
 from hope_model.ops.deep_memory import (
     BANK,
     FastWeights,
@@ -60,7 +59,8 @@ class SelfModifyingTitans(nn.Module):
         q = self.query(x_BTD)
         raw = None if self.strengths is None else self.strengths(x_BTD)
         with full_precision(x_BTD) as cast:
-            x, q = (l2norm(to_heads(cast(part), self.heads), -1) for part in (x_BTD, q))
+            twice = self.rules.twice
+            x, q = (unit_heads(cast(part), self.heads, twice=twice) for part in (x_BTD, q))
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             strengths = (

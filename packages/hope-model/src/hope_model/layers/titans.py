@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
-from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, unit_heads
 from hope_model.layers.gates import RetentionGate
-from hope_model.ops.activations import l2norm
+from hope_model.observe import note
 from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, read_memory, titans_memory
 from hope_model.precision import full_precision
 
@@ -28,7 +28,8 @@ def memory_rules(config: ModelConfig) -> Rules:
     """The op's choices, from the configuration."""
     memory = config.memory
     stable = memory.output_rule == "delta"
-    return Rules(memory.chunk, memory.activation, memory.eta_max, stable, memory.tied_gates)
+    twice = config.cms.second_order and config.cms.signal == "layer"
+    return Rules(memory.chunk, memory.activation, memory.eta_max, stable, memory.tied_gates, twice)
 
 
 class MemoryWeights(nn.Module):
@@ -77,7 +78,8 @@ class Titans(nn.Module):
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
         log_a, raw = self.retention(x_BTD), self.gates(x_BTD)
         with full_precision(x_BTD) as cast:
-            q, k, v = (l2norm(to_heads(part, self.heads), -1) for part in cast(F.silu(qkv)).chunk(3, -1))
+            parts, twice = cast(F.silu(qkv)).chunk(3, -1), self.rules.twice
+            q, k, v = (unit_heads(part, self.heads, twice=twice) for part in parts)
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             gates = self._gates(log_a, cast(raw))
@@ -87,6 +89,7 @@ class Titans(nn.Module):
     def _gates(self, log_a: Tensor, raw: Tensor) -> Gates:
         eta, erase, output, theta = raw.transpose(1, 2).chunk(4, 1)
         eta = self.rules.eta_max * eta.sigmoid()
+        note("eta", eta)
         erase = eta if self.rules.tied_gates else 2 * erase.sigmoid()
         output = 2 * output.sigmoid()
         return Gates(

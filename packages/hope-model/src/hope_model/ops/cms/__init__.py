@@ -1,7 +1,16 @@
-"""Levels of the continuum memory system: fast forward and closed-form write; derivation in this folder's README."""
+"""Levels of the continuum memory system: fast forward and closed-form writes; derivation in this folder's README."""
 
-from hope_model.ops.cms.chunk import cms_gradient, cms_level
-from hope_model.ops.cms.naive import cms_gradient_naive, cms_level_naive
+from hope_model.ops.cms.chunk import cms_bounded, cms_delta_rule, cms_gradient, cms_level
+from hope_model.ops.cms.naive import cms_delta_rule_naive, cms_gradient_naive, cms_level_naive
 from hope_model.ops.cms.types import LevelWeights
 
-__all__ = ["LevelWeights", "cms_gradient", "cms_gradient_naive", "cms_level", "cms_level_naive"]
+__all__ = [
+    "LevelWeights",
+    "cms_bounded",
+    "cms_delta_rule",
+    "cms_delta_rule_naive",
+    "cms_gradient",
+    "cms_gradient_naive",
+    "cms_level",
+    "cms_level_naive",
+]

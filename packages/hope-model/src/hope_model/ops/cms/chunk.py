@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hope_model.ops.activations import ACTIVATIONS
 from hope_model.ops.cms.types import LevelWeights
+from hope_model.ops.gated_delta import gated_delta
 
 
 class _FastLinear(torch.autograd.Function):
@@ -62,6 +63,54 @@ def cms_gradient(u_BTD: Tensor, teach_BTD: Tensor, weights: LevelWeights, activa
         weights: theta + delta, per sequence [B, h, D], [B, D, h].
         activation: The level's activation.
     """
-    phi, slope = ACTIVATIONS[activation](u_BTD @ weights.up.transpose(-1, -2))
-    back = (teach_BTD @ weights.down) * slope
+    phi, back = _backward(u_BTD, teach_BTD, weights, activation)
     return LevelWeights(back.transpose(-1, -2) @ u_BTD, teach_BTD.transpose(-1, -2) @ phi)
+
+
+def _backward(
+    u_BTD: Tensor, teach_BTD: Tensor, weights: LevelWeights, activation: str
+) -> tuple[Tensor, Tensor]:
+    """Hidden activation, and the gradient at its pre-activation."""
+    phi, slope = ACTIVATIONS[activation](u_BTD @ weights.up.transpose(-1, -2))
+    return phi, (teach_BTD @ weights.down) * slope
+
+
+def cms_delta_rule(
+    u_BTD: Tensor,
+    teach_BTD: Tensor,
+    rate_BT: Tensor,
+    weights: LevelWeights,
+    delta: LevelWeights,
+    activation: str,
+) -> LevelWeights:
+    """Delta gradient descent (eq. 57) with implicit steps: `delta` after the writes of T tokens.
+
+    delta_t = delta_{t-1} (I - b_t k_t k_t^T) - b_t g_t k_t^T with b_t = rate_t / (1 + rate_t |k_t|^2), for both
+    matrices: k the matrix's input, g the gradient at its output, taken at `weights` (the chunk's start, eq. 90).
+
+    Args:
+        u_BTD: The level's inputs.
+        teach_BTD: Teach signals, gated.
+        rate_BT: Step size of each token; 0 leaves delta as it is.
+        weights: theta + delta at the chunk's start, per sequence [B, h, D], [B, D, h].
+        delta: Before the first token; further calls go on from the result.
+        activation: The level's activation.
+    """
+    phi, back = _backward(u_BTD, teach_BTD, weights, activation)
+    keep_BT = torch.zeros_like(rate_BT)
+    written = []
+    for k, g, before in ((u_BTD, back, delta.up), (phi, teach_BTD, delta.down)):
+        b_BT = rate_BT / (1 + rate_BT * k.square().sum(-1))
+        written.append(gated_delta(k, k, -b_BT[..., None] * g, keep_BT, b_BT, before)[1])
+    return LevelWeights(*written)
+
+
+def cms_bounded(delta: LevelWeights, theta: LevelWeights, bound: float) -> LevelWeights:
+    """Each matrix of `delta` shrunk, where it must be, to a Frobenius norm of `bound` times theta's."""
+
+    def shrink(d: Tensor, W: Tensor) -> Tensor:
+        largest = bound * torch.linalg.matrix_norm(W)
+        share: Tensor = largest / torch.linalg.matrix_norm(d, keepdim=True).clamp(min=1e-30)
+        return d * share.clamp(max=1)
+
+    return LevelWeights(*(shrink(d, W) for d, W in zip(delta, theta, strict=True)))

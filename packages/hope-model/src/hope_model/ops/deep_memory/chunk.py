@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hope_model.observe import note
 from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor
 from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
 from hope_model.ops.deep_memory.written_projection import written_projection
@@ -227,7 +228,7 @@ def self_modifying(
 
 
 def _has_written_backward(rules: Rules) -> bool:
-    return rules.stable and rules.activation == "relu" and not rules.tied_gates
+    return rules.stable and rules.activation == "relu" and not (rules.tied_gates or rules.twice)
 
 
 def _batch(W: Tensor) -> Tensor:
@@ -294,6 +295,8 @@ def _gates(raw_N2C: Tensor, readout: Readout, R: int, rules: Rules) -> tuple[Ten
     """log alpha, eta, and eta by memory, from what is read of their memories."""
     eta_NC = rules.eta_max * (raw_N2C[..., 0, :] + readout.eta_bias_H[:, None]).sigmoid()
     log_a_NC = F.logsigmoid(raw_N2C[..., 1, :] + readout.alpha_bias_H[:, None])
+    note("eta", eta_NC)
+    note("alpha", log_a_NC.exp())
     if readout.eta_scale_HR is None:
         return log_a_NC, eta_NC, eta_NC[..., None, :].expand(*eta_NC.shape[:-1], R, -1)
     scale_HR1 = 2 * readout.eta_scale_HR[..., -R:, None].sigmoid()

@@ -57,3 +57,4 @@ class Rules:
     eta_max: float = 0.1
     stable: bool = True  # shrunk activations, normalised targets, exact delta rule at the output layer
     tied_gates: bool = False  # erase with eta
+    twice: bool = False  # must be differentiable twice: no written-out backward

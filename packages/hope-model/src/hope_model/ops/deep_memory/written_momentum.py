@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hope_model.ops.deep_memory.written_parts import hidden_back, inverse, masked, shrink, t
 
@@ -192,6 +193,7 @@ class _Step(torch.autograd.Function):
         return o.add_(q), _after(layer2, k, gates), _after(layer1, a_k, gates)
 
     @staticmethod
+    @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         g_o, g_SP2_new, g_SP1_new = grads
         saved = ctx.saved_tensors

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hope_model.ops.deep_memory.written_parts import hidden_back, normalise, normalise_back, shrink, t
 
@@ -21,6 +22,11 @@ class Projection(NamedTuple):
     W1_NRdm: Tensor
 
 
+def _hidden(W2: Tensor, x_NdC: Tensor) -> tuple[Tensor, Tensor]:
+    N, _, m, _ = W2.shape
+    return shrink(torch.bmm(W2.flatten(1, 2)[:, : 4 * m], x_NdC).view(N, 4, m, -1).relu_())
+
+
 class _Project(torch.autograd.Function):
     """The first four memories of BANK; of the last two only the scalar that is read from them is computed."""
 
@@ -28,21 +34,22 @@ class _Project(torch.autograd.Function):
     def forward(
         ctx: Any, W2: Tensor, W1: Tensor, x_NdC: Tensor, r_N2d: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        N, _, m, _ = W2.shape
-        a, s = shrink(torch.bmm(W2.flatten(1, 2)[:, : 4 * m], x_NdC).view(N, 4, m, -1).relu_())
+        a, _ = _hidden(W2, x_NdC)
         kv = torch.cat([torch.baddbmm(x_NdC, W1[:, n], a[:, n]) for n in (0, 1)], -1)
         inverse = normalise(kv)
         c_N2m = torch.cat([torch.bmm(r_N2d[:, n, None], W1[:, 2 + n]) for n in (0, 1)], 1)
         raw = torch.bmm(r_N2d, x_NdC)
         raw += torch.cat([torch.bmm(c_N2m[:, n, None], a[:, 2 + n]) for n in (0, 1)], 1)
-        ctx.save_for_backward(W2, W1, x_NdC, r_N2d, a, s, kv, inverse, c_N2m)
+        ctx.save_for_backward(W2, W1, x_NdC, r_N2d, kv, inverse, c_N2m)
         return kv, raw, W2.view_as(W2), W1.view_as(W1)
 
     @staticmethod
+    @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # The last two come from the chunk's step, their only reader: they are ours to add to.
         g_kv, g_raw, g_W2, g_W1 = grads
-        W2, W1, x, r, a, s, kv, inverse, c = ctx.saved_tensors
+        W2, W1, x, r, kv, inverse, c = ctx.saved_tensors
+        a, s = _hidden(W2, x)
         N, _, m, _ = W2.shape
         g_kv = normalise_back(g_kv, kv, inverse)
         g_x = torch.baddbmm(torch.add(*g_kv.chunk(2, -1)), t(r), g_raw)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hope_model.ops.deep_memory.written_parts import (
     dot,
@@ -38,12 +39,21 @@ class StepGates(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What the forward of a chunk leaves for its backward, beside the gates; `x_kv`: keys, then values."""
+    """What the forward of a chunk leaves for its backward, beside the gates; `kv`: keys, then values."""
 
     W2: Tensor
     W1: Tensor
     kv: Tensor
     q: Tensor
+    u2: Tensor
+    u1: Tensor
+    a_q: Tensor
+    s_q: Tensor
+
+
+class _Hidden(NamedTuple):
+    """What the chunk's first weights make of keys and values: made anew for the backward, kept it would fill memory."""
+
     z_k: Tensor
     a_kv: Tensor
     s_kv: Tensor
@@ -51,12 +61,21 @@ class _Kept(NamedTuple):
     target: Tensor
     inverse: Tensor
     back: Tensor
-    u2: Tensor
-    u1: Tensor
-    inverse2: Tensor
-    inverse1: Tensor
-    a_q: Tensor
-    s_q: Tensor
+
+
+def _hidden(W2: Tensor, W1: Tensor, kv: Tensor) -> _Hidden:
+    N, R, m, d = W2.shape
+    C = kv.shape[-1] // 2
+    z = torch.bmm(W2.view(N, R * m, d), kv).view(N * R, m, 2 * C)
+    a_kv, s_kv = shrink(z.relu())
+    y = torch.bmm(W1.view(N * R, d, m), a_kv).view(N, R, d, 2 * C)
+    # Targets M(v) / ||M(v)||; aim = target - k; error at the chunk's start = recalled1 - aim.
+    recalled1 = y[..., :C].contiguous()
+    target = y[..., C:] + kv[:, None, :, C:]
+    inverse_norm = normalise(target)
+    error = (recalled1 - target).add_(kv[:, None, :, :C])
+    back = torch.bmm(t(W1.view(N * R, d, m)), error.view(N * R, d, C))
+    return _Hidden(z[..., :C].contiguous(), a_kv, s_kv, recalled1, target, inverse_norm, back)
 
 
 class _Step(torch.autograd.Function):
@@ -70,16 +89,8 @@ class _Step(torch.autograd.Function):
         N, R, m, d = W2.shape
         C = q.shape[-1]
         k = kv[..., :C]
-        z = torch.bmm(W2.view(N, R * m, d), kv).view(N * R, m, 2 * C)
-        a_kv, s_kv = shrink(z.relu())
-        a_k, z_k = a_kv[..., :C], z[..., :C].contiguous()
-        y = torch.bmm(W1.view(N * R, d, m), a_kv).view(N, R, d, 2 * C)
-        # Targets M(v) / ||M(v)||; aim = target - k; error at the chunk's start = recalled1 - aim.
-        recalled1 = y[..., :C].contiguous()
-        target = y[..., C:] + kv[:, None, :, C:]
-        inverse_norm = normalise(target)
-        aim = target - k[:, None]
-        back = torch.bmm(t(W1.view(N * R, d, m)), (recalled1 - aim).view(N * R, d, C))
+        z_k, a_kv, s_kv, recalled1, target, _, back = _hidden(W2, W1, kv)
+        a_k, aim = a_kv[..., :C], target.sub_(k[:, None])
         c1, c2 = gates.output_NRC[:, :, None], gates.erase_NC[:, None]
         before = gates.before_NC[:, None]
         r2 = masked(back, a_k).mul_((-gates.eta_NRC).view(N * R, 1, C) * s_kv[..., :C]).view(N, R * m, C)
@@ -98,13 +109,12 @@ class _Step(torch.autograd.Function):
         o, a_q, s_q = _read(
             W2[:, -1], W1[:, -1], kv, q, a_k.view(N, R, m, C)[:, -1], u2, u1.view(N, R, d, C), gates
         )
-        kept = _Kept(
-            W2, W1, kv, q, z_k, a_kv, s_kv, recalled1, target, inverse_norm, back, u2, u1, inverse2, inverse1, a_q, s_q
-        )  # fmt: skip
+        kept = _Kept(W2, W1, kv, q, u2, u1, a_q, s_q)
         ctx.save_for_backward(*kept, *gates)
         return o, W2_new.view(W2.shape), W1_new.view(W1.shape)
 
     @staticmethod
+    @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         saved = ctx.saved_tensors
         return _step_back(*grads, _Kept(*saved[:-7]), StepGates(*saved[-7:]))
@@ -136,11 +146,11 @@ class _ReadBack(NamedTuple):
     within: Tensor
 
 
-def _read_back(g_o: Tensor, kept: _Kept, gates: StepGates) -> _ReadBack:
+def _read_back(g_o: Tensor, kept: _Kept, a_kv: Tensor, gates: StepGates) -> _ReadBack:
     N, R, m, _ = kept.W2.shape
     q, a_q, W2, W1 = kept.q, kept.a_q, kept.W2[:, -1], kept.W1[:, -1]
     C = q.shape[-1]
-    k, a_k = kept.kv[..., :C], kept.a_kv.view(N, R, m, 2 * C)[:, -1, :, :C]
+    k, a_k = kept.kv[..., :C], a_kv.view(N, R, m, 2 * C)[:, -1, :, :C]
     u1, u2, gamma, within = (
         kept.u1.view(N, R, -1, C)[:, -1],
         kept.u2[:, -m:],
@@ -175,18 +185,20 @@ class _SystemsBack(NamedTuple):
 
 
 def _systems_back(
-    g_u2: Tensor, g_u1: Tensor, kept: _Kept, gates: StepGates, g_a_k: Tensor, g_k: Tensor
+    g_u2: Tensor, g_u1: Tensor, kept: _Kept, a_k: Tensor, gates: StepGates, g_a_k: Tensor, g_k: Tensor
 ) -> tuple[Tensor, Tensor, _SystemsBack]:
     """Gradients at both right-hand sides, and through both matrices I + L; adds to those at a_k and k."""
     N, C = gates.gamma_NC.shape
-    k, a_k, between = kept.kv[..., :C], kept.a_kv[..., :C], gates.between_NCC
+    k, between = kept.kv[..., :C], gates.between_NCC
     output, erase = gates.output_NRC[:, :, None], gates.erase_NC[:, None]
     gram1, gram2 = torch.bmm(t(a_k), a_k).view(N, -1, C, C), torch.bmm(t(k), k)
-    g_r1, g_r2 = torch.bmm(g_u1, t(kept.inverse1)), torch.bmm(g_u2, t(kept.inverse2))
+    scale1, scale2 = between[:, None] * output, between * erase
+    g_r1 = torch.bmm(g_u1, t(inverse((gram1 * scale1).view(-1, C, C))))
+    g_r2 = torch.bmm(g_u2, t(inverse(gram2 * scale2)))
     # u (I + L) = r, so g_L = -u^T g_r; the sign is carried to the end.
     g_L1, g_L2 = torch.bmm(t(kept.u1), g_r1).view(gram1.shape), torch.bmm(t(kept.u2), g_r2)
     felt1, felt2 = gram1.mul_(g_L1), gram2.mul_(g_L2)
-    g_gram1, g_gram2 = g_L1.mul_(between[:, None] * output).flatten(0, 1), g_L2.mul_(between * erase)
+    g_gram1, g_gram2 = g_L1.mul_(scale1).flatten(0, 1), g_L2.mul_(scale2)
     g_a_k.baddbmm_(a_k, g_gram1 + t(g_gram1), alpha=-1)
     g_k.baddbmm_(k, g_gram2 + t(g_gram2), alpha=-1)
     g_output = (felt1 * between[:, None]).sum(-2).neg_()
@@ -199,12 +211,12 @@ def _systems_back(
 
 
 def _state_back(
-    g_W2_new: Tensor, g_W1_new: Tensor, kept: _Kept, gates: StepGates, read: _ReadBack
+    g_W2_new: Tensor, g_W1_new: Tensor, kept: _Kept, a_k: Tensor, gates: StepGates, read: _ReadBack
 ) -> tuple[Tensor, ...]:
     """W2' = keep W2 + (u2 end) k^T, W1' = keep W1 + (u1 end) a^T; joined with what the read sends."""
     N, R, m, d = kept.W2.shape
     C = kept.q.shape[-1]
-    u2, u1, k, a_k = kept.u2, kept.u1.view(N, R, d, C), kept.kv[..., :C], kept.a_kv[..., :C]
+    u2, u1, k = kept.u2, kept.u1.view(N, R, d, C), kept.kv[..., :C]
     end = gates.within_NCC[..., -1]
     flat2, flat1 = g_W2_new.view(N, R * m, d), g_W1_new.view(N * R, d, m)
     g_keep = dot(g_W2_new, kept.W2) + dot(g_W1_new, kept.W1)
@@ -222,16 +234,17 @@ def _state_back(
 def _step_back(
     g_o: Tensor, g_W2_new: Tensor, g_W1_new: Tensor, kept: _Kept, gates: StepGates
 ) -> tuple[Tensor, ...]:
-    W2, W1, kv, q, z_k, a_kv, s_kv, recalled1, target, inverse_norm, back, *_ = kept
+    W2, W1, kv, q, *_ = kept
+    z_k, a_kv, s_kv, recalled1, target, inverse_norm, back = _hidden(W2, W1, kv)
     N, R, m, d = W2.shape
     C = q.shape[-1]
     k, a_k, s_k = kv[..., :C], a_kv[..., :C], s_kv[..., :C]
-    read = _read_back(g_o, kept, gates)
+    read = _read_back(g_o, kept, a_kv, gates)
     keep = gates.gamma_NC[:, -1, None, None, None]
     c1, c2 = gates.output_NRC[:, :, None], gates.erase_NC[:, None]
     before = gates.before_NC[:, None]
-    g_u2, g_u1, g_k, g_a_k, g_keep, g_end = _state_back(g_W2_new, g_W1_new, kept, gates, read)
-    g_r2, g_r1, (g_output, g_erase, g_between) = _systems_back(g_u2, g_u1, kept, gates, g_a_k, g_k)
+    g_u2, g_u1, g_k, g_a_k, g_keep, g_end = _state_back(g_W2_new, g_W1_new, kept, a_k, gates, read)
+    g_r2, g_r1, (g_output, g_erase, g_between) = _systems_back(g_u2, g_u1, kept, a_k, gates, g_a_k, g_k)
     g_r1 = g_r1.view(N, R, d, C)
     # Right-hand sides: r1 = c1 (aim - before recalled1), r2 = w2 - z_k c2 before, w2 = -eta s mask back
     aim = target - k[:, None]
