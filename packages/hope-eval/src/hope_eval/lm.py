@@ -148,17 +148,14 @@ class Scorer:
         return self._prefill(prompts_BT, state)
 
     def labels(self, fork: Fork, labels: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """Log-likelihood per token of each label after the first sequence of a fork; each is read to its own end."""
+        """Log-likelihood per token of each label after the one sequence of a fork; each is read to its own end."""
         by_size: dict[int, list[int]] = {}
         for n, label in enumerate(labels):
             by_size.setdefault(len(label), []).append(n)
         scored = np.zeros(len(labels))
         for size, chosen in by_size.items():
             rows_1KL = np.array([[labels[n] for n in chosen]], np.int64)
-            rows = torch.zeros(len(chosen), dtype=torch.int64, device=self.device)
-            copies = Fork(fork.logp_BV[rows], self.model.fork(fork.state, rows)) if size > 1 else fork
-            shaped = rows_1KL.transpose(1, 0, 2) if size > 1 else rows_1KL
-            scored[chosen] = self.candidates(copies, shaped).ravel() / size
+            scored[chosen] = self.candidates(fork, rows_1KL)[0] / size
         return scored
 
     def _need_state(self) -> None:
