@@ -91,8 +91,8 @@ def chunk_inputs(C: int) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     lead = (2, 2)
     q, k, v = (l2norm(torch.randn(*lead, C, 8), -1) for _ in range(3))
-    log_a, erase, output = (torch.rand(*lead, C) for _ in range(3))
-    eta = 0.1 * torch.rand(*lead, 1, C)
+    log_a, erase = torch.rand(*lead, C), torch.rand(*lead, C)
+    output, eta = torch.rand(*lead, 1, C), 0.1 * torch.rand(*lead, 1, C)
     W2, W1 = torch.randn(*lead, 1, 8, 8), torch.randn(*lead, 1, 8, 8) * 8**-0.5
     return tuple(x.requires_grad_() for x in (q, k, v, -log_a / 10, erase, output, eta, W2, W1))
 

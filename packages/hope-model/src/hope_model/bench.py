@@ -162,20 +162,16 @@ def bench_decode(
     Variants with full attention are left out: their state grows by design.
     """
     torch.set_num_threads(settings.threads)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant in (v for v in settings.variants if v not in ("transformer", "hope_attention")):
         torch.manual_seed(settings.seed)
         model = LanguageModel(model_config(settings, variant)).to(settings.device).eval()
-        state = model.initial(1)
-        for target in sorted(positions):
-            with torch.inference_mode():
+        state, states = model.initial(1), []
+        with torch.inference_mode():
+            for target in sorted(positions):
                 state = _advance(model, state, target, settings, report)
-                row = _decode_row(model, state, settings)
-            rows.append({"variant": variant, "position": target, **row})
-    first = {row["variant"]: row for row in reversed(rows)}
-    for row in rows:
-        row["time_ratio"] = round(row["microseconds"] / first[row["variant"]]["microseconds"], 3)
-        row["bytes_ratio"] = round(row["state_bytes"] / first[row["variant"]]["state_bytes"], 3)
+                states.append(state)
+            rows += _decode_rows(model, states, settings)
     return rows
 
 
@@ -191,15 +187,32 @@ def _advance(
     return state
 
 
-def _decode_row(model: LanguageModel, state: State, settings: BenchSettings) -> dict[str, Any]:
-    """Median over 256 tokens (every phase of chunk and segment is met), and the state's largest size on the way."""
-    times, sizes = [], []
+def _decode_rows(model: LanguageModel, states: list[State], settings: BenchSettings) -> list[dict[str, Any]]:
+    """Median over 256 tokens (every phase of chunk and segment is met), and the state's largest size on the way.
+
+    Positions take turns at every token, so that a slow moment hits them all.
+    """
+    begun = [state.position for state in states]
+    times: list[list[float]] = [[] for _ in states]
+    sizes = [0] * len(states)
     tokens = torch.randint(settings.vocab_size, (256, 1, 1), device=settings.device)
     for token in tokens:
-        _synchronise(settings)
-        start = time.perf_counter()
-        _, state = model(token, state)
-        _synchronise(settings)
-        times.append(time.perf_counter() - start)
-        sizes.append(n_bytes(state))
-    return {"microseconds": round(1e6 * statistics.median(times), 1), "state_bytes": max(sizes)}
+        for n, state in enumerate(states):
+            _synchronise(settings)
+            start = time.perf_counter()
+            _, states[n] = model(token, state)
+            _synchronise(settings)
+            times[n].append(time.perf_counter() - start)
+            sizes[n] = max(sizes[n], n_bytes(states[n]))
+    medians = [statistics.median(t) for t in times]
+    return [
+        {
+            "variant": model.config.variant,
+            "position": position,
+            "microseconds": round(1e6 * median, 1),
+            "state_bytes": size,
+            "time_ratio": round(median / medians[0], 3),
+            "bytes_ratio": round(size / sizes[0], 3),
+        }
+        for position, median, size in zip(begun, medians, sizes, strict=True)
+    ]

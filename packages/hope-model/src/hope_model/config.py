@@ -52,11 +52,16 @@ class CMSConfig:
     surprise_threshold: float = 0.0  # tokens with a smaller teach signal write nothing
     lr: float = 1.0
     retention: float = 1.0  # rho: what a write keeps of the former delta
-    delta_bound: float = 1.0  # largest norm of a delta's matrix, times its slow matrix's; 0: no bound
+    delta_bound: float = 0.1  # largest norm of a delta's matrix, times its slow matrix's; 0: no bound
     signal: str = "output"  # "output" (the last hidden state's, for all blocks) or "layer" (each block's own)
     wiring: str = "sequential"  # "sequential", "nested" or "independent"
     delta_rule: bool = False  # DGD (eq. 57) as the write
     second_order: bool = False  # differentiate through the teach signal
+
+    @property
+    def differentiable_twice(self) -> bool:
+        """Whether mixers must be: a second-order `layer` signal is a gradient that has a gradient."""
+        return self.second_order and self.signal == "layer"
 
     def chunks(self) -> tuple[int, ...]:
         """Chunk length of every level, fastest first."""

@@ -45,7 +45,7 @@ class _UnitHeads(torch.autograd.Function):
         return y_BHdT
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         g_BHdT = normalise_back(grads[0], *ctx.saved_tensors)
         return g_BHdT.permute(0, 3, 1, 2).flatten(2), None

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
-from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads, unit_heads
 from hope_model.layers.gates import RetentionGate
-from hope_model.ops.activations import l2norm
 from hope_model.ops.gated_delta import gated_delta
 from hope_model.precision import full_precision
 
@@ -30,6 +29,7 @@ class GatedDeltaNet(nn.Module):
     def __init__(self, config: ModelConfig, std: float, out_std: float) -> None:
         super().__init__()
         self.heads, self.head_dim, self.chunk = config.heads, config.head_dim, config.memory.chunk
+        self.twice = config.cms.differentiable_twice
         self.qkv = linear(config.dim, 3 * config.dim, std)
         self.conv = CausalConv(3 * config.dim, config.conv)
         self.retention = RetentionGate(config, std)
@@ -46,8 +46,9 @@ class GatedDeltaNet(nn.Module):
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
         log_a, beta = self.retention(x_BTD), self.beta(x_BTD)
         with full_precision(x_BTD) as cast:
-            q, k, v = (to_heads(part, self.heads) for part in cast(F.silu(qkv)).chunk(3, -1))
-            q, k = l2norm(q, -1), l2norm(k, -1)
+            q, k, v = cast(F.silu(qkv)).chunk(3, -1)
+            q, k = (unit_heads(part, self.heads, twice=self.twice) for part in (q, k))
+            v = to_heads(v, self.heads)
             if not write:
                 o = (state.S_BHdd @ q.transpose(-1, -2)).transpose(-1, -2)
                 return self.output(o, x_BTD), DeltaState(state.S_BHdd, tail)

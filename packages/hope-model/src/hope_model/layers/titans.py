@@ -28,8 +28,14 @@ def memory_rules(config: ModelConfig) -> Rules:
     """The op's choices, from the configuration."""
     memory = config.memory
     stable = memory.output_rule == "delta"
-    twice = config.cms.second_order and config.cms.signal == "layer"
-    return Rules(memory.chunk, memory.activation, memory.eta_max, stable, memory.tied_gates, twice)
+    return Rules(
+        memory.chunk,
+        memory.activation,
+        memory.eta_max,
+        stable,
+        memory.tied_gates,
+        config.cms.differentiable_twice,
+    )
 
 
 class MemoryWeights(nn.Module):

@@ -4,7 +4,6 @@ Letters: N leading dimensions (batch, heads), R memories that share keys, d head
 T tokens, C tokens of one chunk. Inside a chunk tokens are the last dimension.
 """
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -150,14 +149,19 @@ def _read(layer2: Layer, layer1: Layer, q_NdC: Tensor, rules: Rules) -> Tensor:
     return q_NdC + chunk_read(last1.S, key1, last1.writes, phi, last1.decays, momentum1)
 
 
-def _pieces(position: int, T: int, chunk: int) -> list[slice]:
-    """Slices of the next T tokens that do not cross a chunk's end."""
-    pieces, t = [], 0
+def _pieces(position: int, T: int, chunk: int) -> list[int]:
+    """Lengths that cut the next T tokens at every chunk's end."""
+    lengths, t = [], 0
     while t < T:
-        end = min(T, t + chunk - (position + t) % chunk)
-        pieces.append(slice(t, end))
-        t = end
-    return pieces
+        lengths.append(min(T - t, chunk - (position + t) % chunk))
+        t += lengths[-1]
+    return lengths
+
+
+def _split(gates: Gates, lengths: list[int]) -> list[Gates]:
+    """Cut along tokens; `split` and not slices, whose backward fills a tensor of the whole length for every piece."""
+    parts = ([None] * len(lengths) if g is None else torch.split(g, lengths, -1) for g in gates)
+    return [Gates(*part) for part in zip(*parts, strict=True)]
 
 
 def titans_memory(
@@ -174,32 +178,32 @@ def titans_memory(
     q_NdT, k_NdT, v_NdT = (x.transpose(-1, -2).contiguous() for x in (q_NTd, k_NTd, v_NTd))
     written = written and _has_written_backward(rules) and state.momentum is not None
     outputs = []
-    for piece in _spans(state.position, q_NdT.shape[-1], rules.chunk):
-        gates_C = Gates(*(None if g is None else g[..., piece] for g in gates))
+    lengths = _spans(state.position, q_NdT.shape[-1], rules.chunk)
+    inputs = (torch.split(x, lengths, -1) for x in (q_NdT, k_NdT, v_NdT))
+    for q, k, v, gates_C in zip(*inputs, _split(gates, lengths), strict=True):
         span = written_span if written and state.position % rules.chunk == 0 else _plain_span
-        o, state = span(*(x[..., piece] for x in (q_NdT, k_NdT, v_NdT)), gates_C, state, rules)
+        o, state = span(q, k, v, gates_C, state, rules)
         outputs.append(o)
     return torch.cat(outputs, -1).transpose(-1, -2), state
 
 
-def _spans(position: int, T: int, chunk: int) -> list[slice]:
-    """The rest of a chunk, whole chunks, and what is left."""
+def _spans(position: int, T: int, chunk: int) -> list[int]:
+    """Lengths of the rest of a chunk, of whole chunks, and of what is left."""
     head = min(T, -position % chunk)
     whole = (T - head) // chunk * chunk
-    ends = (0, head, head + whole, T)
-    return [slice(start, end) for start, end in itertools.pairwise(ends) if end > start]
+    return [n for n in (head, whole, T - head - whole) if n]
 
 
 def _plain_span(
     q_NdT: Tensor, k_NdT: Tensor, v_NdT: Tensor, gates: Gates, state: MemoryState, rules: Rules
 ) -> tuple[Tensor, MemoryState]:
     outputs = []
-    for piece in _pieces(state.position, q_NdT.shape[-1], rules.chunk):
-        gates_C = Gates(*(None if g is None else g[..., piece] for g in gates))
-        k_NdC = k_NdT[..., piece]
+    lengths = _pieces(state.position, q_NdT.shape[-1], rules.chunk)
+    inputs = (torch.split(x, lengths, -1) for x in (q_NdT, k_NdT, v_NdT))
+    for q_NdC, k_NdC, v_NdC, gates_C in zip(*inputs, _split(gates, lengths), strict=True):
         hidden = memory_forward(state.start, k_NdC, rules)
-        layers = _write(state, k_NdC, hidden, v_NdT[..., None, :, piece], gates_C, rules)
-        outputs.append(_read(*layers, q_NdT[..., piece], rules))
+        layers = _write(state, k_NdC, hidden, v_NdC[..., None, :, :], gates_C, rules)
+        outputs.append(_read(*layers, q_NdC, rules))
         state = _after(*layers, state, rules)
     return torch.cat(outputs, -1), state
 
@@ -218,11 +222,13 @@ def self_modifying(
     """`self_modifying_naive`, a chunk at a time; `written=False` leaves the backward to autograd."""
     x_NdT, q_NdT = (x.transpose(-1, -2).contiguous() for x in (x_NTd, q_NTd))
     outputs = []
-    for piece in _pieces(state.position, x_NdT.shape[-1], rules.chunk):
+    lengths = _pieces(state.position, x_NdT.shape[-1], rules.chunk)
+    for x_NdC, q_NdC, gates_C in zip(
+        torch.split(x_NdT, lengths, -1), torch.split(q_NdT, lengths, -1), _split(gates, lengths), strict=True
+    ):
         whole = state.position % rules.chunk == 0
         step = _written_chunk if written and whole and _has_written_backward(rules) else _plain_chunk
-        gates_C = Gates(*(None if g is None else g[..., piece] for g in gates))
-        o, state = step(x_NdT[..., piece], q_NdT[..., piece], gates_C, readout, state, fixed, rules)
+        o, state = step(x_NdC, q_NdC, gates_C, readout, state, fixed, rules)
         outputs.append(o)
     return torch.cat(outputs, -1).transpose(-1, -2), state
 
@@ -278,7 +284,8 @@ def _written_chunk(
     if fixed is None:
         kv, raw, W2, W1 = written_projection(W2, W1, x_NdC.flatten(0, -3), readers)
     else:
-        kv, raw, *_ = written_projection(*(_batch(W) for W in fixed), x_NdC.flatten(0, -3), readers)
+        first2, first1 = (_batch(W) for W in fixed)
+        kv, raw, *_ = written_projection(first2, first1, x_NdC.flatten(0, -3), readers)
     log_a_NC, _, eta_NRC = _gates(raw.view(*shape[:-2], 2, C), readout, R, rules)
     decays, keep_NC = chunk_decays(log_a_NC), log_a_NC.exp()
     output_NRC = keep_NC[..., None, :] * _by_memory(_present(gates.output_NRT), readout, R)

@@ -193,7 +193,7 @@ class _Step(torch.autograd.Function):
         return o.add_(q), _after(layer2, k, gates), _after(layer1, a_k, gates)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         g_o, g_SP2_new, g_SP1_new = grads
         saved = ctx.saved_tensors

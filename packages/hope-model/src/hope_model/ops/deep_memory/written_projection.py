@@ -44,7 +44,7 @@ class _Project(torch.autograd.Function):
         return kv, raw, W2.view_as(W2), W1.view_as(W1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # The last two come from the chunk's step, their only reader: they are ours to add to.
         g_kv, g_raw, g_W2, g_W1 = grads

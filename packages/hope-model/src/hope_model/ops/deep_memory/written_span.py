@@ -42,8 +42,8 @@ def _weights(n: int, SP2: Tensor, SP1: Tensor, like: FastWeights) -> FastWeights
 
 def _by_chunk(x_NdT: Tensor, chunks: int) -> Tensor:
     """[n, N, d, C]."""
-    x_NdnC = x_NdT.flatten(0, -3).unflatten(-1, (chunks, -1))
-    return x_NdnC.permute(2, 0, 1, 3).contiguous()
+    N, d = x_NdT.shape[:-2].numel(), x_NdT.shape[-2]
+    return x_NdT.reshape(N, d, chunks, -1).permute(2, 0, 1, 3).contiguous()
 
 
 def _momentum_gates(gates: Gates, chunks: int) -> MomentumGates:
@@ -74,4 +74,4 @@ def _flat(gate: Tensor | None, chunks: int) -> Tensor:
     """[n, N, C]."""
     if gate is None:
         raise TypeError("a gate that this rule needs is missing")
-    return gate.flatten(0, -2).unflatten(-1, (chunks, -1)).transpose(0, 1)
+    return gate.reshape(gate.shape[:-1].numel(), chunks, -1).transpose(0, 1)

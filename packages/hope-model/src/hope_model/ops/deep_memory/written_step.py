@@ -114,10 +114,10 @@ class _Step(torch.autograd.Function):
         return o, W2_new.view(W2.shape), W1_new.view(W1.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        saved = ctx.saved_tensors
-        return _step_back(*grads, _Kept(*saved[:-7]), StepGates(*saved[-7:]))
+        saved, (g_o, g_W2, g_W1) = ctx.saved_tensors, grads
+        return _step_back(g_o, g_W2, g_W1, _Kept(*saved[:-7]), StepGates(*saved[-7:]))
 
 
 def _read(

@@ -148,16 +148,18 @@ def gated_delta(
     chunk: int = 64,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`gated_delta_naive`, `chunk` tokens at a time: same arguments, same results, any chunk length."""
-    T = q_NTK.shape[-2]
+    # `split` and not slices: the backward of a slice fills a tensor of the whole length for every chunk.
+    tokens = [torch.split(x.transpose(-1, -2), chunk, -1) for x in (q_NTK, k_NTK, w_NTV)]
+    gates = [
+        [None] * len(tokens[0]) if g is None else torch.split(g, chunk, -1)
+        for g in (log_a_NT, b_NT, log_theta_NT)
+    ]
     outputs = []
-    for start in range(0, T, chunk):
-        now = slice(start, min(start + chunk, T))
-        q_NKC, k_NKC, w_NVC = (x[..., now, :].transpose(-1, -2) for x in (q_NTK, k_NTK, w_NTV))
-        decays = chunk_decays(log_a_NT[..., now])
+    for q_NKC, k_NKC, w_NVC, log_a_NC, b_NC, log_theta_NC in zip(*tokens, *gates, strict=True):
+        decays = chunk_decays(log_a_NC)
         momentum = None
-        if log_theta_NT is not None and P_NVK is not None:
-            momentum = chunk_momentum(decays, log_theta_NT[..., now], P_NVK)
-        b_NC = None if b_NT is None else b_NT[..., now]
+        if log_theta_NC is not None and P_NVK is not None:
+            momentum = chunk_momentum(decays, log_theta_NC, P_NVK)
         writes = chunk_writes(S_NVK, k_NKC, w_NVC, b_NC, decays, momentum)
         outputs.append(chunk_read(S_NVK, k_NKC, writes, q_NKC, decays, momentum).transpose(-1, -2))
         S_NVK, P_NVK = chunk_state(S_NVK, k_NKC, writes, decays, momentum)
