@@ -91,7 +91,7 @@ def _bench(source: Path, folder: Path, settings: BenchSettings) -> list[dict[str
         rows.append(_row(task, count, middle[0], middle[best], best, gap))
         total += [middle[0], middle[best]]
     gaps = max(row["largest_difference"] for row in rows)
-    return [*rows, _row("all", sum(row["n"] for row in rows), total[0], total[1], 0, gaps)]
+    return [*rows, _row("all", sum(row["n"] for row in rows), float(total[0]), float(total[1]), 0, gaps)]
 
 
 def _row(task: str, n: int, ours: float, theirs: float, batch: int, gap: float) -> dict[str, Any]:
