@@ -13,7 +13,7 @@ help:  ## list the targets
 $(VENV)/.done: pyproject.toml constraints.txt $(wildcard packages/*/pyproject.toml)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt uv
-	UV_FIND_LINKS="$(FIND_LINKS)" uv pip install -q -c constraints.txt $(foreach p,data[hf] model train eval,-e "packages/hope-$(p)") -r pyproject.toml --group dev
+	UV_FIND_LINKS="$(FIND_LINKS)" uv pip install -q -c constraints.txt $(foreach p,data model train eval,-e "packages/hope-$(p)") -r pyproject.toml --group dev
 	touch $@
 
 setup: $(VENV)/.done  ## create .venv with the four packages and the tools

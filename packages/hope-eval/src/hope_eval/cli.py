@@ -7,11 +7,14 @@ from pathlib import Path
 
 from hope_data.errors import InputError
 from hope_data.files import write_atomic
+from hope_eval import commands as others
+from hope_eval import long_commands
 from hope_eval import results as schema
 
 EPILOG = """examples:
   hope-eval run --checkpoint runs/hope/checkpoint --shards data/shards --tokenizer data/tokenizer \\
       --json reports/results/hope.json --metrics reports/metrics/eval_hope.json
+  hope-eval zeroshot --checkpoint runs/hope/checkpoint --tasks piqa,boolq --mirror DIR --json zeroshot.json
   hope-eval compare reports/results/hope.json reports/results/transformer.json
   hope-eval report --results reports/results --logs runs --out reports/results.md --plots reports/plots
 """
@@ -34,12 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hope-eval",
-        description="Evaluate checkpoints on held-out text, with error bars, and report what follows.",
+        description="Evaluate checkpoints, with error bars, and report what follows.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    others.add_zeroshot(commands)
+    long_commands.add(commands)
     _add_compare(commands)
     _add_report(commands)
     return parser
@@ -69,19 +74,20 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--tasks", default="perplexity,choice,passkey", metavar="A,B", help="default: %(default)s"
     )
     run.add_argument("--domains", default="", metavar="A,B", help="corpora; default: those it was trained on")
-    run.add_argument("--limit", type=_positive, metavar="N", help="fewer items, for a quick look")
+    run.add_argument("--limit", type=others.positive, metavar="N", help="fewer items, for a quick look")
     run.add_argument(
-        "--length", type=_positive, default=0, metavar="T", help="window; default: as in training"
+        "--length", type=others.positive, default=0, metavar="T", help="window; default: as in training"
     )
     run.add_argument("--seed", type=int, default=0, metavar="S", help="of the items; default: %(default)s")
     run.add_argument("--device", default="cpu", help="default: %(default)s")
     run.add_argument(
         "--batch-tokens",
-        type=_positive,
+        type=others.positive,
         default=4096,
         metavar="N",
         help="per forward pass; default: %(default)s",
     )
+    others.add_memorize(run)
     run.set_defaults(function=_run)
 
 
@@ -114,6 +120,9 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     report.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown page")
     report.add_argument("--plots", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    report.add_argument(
+        "--html", type=Path, metavar="FILE", help="the same as one self-contained page that sorts"
+    )
     report.set_defaults(function=_report)
 
 
@@ -124,7 +133,9 @@ def _add_paths(parser: argparse.ArgumentParser, flag: str, required: bool, text:
 def _report(arguments: argparse.Namespace) -> None:
     from hope_eval import report  # noqa: PLC0415
 
-    report.write(arguments.results, arguments.logs, arguments.out, arguments.plots, arguments.runs)
+    report.write(
+        arguments.results, arguments.logs, arguments.out, arguments.plots, arguments.runs, arguments.html
+    )
     print(arguments.out)
 
 
@@ -136,13 +147,14 @@ def _run(arguments: argparse.Namespace) -> None:
             checkpoint=arguments.checkpoint,
             shards=arguments.shards,
             tokenizer=arguments.tokenizer,
-            tasks=_names(arguments.tasks),
-            domains=_names(arguments.domains),
+            tasks=others.names(arguments.tasks),
+            domains=others.names(arguments.domains),
             length=arguments.length,
             limit=arguments.limit,
             seed=arguments.seed,
             device=arguments.device,
             batch_tokens=arguments.batch_tokens,
+            memorize=others.memorize_of(arguments),
         )
     )
     write_atomic(arguments.json, schema.dumps(result).encode())
@@ -162,13 +174,3 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_atomic(arguments.json, schema.dumps([row.record() for row in rows]).encode())
     print(comparison_table(arguments.a.stem, arguments.b.stem, rows))
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)

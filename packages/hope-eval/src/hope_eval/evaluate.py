@@ -3,7 +3,7 @@
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ import hope_data
 import hope_eval
 import hope_model
 from hope_data.errors import InputError
-from hope_data.files import sha256_file
 from hope_data.shards import Split, corpora
 from hope_data.tokenizer import Tokenizer
 from hope_eval.lm import Scorer
+from hope_eval.memorize import Memorize, both
+from hope_eval.models import HopeModel, check_tokenizer, describe
 from hope_eval.progress import Display
-from hope_eval.results import SCHEMA, Checkpoint, Evaluator, Results, TaskResult
+from hope_eval.results import SCHEMA, Evaluator, Results, TaskResult
 from hope_eval.tasks import TASKS
 from hope_eval.tasks.base import Context
-from hope_model import LanguageModel, checkpoint, counting
+from hope_model import LanguageModel, checkpoint
 from hope_model.allocator import keep_freed_memory
 from hope_model.errors import InputError as ModelInputError
 
@@ -44,6 +45,7 @@ class Request:
         seed: of the items; the same seed gives every checkpoint the same items.
         device: where to compute.
         batch_tokens: most tokens in one forward pass.
+        memorize: run everything with memories frozen and so, too.
     """
 
     checkpoint: Path
@@ -56,6 +58,7 @@ class Request:
     seed: int = 0
     device: str = "cpu"
     batch_tokens: int = 4096
+    memorize: Memorize | None = None
 
 
 def evaluate(request: Request) -> Results:
@@ -81,7 +84,9 @@ def _evaluate(request: Request) -> Results:
     domains = _check(request, model, meta, tokenizer)
     with Display() as display:
         context = Context(
-            scorer=Scorer(model, request.device, request.batch_tokens, display.advance),
+            scorer=Scorer(
+                HopeModel(model, request.device), request.device, request.batch_tokens, display.advance
+            ),
             tokenizer=tokenizer,
             domains=domains,
             length=request.length or int(meta.get("length", LENGTH)),
@@ -89,15 +94,23 @@ def _evaluate(request: Request) -> Results:
             seed=request.seed,
             display=display,
         )
-        done: list[TaskResult] = [TASKS[name](context) for name in request.tasks]
+
+        def run(scorer: Scorer) -> list[TaskResult]:
+            return [TASKS[name](replace(context, scorer=scorer)) for name in request.tasks]
+
+        if request.memorize:
+            done, differences = both(context.scorer, request.memorize, run)
+        else:
+            done, differences = run(context.scorer), []
     return Results(
         schema=SCHEMA,
-        checkpoint=_describe(request.checkpoint, model, meta),
+        checkpoint=describe(request.checkpoint, model, meta),
         evaluator=Evaluator(
             revision(), version("hope-eval"), torch.__version__, request.device, torch.get_num_threads()
         ),
         tasks=done,
         seconds=round(time.monotonic() - start, 3),
+        memorized=differences,
     )
 
 
@@ -121,30 +134,9 @@ def _check(
     request: Request, model: LanguageModel, meta: dict[str, Any], tokenizer: Tokenizer
 ) -> dict[str, Path]:
     """Domains by name, once checkpoint, tokenizer and shards are known to belong together."""
-    made_with = meta.get("tokenizer_sha256", tokenizer.sha256)
-    if made_with != tokenizer.sha256 or model.config.vocab_size != tokenizer.vocab_size:
-        raise InputError(
-            f"{request.checkpoint}: its tokenizer is {made_with[:12]} ({model.config.vocab_size} tokens), but "
-            f"{request.tokenizer} holds {tokenizer.sha256[:12]} ({tokenizer.vocab_size}); name the --tokenizer "
-            "it was made with, or train again"
-        )
+    check_tokenizer(request.checkpoint, model, meta, tokenizer, request.tokenizer)
     folders = corpora(request.shards, list(request.domains or meta.get("corpora", [])))
     for folder in folders:
         for name in ("train", "test"):
             Split.open(folder, name, tokenizer)
     return {folder.name: folder for folder in folders}
-
-
-def _describe(folder: Path, model: LanguageModel, meta: dict[str, Any]) -> Checkpoint:
-    return Checkpoint(
-        run=str(meta.get("run", folder.resolve().parent.name)),
-        variant=model.config.variant,
-        parameters=counting.parameters(model.config),
-        seed=meta.get("seed"),
-        step=meta.get("step"),
-        tokens=meta.get("tokens"),
-        sha256=sha256_file(folder / "model.safetensors"),
-        config_sha256=str(meta.get("config_sha256", sha256_file(folder / "config.json"))),
-        tokenizer_sha256=str(meta.get("tokenizer_sha256", "")),
-        revision=str(meta.get("revision", "unknown")),
-    )

@@ -1,10 +1,10 @@
 """What tasks ask of a model: log-likelihoods, continuations of a shared prefix, greedy generation.
 
-Letters: B sequences, T tokens, V vocabulary, K candidates per sequence, L tokens of a candidate.
+Letters: B sequences, T tokens, V vocabulary, K candidates per sequence, L tokens of a candidate, N numbers asked for.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hope_data.errors import InputError
+from hope_eval.models import CausalModel, HopeModel, Places
+from hope_eval.prefixes import Batch, Request, Scored, plan
 from hope_model import LanguageModel
-from hope_model.state import State, repeat
+
+if TYPE_CHECKING:
+    from hope_eval.memorize import Memorize
 
 Tokens = NDArray[np.int64]
 PIECE = 512  # tokens fed at a time where only the end matters, so that memory does not grow with length
@@ -24,76 +28,173 @@ class Fork(NamedTuple):
     """Where a batch of prefixes ends: log-probabilities of each next token, and the state to go on from."""
 
     logp_BV: Tensor
-    state: State
+    state: Any
 
 
 class Scorer:
     """A model behind the few questions that evaluations ask.
 
+    `begin` is told a task's name and about how many tokens it will feed, for a progress bar. `memorize` says how
+    contexts are read where memorisation at test time is measured; `carried` is the state between its items.
+
     Results do not depend on how sequences are batched: equal lengths go together, and what padding follows a
     shorter sequence cannot reach back.
 
     Args:
-        model: put into evaluation mode.
+        model: one of ours, or a `CausalModel`.
         device: where its parameters lie.
         batch_tokens: most tokens in one forward pass, of one sequence at least.
         advance: called with the number of tokens after each pass.
+        batch_size: most sequences in one forward pass; None: as many as `batch_tokens` allows.
     """
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LanguageModel | CausalModel,
         device: str = "cpu",
         batch_tokens: int = 4096,
         advance: Callable[[int], None] = lambda _: None,
+        batch_size: int | None = None,
     ) -> None:
-        self.model = model.eval()
+        self.model = HopeModel(model, device) if isinstance(model, LanguageModel) else model
         self.device, self.batch_tokens, self.advance = device, batch_tokens, advance
+        self.batch_size = batch_size
         self.tokens = 0
+        self.begin: Callable[[str, int], None] = lambda _name, _tokens: None
+        self.memorize: Memorize | None = None
+        self.carried: Any = None
 
     def batches(self, count: int, tokens_each: int) -> list[slice]:
         """Cut `count` items that cost `tokens_each` into batches."""
-        size = max(1, self.batch_tokens // tokens_each)
+        size = self._rows(tokens_each)
         return [slice(start, start + size) for start in range(0, count, size)]
 
-    def token_logp(self, sequences: Sequence[Tokens]) -> list[NDArray[np.float64]]:
+    def _rows(self, tokens_each: int) -> int:
+        if self._carries:
+            return 1
+        room = max(1, self.batch_tokens // tokens_each)
+        return min(room, self.batch_size) if self.batch_size else room
+
+    @property
+    def _carries(self) -> bool:
+        """Whether items follow each other in one stream."""
+        return self.memorize is not None and self.memorize.carry
+
+    def token_logp(self, sequences: Sequence[Tokens], *, fresh: bool = False) -> list[NDArray[np.float64]]:
         """Natural log-probability of every token after the first of each sequence.
 
         Args:
             sequences: each of two tokens or more, the first being context only.
+            fresh: with nothing before them, whatever memorisation carries.
 
         Returns:
             For a sequence of T tokens, T - 1 numbers.
         """
-        order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i))
+        order = list(range(len(sequences)))
+        if fresh or not self._carries:
+            order.sort(key=lambda i: (-len(sequences[i]), i))
         found: dict[int, NDArray[np.float64]] = {}
         while order:
-            size = max(1, self.batch_tokens // len(sequences[order[0]]))
+            size = self._rows(len(sequences[order[0]]))
             rows, order = order[:size], order[size:]
-            for row, logp_T in zip(rows, self._token_logp([sequences[i] for i in rows]), strict=True):
+            for row, logp_T in zip(rows, self._token_logp([sequences[i] for i in rows], fresh), strict=True):
                 found[row] = logp_T
         return [found[i] for i in range(len(sequences))]
 
+    def stream_logp(self, tokens_T: Tokens, state: Any = None) -> Iterator[tuple[NDArray[np.float64], Any]]:
+        """The same for one sequence of any length, `PIECE` tokens at a time, with the state after each piece."""
+        self._need_state()
+        row_1T = torch.as_tensor(tokens_T, device=self.device)[None]
+        for start in range(0, row_1T.shape[1] - 1, PIECE):
+            piece = row_1T[:, start : start + PIECE + 1]
+            logits_1TV, state = self._forward(piece[:, :-1], state)
+            yield _finite(_picked(logits_1TV, piece[:, 1:])[0]), state
+
+    def continuations(self, requests: Sequence[Request], *, share: bool = True) -> list[Scored]:
+        """Log-likelihood of each request's continuation after its context, and whether it is the greedy one.
+
+        Contexts that neighbouring requests have in common run once: their state is forked.
+
+        Args:
+            requests: context of one token or more, continuation of one or more.
+            share: False runs every context anew; the same numbers, slower.
+        """
+        if self.memorize:
+            steps = self.memorize.steps
+            requests = [Request(request.context * steps, request.continuation) for request in requests]
+        found: dict[int, Scored] = {}
+        options = {
+            "share": share and self.model.shares_state,
+            "together": self.model.copies_state,
+            "stream": self._carries,
+        }
+        for batch in plan(requests, self._rows, **options):
+            found |= self._continue(requests, batch)
+        return [found[n] for n in range(len(requests))]
+
     def prefill(self, prompts_BT: Tokens) -> Fork:
-        """Run prompts of equal length, of two tokens or more."""
+        """Run prompts of equal length, as often as memorisation wants them read."""
+        steps = self.memorize.steps if self.memorize else 1
+        fork = self._prefill(np.tile(prompts_BT, (1, steps)), self._begin())
+        self._carry(fork.state)
+        return fork
+
+    def _carry(self, state: Any) -> None:
+        if self._carries:
+            self.carried = state
+
+    def prefill_from(self, prompts_BT: Tokens, state: Any) -> Fork:
+        """Run prompts of equal length after what a state has seen."""
+        return self._prefill(prompts_BT, state)
+
+    def labels(self, fork: Fork, labels: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """Log-likelihood per token of each label after the one sequence of a fork; each is read to its own end."""
+        by_size: dict[int, list[int]] = {}
+        for n, label in enumerate(labels):
+            by_size.setdefault(len(label), []).append(n)
+        scored = np.zeros(len(labels))
+        for size, chosen in by_size.items():
+            rows_1KL = np.array([[labels[n] for n in chosen]], np.int64)
+            scored[chosen] = self.candidates(fork, rows_1KL)[0] / size
+        return scored
+
+    def _need_state(self) -> None:
+        if not self.model.shares_state:
+            raise InputError(
+                "recurrent models of transformers can only be scored whole: use zeroshot or lm_eval"
+            )
+
+    def _begin(self) -> Any:
+        """State before an item: none, or that of the item before."""
+        return self.carried if self._carries else None
+
+    def _prefill(self, prompts_BT: Tokens, state: Any) -> Fork:
+        self._need_state()
         tokens_BT = torch.as_tensor(prompts_BT, device=self.device)
         # The last token by itself: what a model puts off until the next token is known is then one token's worth,
         # and forks need not each do it again for a whole segment.
-        first_BT, *rest = *torch.split(tokens_BT[:, :-1], PIECE, 1), tokens_BT[:, -1:]
-        logits_BTV, state = self._forward(first_BT, None)
-        for piece_BT in rest:
-            logits_BTV, state = self._forward(piece_BT, state)
-        return Fork(F.log_softmax(logits_BTV[:, -1].float(), -1), state)
+        for piece_BT in (*torch.split(tokens_BT[:, :-1], PIECE, 1), tokens_BT[:, -1:]):
+            if piece_BT.shape[1]:
+                last = torch.full((len(piece_BT),), piece_BT.shape[1] - 1, device=self.device)
+                ends = (torch.arange(len(piece_BT), device=self.device), last)
+                logits_BV, state = self._forward(piece_BT, state, ends)
+        return Fork(F.log_softmax(logits_BV.float(), -1), state)
 
     def candidates(self, fork: Fork, candidates_BKL: Tokens) -> NDArray[np.float64]:
         """Log-likelihood [B, K] of each candidate after its prefix; the prefix is not run again."""
         tokens_BKL = torch.as_tensor(candidates_BKL, device=self.device)
         B, K, L = tokens_BKL.shape
         total_BK = fork.logp_BV.gather(1, tokens_BKL[..., 0]).double()
-        if L > 1:
+        if L > 1 and self.model.copies_state:
             tokens_NL = tokens_BKL.reshape(B * K, L)
-            logits_NTV, _ = self._forward(tokens_NL[:, :-1], repeat(fork.state, K))
+            rows = torch.arange(B, device=self.device).repeat_interleave(K)
+            logits_NTV, _ = self._forward(tokens_NL[:, :-1], self.model.fork(fork.state, rows), final=True)
             total_BK = total_BK + _picked(logits_NTV, tokens_NL[:, 1:]).sum(1).view(B, K)
+        elif L > 1:
+            # A state is a value: every candidate goes on from the same one, and nothing is copied.
+            for k in range(K):
+                logits_BTV, _ = self._forward(tokens_BKL[:, k, :-1], fork.state)
+                total_BK[:, k] += _picked(logits_BTV, tokens_BKL[:, k, 1:]).sum(1)
         return _finite(total_BK)
 
     def greedy(self, fork: Fork, steps: int) -> Tokens:
@@ -105,25 +206,129 @@ class Scorer:
             made.append(logits_BTV[:, -1].argmax(-1))
         return torch.stack(made, 1).cpu().numpy()
 
+    def generate(
+        self, prompts: Sequence[Tokens], steps: int, done: Callable[[int, list[int]], bool]
+    ) -> list[list[int]]:
+        """Greedy continuations of prompts of any lengths.
+
+        The batch runs to its shortest prompt's end; longer prompts go on with their own tokens where shorter ones
+        already generate, so that nothing is padded and no state sees a token that is not its own.
+
+        Args:
+            prompts: one token or more each.
+            steps: most tokens made for each.
+            done: told a prompt's number and what it made so far; True stops it.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        made: dict[int, list[int]] = {i: [] for i in order}
+        while order:
+            size = self._rows(len(prompts[order[0]]) + steps)
+            rows, order = order[:size], order[size:]
+            self._generate(prompts, rows, steps, done, made)
+        return [made[i] for i in range(len(prompts))]
+
+    def _generate(
+        self,
+        prompts: Sequence[Tokens],
+        rows: list[int],
+        steps: int,
+        done: Callable[[int, list[int]], bool],
+        made: dict[int, list[int]],
+    ) -> None:
+        at = min(len(prompts[i]) for i in rows)
+        fork = self.prefill(np.stack([prompts[i][:at] for i in rows]).astype(np.int64))
+        best_B, state, open_ = fork.logp_BV.argmax(-1).tolist(), fork.state, dict.fromkeys(rows, True)
+        while True:
+            next_B = []
+            for i, token in zip(rows, best_B, strict=True):
+                if at < len(prompts[i]):
+                    token = int(prompts[i][at])
+                elif open_[i]:
+                    made[i].append(token)
+                    open_[i] = len(made[i]) < steps and not done(i, made[i])
+                next_B.append(token)
+            if not any(open_.values()):
+                return
+            column = torch.tensor(next_B, device=self.device)[:, None]
+            logits_BTV, state = self._forward(column, state)
+            best_B = logits_BTV[:, -1].argmax(-1).tolist()
+            at += 1
+
     @torch.no_grad()
-    def _forward(self, tokens_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
-        logits_BTV, state = self.model(tokens_BT, state)
+    def _forward(
+        self, tokens_BT: Tensor, state: Any, at: Places | None = None, *, final: bool = False
+    ) -> tuple[Tensor, Any]:
+        logits, state = self.model(tokens_BT, state, at, final=final)
         self._count(tokens_BT.numel())
-        return logits_BTV, state
+        return logits, state
 
     def _count(self, tokens: int) -> None:
         self.tokens += tokens
         self.advance(tokens)
 
-    def _token_logp(self, rows: list[Tokens]) -> list[NDArray[np.float64]]:
-        padded_BT = torch.zeros(len(rows), len(rows[0]), dtype=torch.int64)
-        for row, tokens_T in zip(padded_BT, rows, strict=True):
-            row[: len(tokens_T)] = torch.as_tensor(tokens_T.astype(np.int64))
-        padded_BT = padded_BT.to(self.device)
-        logits_BTV, _ = self._forward(padded_BT[:, :-1], None)
+    def _token_logp(self, rows: list[Tokens], fresh: bool) -> list[NDArray[np.float64]]:
+        padded_BT = _padded(rows).to(self.device)
+        logits_BTV, state = self._forward(padded_BT[:, :-1], None if fresh else self._begin())
+        if not fresh:
+            self._carry(state)
         logp_BT = _picked(logits_BTV, padded_BT[:, 1:])
         self._count(sum(map(len, rows)) - padded_BT.numel())  # padding is no work done
         return [_finite(logp_T[: len(tokens_T) - 1]) for logp_T, tokens_T in zip(logp_BT, rows, strict=True)]
+
+    def _continue(self, requests: Sequence[Request], batch: Batch) -> dict[int, Scored]:
+        state = None
+        if batch.shared:
+            prefixes_BT = np.array([group.prefix[: batch.shared] for group in batch.groups], np.int64)
+            state = self._prefill(prefixes_BT, self._begin()).state
+            self._carry(state)
+        found: dict[int, Scored] = {}
+        together = self.model.copies_state or not batch.shared
+        for turn in batch.turns(self._rows, together=together):
+            rows = [np.asarray(row.tokens[batch.shared :], np.int64) for _, row in turn]
+            starts = torch.tensor([place for place, _ in turn], device=self.device)
+            whole = starts.tolist() == list(range(len(batch.groups)))
+            forked = state if state is None or whole else self.model.fork(state, starts)
+            padded_BT = _padded(rows).to(self.device)
+            asked = [(place, n) for place, (_, row) in enumerate(turn) for n in row.requests]
+            row_N, column_N, token_N = torch.tensor(
+                _wanted(requests, asked, batch.shared), device=self.device
+            ).T
+            logits_NV, _ = self._forward(padded_BT, forked, (row_N, column_N), final=True)
+            self._count(sum(map(len, rows)) - padded_BT.numel())
+            found |= _pick(requests, asked, logits_NV.float(), token_N)
+        return found
+
+
+def _wanted(
+    requests: Sequence[Request], asked: Sequence[tuple[int, int]], shared: int
+) -> list[tuple[int, int, int]]:
+    """(row, column, token) of every token to be scored; columns count from the end of the shared prefix."""
+    return [
+        (row, len(requests[n].context) - 1 - shared + place, token)
+        for row, n in asked
+        for place, token in enumerate(requests[n].continuation)
+    ]
+
+
+def _pick(
+    requests: Sequence[Request], asked: Sequence[tuple[int, int]], logits_NV: Tensor, token_N: Tensor
+) -> dict[int, Scored]:
+    """Scores of the requests, whose tokens stand one after another."""
+    logp_N = _finite(-F.cross_entropy(logits_NV, token_N, reduction="none").double())
+    greedy_N = (logits_NV.argmax(-1) == token_N).cpu().numpy()
+    found, start = {}, 0
+    for _, n in asked:
+        end = start + len(requests[n].continuation)
+        found[n] = Scored(float(logp_N[start:end].sum()), bool(greedy_N[start:end].all()))
+        start = end
+    return found
+
+
+def _padded(rows: Sequence[Tokens]) -> Tensor:
+    padded_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for row, tokens_T in zip(padded_BT, rows, strict=True):
+        row[: len(tokens_T)] = torch.as_tensor(np.asarray(tokens_T).astype(np.int64))
+    return padded_BT
 
 
 def _picked(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:

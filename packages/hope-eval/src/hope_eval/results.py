@@ -42,6 +42,19 @@ METRICS = {
     "choice_likelihood": MetricInfo("Choice by likelihood alone", "accuracy"),
     "passkey_choice": MetricInfo("Passkey among candidates", "accuracy"),
     "passkey_exact": MetricInfo("Passkey by greedy generation", "exact match"),
+    "acc": MetricInfo("Accuracy", "accuracy"),
+    "acc_norm": MetricInfo("Accuracy by likelihood per character", "accuracy"),
+    "exact_match": MetricInfo("Exact match", "accuracy"),
+    "target_nats": MetricInfo("Nats of the target", "nats", lower_is_better=True),
+    "perplexity": MetricInfo("Perplexity of the target", "perplexity", lower_is_better=True),
+    "needle_match": MetricInfo("Needle values found", "share"),
+    "needle_exact": MetricInfo("All needle values found", "exact match"),
+    "token_nats": MetricInfo("Loss", "nats/token", lower_is_better=True),
+    "label_accuracy": MetricInfo("Label by likelihood", "accuracy"),
+    "forgetting": MetricInfo("Average forgetting", "as the task", lower_is_better=True),
+    "backward_transfer": MetricInfo("Backward transfer", "as the task"),
+    "forward_transfer": MetricInfo("Forward transfer", "as the task"),
+    "word_perplexity": MetricInfo("Word perplexity", "perplexity", lower_is_better=True),
 }
 
 
@@ -150,6 +163,40 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class PairedDifference:
+    """Memories written at test time minus memories frozen, over the same items.
+
+    Attributes:
+        task: name of the task with memories frozen.
+        mode: `on`, or `oracle` where correct answers were read.
+        metric: key of `METRICS`.
+        group: as in `Metric`.
+        written: value with memories written.
+        frozen: value without.
+        difference: the first minus the second.
+        stderr: of the difference, over clusters.
+        low: lower end of its 95 % bootstrap interval.
+        high: upper end.
+        n: items.
+        clusters: independent documents (or prompts) among them.
+    """
+
+    __pydantic_config__ = STRICT
+    task: str
+    mode: str
+    metric: str
+    group: str
+    written: float
+    frozen: float
+    difference: float
+    stderr: float | None
+    low: float
+    high: float
+    n: int
+    clusters: int
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What was evaluated; the fields come from the checkpoint's own files."""
 
@@ -188,6 +235,7 @@ class Results:
     evaluator: Evaluator
     tasks: list[TaskResult]
     seconds: float
+    memorized: list[PairedDifference] = field(default_factory=list)
 
     def task(self, name: str) -> TaskResult | None:
         """The result of a task, if it was run."""
@@ -240,10 +288,13 @@ def headline(result: Results) -> dict[str, float]:
     """A few flat numbers for `dvc metrics`: every overall score, and the errors of the main two."""
     found: dict[str, float] = {}
     overall = [(task, m) for task in result.tasks for m in task.metrics if m.group == "all"]
-    for metric in (metric for task, metric in overall if metric.name in task.items.scores):
-        found[metric.name] = round(metric.value, 6)
+    for task, metric in overall:
+        if metric.name not in task.items.scores:
+            continue
+        name = metric.name if "+" not in task.task else f"{task.task}.{metric.name}"
+        found[name] = round(metric.value, 6)
         if metric.name in ("bits_per_byte", "choice_accuracy") and metric.stderr is not None:
-            found[f"{metric.name}_stderr"] = round(metric.stderr, 6)
+            found[f"{name}_stderr"] = round(metric.stderr, 6)
     return found
 
 

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from hope_data.errors import InputError
 from hope_data.files import write_atomic
 from hope_eval import results as schema
-from hope_eval.report import plots, tables, training, verdicts
+from hope_eval.report import maps, plots, suites, tables, training, verdicts, web
 from hope_eval.report.select import Named, done
 
 INTRODUCTION = """\
@@ -45,7 +46,12 @@ ALT = {
 
 
 def write(
-    results: Sequence[Path], logs: Sequence[Path], out: Path, folder: Path, runs: Sequence[str] = ()
+    results: Sequence[Path],
+    logs: Sequence[Path],
+    out: Path,
+    folder: Path,
+    runs: Sequence[str] = (),
+    web_page: Path | None = None,
 ) -> None:
     """Draw the pictures and write the page.
 
@@ -55,6 +61,7 @@ def write(
         out: Markdown file.
         folder: for the pictures.
         runs: which runs, the first being compared with the others; none given means all by name.
+        web_page: the same as one self-contained HTML file.
 
     Raises:
         InputError: a missing or unfit file, or a run without results.
@@ -64,13 +71,20 @@ def write(
     curves = sorted(
         (c for c in map(training.load, training.find(logs)) if c.run in kept), key=lambda c: c.run
     )
-    pictures = plots.draw_all(named, curves, folder)
+    more = maps.draw_all(named, folder)
+    pictures = [*plots.draw_all(named, curves, folder), *more]
     images = {name: os.path.relpath(folder / name, out.parent) for name in pictures}
-    write_atomic(out, page(named, curves, images).encode())
+    text = page(named, curves, images, more)
+    write_atomic(out, text.encode())
+    if web_page:
+        files = {quote(shown): folder / name for name, shown in images.items()}
+        write_atomic(web_page, web.page(text, suites.everything(named), files).encode())
 
 
-def page(named: Named, curves: Sequence[training.Curve], images: dict[str, str]) -> str:
-    """The Markdown page."""
+def page(
+    named: Named, curves: Sequence[training.Curve], images: dict[str, str], more: dict[str, str] | None = None
+) -> str:
+    """The Markdown page; `more` says what the suites' pictures show."""
     compared = verdicts.pairs(named)
     said = "\n".join(f"- {text}" for text in verdicts.sentences(named, compared))
     parts = ["# Results", INTRODUCTION, "## What the numbers say", said]
@@ -79,6 +93,8 @@ def page(named: Named, curves: Sequence[training.Curve], images: dict[str, str])
         if done(named, task):
             table = tables.metric_table(named, task, names, label, against)
             parts += [f"## {title}", text, table, _picture(f"{task}.png", images)]
+    pictures = {name: f"![{alt}]({quote(images[name])})" for name, alt in (more or {}).items()}
+    parts += suites.sections(named, pictures)
     if len(named) > 1:
         parts += ["## Differences", DIFFERENCES, tables.pairs_table(compared)]
     parts += ["## Provenance", tables.provenance_table(named), _notes(named)]

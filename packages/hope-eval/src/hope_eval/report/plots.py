@@ -54,7 +54,7 @@ def draw_all(results: Named, curves: Sequence[Curve], folder: Path) -> list[str]
         for name, draw in drawings.items():
             figure = draw()
             if figure is not None:
-                _save(figure, folder / name)
+                save(figure, folder / name)
                 written.append(name)
     return written
 
@@ -185,7 +185,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)))
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture without anything that changes from day to day."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     write_atomic(path, buffer.getvalue())

@@ -10,7 +10,8 @@ from hope_eval.results import METRICS, value
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; every column but the first is aligned to the right."""
-    widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
+    # Two at least: a rule of one character is no table to Markdown.
+    widths = [max(2, *(len(row[n]) for row in [header, *rows])) for n in range(len(header))]
 
     def text(cells: Sequence[str]) -> str:
         padded = (
@@ -84,7 +85,7 @@ def comparison_table(a: str, b: str, rows: Sequence[Comparison]) -> str:
         ["metric", "group", a, b, f"{a} - {b}", "95 % interval", "n", a],
         [
             [
-                METRICS[row.metric].title,
+                _title(row),
                 row.group,
                 f"{row.a:.3f}",
                 f"{row.b:.3f}",
@@ -101,7 +102,7 @@ def pairs_table(compared: Sequence[tuple[str, str, Sequence[Comparison]]]) -> st
     return table(
         ["metric", "A", "B", "A - B", "95 % interval", "n", "A is"],
         [
-            [METRICS[row.metric].title, a, b, *_difference(row), row.verdict]
+            [_title(row), a, b, *_difference(row), row.verdict]
             for metric in METRICS
             for a, b, rows in compared
             for row in rows
@@ -138,6 +139,12 @@ def provenance_table(results: Named) -> str:
         "evaluated by",
     ]
     return table(header, rows)
+
+
+def _title(row: Comparison) -> str:
+    """The metric's, with the task where its name does not say it."""
+    title = METRICS[row.metric].title
+    return title if row.task in ("perplexity", "choice", "passkey") else f"{row.task}: {title.lower()}"
 
 
 def short(revision: str) -> str:

@@ -9,6 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
+from hope_data.errors import InputError
 from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
 from hope_eval.lm import Scorer, Tokens
@@ -56,17 +57,37 @@ class Context:
         return [np.concatenate(([self.tokenizer.eos_id], cut)).astype(np.int64) for cut in cuts]
 
 
-class Clock:
+def refuse_rereading(scorer: Scorer, task: str) -> None:
+    """Where every token is scored, reading twice would show the answers.
+
+    Raises:
+        InputError: memorisation is to read more than once, or with answers.
+    """
+    asked = scorer.memorize
+    if asked and (asked.steps > 1 or asked.oracle):
+        raise InputError(
+            f"{task}: more than one reading would show what is scored; leave out steps and oracle"
+        )
+
+
+class Stopwatch:
     """Measures what a task costs: tokens fed and seconds, from when it is made."""
 
-    def __init__(self, context: Context, name: str, planned: int) -> None:
-        self._scorer = context.scorer
-        self._tokens, self._start = context.scorer.tokens, time.monotonic()
-        context.display.begin(name, planned)
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._tokens, self._start = scorer.tokens, time.monotonic()
 
     def stop(self) -> tuple[int, float]:
         """Tokens and seconds since the start."""
         return self._scorer.tokens - self._tokens, round(time.monotonic() - self._start, 3)
+
+
+class Clock(Stopwatch):
+    """A stopwatch with a progress bar."""
+
+    def __init__(self, context: Context, name: str, planned: int) -> None:
+        super().__init__(context.scorer)
+        context.display.begin(name, planned)
 
 
 def finish(

@@ -90,16 +90,25 @@ def score(scorer: Scorer, questions: list[Item], tokens_each: int) -> NDArray[np
     """Log-likelihoods [N, K]: each prefix runs once, its choices from copies of the state it left."""
     rows = []
     for batch in scorer.batches(len(questions), tokens_each):
-        fork = scorer.prefill(np.stack([q.prefix_P for q in questions[batch]]))
+        fork = scorer.prefill(np.stack([_read(scorer, q) for q in questions[batch]]))
         rows.append(scorer.candidates(fork, np.stack([q.choices_KL for q in questions[batch]])))
     return np.concatenate(rows)
+
+
+def _read(scorer: Scorer, question: Item) -> Tokens:
+    """What stands before the choice; an oracle has read the whole answer once before."""
+    if not (scorer.memorize and scorer.memorize.oracle):
+        return question.prefix_P
+    return np.concatenate([question.prefix_P, question.choices_KL[question.answer], question.prefix_P])
 
 
 def score_alone(context: Context, questions: list[Item]) -> NDArray[np.float64]:
     """Log-likelihoods [N, K] of the choices with nothing before them; each distinct text is scored once."""
     texts = _texts(questions)
     begin = [context.tokenizer.eos_id]
-    logp = context.scorer.token_logp([np.concatenate((begin, choice_L)) for choice_L in texts.values()])
+    logp = context.scorer.token_logp(
+        [np.concatenate((begin, choice_L)) for choice_L in texts.values()], fresh=True
+    )
     total = {key: float(logp_L.sum()) for key, logp_L in zip(texts, logp, strict=True)}
     return np.array([[total[choice_L.tobytes()] for choice_L in q.choices_KL] for q in questions])
 

@@ -54,6 +54,8 @@ class Item:
 
 def run(context: Context, settings: Settings) -> TaskResult:
     """Ask every prompt twice: by generation and by choice, from one pass over its text."""
+    if context.scorer.memorize and context.scorer.memorize.oracle:
+        raise InputError("passkey: an oracle would be told the number; leave out --memorize-oracle")
     settings = replace(settings, lengths=settings.lengths or default_lengths(context, settings))
     prompts = build(context, settings)
     spare = (settings.candidates + 1) * (settings.digits - 1)

@@ -11,7 +11,7 @@ from hope_data.shards import Split
 from hope_eval.estimates import ratio
 from hope_eval.lm import Tokens
 from hope_eval.results import Items, Metric, TaskResult, rounded
-from hope_eval.tasks.base import Clock, Context, finish
+from hope_eval.tasks.base import Clock, Context, finish, refuse_rereading
 
 NAME, VERSION = "perplexity", 1
 
@@ -49,6 +49,7 @@ def run(context: Context, settings: Settings) -> TaskResult:
 
     An item is a document: score in bits, weight in bytes. Errors are those of a ratio over documents.
     """
+    refuse_rereading(context.scorer, NAME)
     settings = replace(settings, length=settings.length or context.length)
     pieces = [piece for domain in context.domains for piece in _pieces(context, domain, settings)]
     windows = [window for piece in pieces for window in piece.windows]

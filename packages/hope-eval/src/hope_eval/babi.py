@@ -1,0 +1,141 @@
+"""bAbI (arXiv 1502.05698), alone or with its facts scattered over other text as in BABILong (arXiv 2406.10149).
+
+    <eos> John travelled to the hallway. ... other text ... Mary journeyed to the bathroom. ... other text ...
+    Question: Where is John?
+    Answer: hallway
+
+Two measures of the same prompt: the answer picked by likelihood per token among all answers of the file, and greedy
+generation that begins with it. Length 0 is the story alone; otherwise prompt and answer have exactly that length.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hope_data.errors import InputError
+from hope_eval.lm import Scorer, Tokens
+from hope_eval.models import TextTokenizer
+from hope_eval.results import Items, TaskResult, fingerprint
+from hope_eval.tasks.base import Stopwatch
+from hope_eval.zeroshot.mirror import read_text
+
+VERSION = 1
+LINE = re.compile(r"(\d+) (.*)")
+QUESTION = re.compile(r"(.*\?)\s*[\t|]\s*([^\t|]+)[\t|].*")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question after the facts of its story so far."""
+
+    facts: tuple[str, ...]
+    question: str
+    answer: str
+
+
+def read(path: Path) -> list[Question]:
+    """Questions of a file in bAbI's format.
+
+    Raises:
+        InputError: a line without a number, or no question at all (file and line named).
+    """
+    made: list[Question] = []
+    facts: list[str] = []
+    for number, text in enumerate(read_text(path).splitlines(), 1):
+        line = LINE.fullmatch(text.strip())
+        if not line:
+            raise InputError(
+                f"{path}, line {number}: not 'NUMBER text'; bAbI's files have a number in every line"
+            )
+        if line[1] == "1":
+            facts = []
+        asked = QUESTION.fullmatch(line[2])
+        if asked:
+            made.append(Question(tuple(facts), asked[1].strip(), asked[2].strip()))
+        else:
+            facts.append(line[2])
+    if not made:
+        raise InputError(f"{path}: holds no question; name a qa*.txt of bAbI")
+    return made
+
+
+def prompt(tokenizer: TextTokenizer, asked: Question, length: int, text: Tokens, start: int) -> Tokens:
+    """The prompt for one question; facts stand evenly spread over `length` tokens, in order.
+
+    Raises:
+        InputError: the length has no room for the story.
+    """
+    end = np.array(tokenizer.encode(f"\nQuestion: {asked.question}\nAnswer:", special=False), np.int64)
+    begin = np.array(tokenizer.encode("") or [tokenizer.eos_id], np.int64)
+    parts = [np.array(tokenizer.encode(fact + "\n", special=False), np.int64) for fact in asked.facts]
+    if not length:
+        return np.concatenate([begin, *parts, end])
+    room = len(tokenizer.encode(" " + asked.answer, special=False))
+    size = length - room - len(begin) - len(end) - sum(map(len, parts))
+    if size < 0:
+        raise InputError(f"babi: length {length} is too short; this story alone takes {length - size} tokens")
+    hay = np.resize(np.roll(text, -start), size)
+    cuts = [round(size * (n + 1) / (len(parts) + 1)) for n in range(len(parts))]
+    pieces, at = [begin], 0
+    for part, cut in zip(parts, cuts, strict=True):
+        pieces += [hay[at:cut], part]
+        at = cut
+    return np.concatenate([*pieces, hay[at:], end])
+
+
+def run(
+    scorer: Scorer,
+    tokenizer: TextTokenizer,
+    path: Path,
+    lengths: list[int],
+    text: Tokens,
+    limit: int,
+    seed: int = 0,
+) -> TaskResult:
+    """Ask questions of one file at every length.
+
+    Raises:
+        InputError: an unfit file, lengths without text, or more than the model allows.
+    """
+    allowed = scorer.model.max_length
+    if any(lengths) and not len(text):
+        raise InputError("babi: lengths above 0 hide the facts in text; name files with --text")
+    if allowed is not None and max(lengths) > allowed:
+        raise InputError(f"babi: {max(lengths)} tokens, but attention of this model allows {allowed}")
+    questions = read(path)
+    answers = sorted({asked.answer for asked in questions})
+    labels = [tokenizer.encode(" " + answer, special=False) for answer in answers]
+    rng = np.random.default_rng(seed)
+    chosen = [questions[n] for n in sorted(rng.permutation(len(questions))[:limit].tolist())]
+    watch, picked, written, identity = Stopwatch(scorer), [], [], []
+    scorer.begin(path.stem.split("_")[0], sum(lengths) * len(chosen))
+    for length in lengths:
+        for asked in chosen:
+            tokens_T = prompt(tokenizer, asked, length, text, int(rng.integers(max(1, len(text)))))
+            identity.append([tokens_T.tolist(), asked.answer])
+            fork = scorer.prefill(tokens_T[None])
+            picked.append(float(answers[int(scorer.labels(fork, labels).argmax())] == asked.answer))
+            steps = len(tokenizer.encode(" " + asked.answer, special=False))
+            said = tokenizer.decode(scorer.greedy(fork, steps)[0].tolist())
+            written.append(float(said.strip() == asked.answer))
+    items = Items(
+        {"length": [str(length) for length in lengths for _ in chosen]},
+        [n for _ in lengths for n in range(len(chosen))],
+        [1.0] * len(picked),
+        {"label_accuracy": picked, "exact_match": written},
+    )
+    tokens, seconds = watch.stop()
+    name = f"babi_{path.stem.split('_')[0]}"
+    return TaskResult(
+        task=name,
+        version=VERSION,
+        settings={"lengths": lengths, "answers": len(answers)},
+        seed=seed,
+        items_sha256=fingerprint([name, VERSION, identity]),
+        tokens=tokens,
+        seconds=seconds,
+        metrics=items.metrics({"label_accuracy": 1 / len(answers)}),
+        items=items,
+    )

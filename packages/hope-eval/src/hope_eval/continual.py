@@ -1,0 +1,268 @@
+"""Continual learning: what is learned of one domain after another, and what is forgotten of those before.
+
+    stream   domains one after another; after each, bits per byte of all: R[i][j] after domain i on domain j
+    classes  new classes domain by domain (CLINC150, Banking77, DBpedia); accuracy by label scoring
+
+Row 0 of R is before anything was learned. Learning is memorisation at test time (the state reads the domain and is
+carried; no weight changes) or training (AdamW on a copy of the weights). With losses, lower is better:
+
+    forgetting_j        R[n][j] - min_{i >= j} R[i][j]        (accuracies: max - last), mean over j < n
+    backward transfer   R[j][j] - R[n][j]                     positive: later domains helped
+    forward transfer    R[0][j] - R[j-1][j]                   positive: earlier domains helped
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from hope_data.errors import InputError
+from hope_eval.lm import Scorer, Tokens
+from hope_eval.models import HopeModel, TextTokenizer
+from hope_eval.results import Items, Metric, TaskResult, fingerprint, rounded
+from hope_eval.tasks.base import Stopwatch
+
+VERSION = 1
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What is read of a domain, and what is held out: documents in tokens, with their bytes."""
+
+    name: str
+    stream_T: Tokens
+    held_out: list[tuple[Tokens, int]]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a domain is learned.
+
+    Attributes:
+        how: `memorize` (state only) or `train` (weights, on a copy).
+        lr: of AdamW.
+        window: tokens of a training window.
+    """
+
+    how: str = "memorize"
+    lr: float = 1e-4
+    window: int = 512
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The three numbers of a matrix; positive transfer is good, positive forgetting is bad."""
+
+    forgetting: float
+    backward: float
+    forward: float
+
+
+def transfer(R: Matrix, *, lower_is_better: bool) -> Transfer:
+    """Average forgetting, backward and forward transfer of R [n + 1, n], row 0 being before any domain."""
+    n = R.shape[1]
+    if R.shape != (n + 1, n):
+        raise ValueError(f"R must be [n + 1, n], not {R.shape}")
+    loss = R if lower_is_better else -R
+    if n < 2:
+        return Transfer(0.0, 0.0, 0.0)
+    last, after = loss[n], loss[1:]
+    forgetting = [last[j] - after[j:, j].min() for j in range(n - 1)]
+    backward = [after[j, j] - last[j] for j in range(n - 1)]
+    forward = [loss[0, j] - after[j - 1, j] for j in range(1, n)]
+    return Transfer(float(np.mean(forgetting)), float(np.mean(backward)), float(np.mean(forward)))
+
+
+class Learner:
+    """A model that learns streams in one of the two ways; the scorer's own model stays as it is."""
+
+    def __init__(self, scorer: Scorer, learning: Learning) -> None:
+        if learning.how not in ("memorize", "train"):
+            raise InputError(f"--learn {learning.how}: choose memorize or train")
+        model = scorer.model
+        if not isinstance(model, HopeModel):
+            raise InputError("continual: only our own models learn streams here")
+        if learning.how == "memorize" and model.max_length is not None:
+            raise InputError(
+                "continual --learn memorize: full attention has no bounded state; use --learn train"
+            )
+        self.learning, self.state = learning, None
+        self.scorer = Scorer(copy.copy(model), scorer.device, scorer.batch_tokens, scorer.advance)
+        if learning.how == "train":
+            inner = copy.deepcopy(model.model)
+            assert isinstance(self.scorer.model, HopeModel)  # noqa: S101
+            self.scorer.model.model = inner
+            self.optimizer = torch.optim.AdamW(inner.parameters(), lr=learning.lr, weight_decay=0.0)
+
+    def learn(self, tokens_T: Tokens) -> None:
+        """Read a stream, once."""
+        if self.learning.how == "memorize":
+            for _, state in self.scorer.stream_logp(tokens_T, self.state):
+                self.state = state
+            return
+        assert isinstance(self.scorer.model, HopeModel)  # noqa: S101
+        model = self.scorer.model.model.train()
+        for start in range(0, len(tokens_T) - 1, self.learning.window):
+            row = torch.as_tensor(
+                tokens_T[start : start + self.learning.window + 1], device=self.scorer.device
+            )[None]
+            logits, _ = model(row[:, :-1])
+            loss = F.cross_entropy(logits[0].float(), row[0, 1:])
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        model.eval()
+
+    def nats(self, tokens_T: Tokens) -> float:
+        """Of a held-out document, read from what has been learned; nothing of it is kept."""
+        return -float(sum(logp.sum() for logp, _ in self.scorer.stream_logp(tokens_T, self.state)))
+
+
+def stream(scorer: Scorer, domains: Sequence[Domain], learning: Learning, seed: int = 0) -> TaskResult:
+    """Learn domains in the order given; after each, bits per byte of every domain's held-out documents."""
+    if len(domains) < 2:
+        raise InputError("continual: a stream needs two domains at least")
+    learner, watch = Learner(scorer, learning), Stopwatch(scorer)
+    held_out = sum(len(tokens_T) for domain in domains for tokens_T, _ in domain.held_out)
+    learned = sum(len(domain.stream_T) for domain in domains) if learning.how == "memorize" else 0
+    scorer.begin("continual", learned + (len(domains) + 1) * held_out)
+    stages, names, cluster, weight, bits = [], [], [], [], []
+    for stage in range(len(domains) + 1):
+        if stage:
+            learner.learn(domains[stage - 1].stream_T)
+        number = 0
+        for domain in domains:
+            for tokens_T, n_bytes in domain.held_out:
+                stages.append(str(stage))
+                names.append(domain.name)
+                cluster.append(number)
+                weight.append(float(n_bytes))
+                bits.append(learner.nats(tokens_T) / np.log(2))
+                number += 1
+    cells = [f"{i}>{name}" for i, name in zip(stages, names, strict=True)]
+    items = Items(
+        {"cell": cells, "stage": stages, "domain": names}, cluster, weight, {"bits_per_byte": rounded(bits)}
+    )
+    metrics = items.metrics()
+    R = matrix(metrics, "bits_per_byte", [domain.name for domain in domains])
+    identity = [
+        [d.name, fingerprint(d.stream_T.tolist()), [t.tolist() for t, _ in d.held_out]] for d in domains
+    ]
+    scorer.tokens += learner.scorer.tokens
+    return _result("continual_stream", items, metrics, R, learning, watch, identity, seed, lower=True)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A group of classes that come together: examples to learn from, and to ask."""
+
+    name: str
+    labels: list[str]
+    learn: list[tuple[str, str]]
+    ask: list[tuple[str, str]]
+
+
+def classes(
+    scorer: Scorer, tokenizer: TextTokenizer, groups: Sequence[Labelled], learning: Learning, seed: int = 0
+) -> TaskResult:
+    r"""Learn groups of classes in turn; after each, pick the label of every group's questions.
+
+    A question is `text: ...\nlabel:`; the answer is the likeliest label per token among those met so far. Questions
+    of groups not met yet are asked among the labels of all, so that forward transfer has a meaning.
+    """
+    if len(groups) < 2:
+        raise InputError("continual: class-incremental learning needs two groups of classes at least")
+    learner, watch = Learner(scorer, learning), Stopwatch(scorer)
+    stages, names, cluster, hits, guess = [], [], [], [], []
+    for stage in range(len(groups) + 1):
+        if stage:
+            lines = "".join(_example(text, label) + "\n" for text, label in groups[stage - 1].learn)
+            learner.learn(np.array(tokenizer.encode(lines, special=stage == 1), np.int64))
+        met = [label for group in groups[:stage] for label in group.labels]
+        every = [label for group in groups for label in group.labels]
+        number = 0
+        for place, group in enumerate(groups):
+            among = met if place < stage else every
+            for text, label in group.ask:
+                hits.append(float(_pick(learner, tokenizer, text, among) == label))
+                guess.append(1 / len(among))
+                stages.append(str(stage))
+                names.append(group.name)
+                cluster.append(number)
+                number += 1
+    cells = [f"{i}>{name}" for i, name in zip(stages, names, strict=True)]
+    labels = {"cell": cells, "stage": stages, "domain": names}
+    items = Items(labels, cluster, [1.0] * len(hits), {"label_accuracy": hits})
+    metrics = [_with_chance(metric, items, guess) for metric in items.metrics()]
+    R = matrix(metrics, "label_accuracy", [group.name for group in groups])
+    identity = [[g.name, g.labels, g.learn, g.ask] for g in groups]
+    scorer.tokens += learner.scorer.tokens
+    return _result("continual_classes", items, metrics, R, learning, watch, identity, seed, lower=False)
+
+
+def matrix(metrics: Sequence[Metric], name: str, domains: Sequence[str]) -> Matrix:
+    """R [n + 1, n] of a task's metrics."""
+    found = {metric.group: metric.value for metric in metrics if metric.name == name}
+    return np.array([[found[f"cell={i}>{j}"] for j in domains] for i in range(len(domains) + 1)])
+
+
+def _pick(learner: Learner, tokenizer: TextTokenizer, text: str, labels: Sequence[str]) -> str:
+    scorer = learner.scorer
+    question = tokenizer.encode(_example(text, ""), special=learner.state is None)
+    fork = scorer.prefill_from(np.array([question], np.int64), learner.state)
+    scored = scorer.labels(fork, [tokenizer.encode(" " + label, special=False) for label in labels])
+    return labels[int(np.argmax(scored))]
+
+
+def _example(text: str, label: str) -> str:
+    return f"text: {text}\nlabel:{' ' + label if label else ''}"
+
+
+def _with_chance(metric: Metric, items: Items, guess: Sequence[float]) -> Metric:
+    chosen = items.groups()[metric.group]
+    return Metric(**{**vars(metric), "chance": float(np.mean([guess[n] for n in chosen]))})
+
+
+def _result(
+    task: str,
+    items: Items,
+    metrics: list[Metric],
+    R: Matrix,
+    learning: Learning,
+    watch: Stopwatch,
+    identity: Any,
+    seed: int,
+    *,
+    lower: bool,
+) -> TaskResult:
+    found, n = transfer(R, lower_is_better=lower), R.shape[1]
+    derived = [
+        Metric(name, "all", value, None, n - 1, n - 1)
+        for name, value in (
+            ("forgetting", found.forgetting),
+            ("backward_transfer", found.backward),
+            ("forward_transfer", found.forward),
+        )
+    ]
+    tokens, seconds = watch.stop()
+    settings = {"learn": learning.how, "domains": n}
+    if learning.how == "train":
+        settings |= {"lr": learning.lr, "window": learning.window}
+    return TaskResult(
+        task=f"{task}_{learning.how}",
+        version=VERSION,
+        settings=settings,
+        seed=seed,
+        items_sha256=fingerprint([task, VERSION, identity]),
+        tokens=tokens,
+        seconds=seconds,
+        metrics=metrics + derived,
+        items=items,
+    )

@@ -1,0 +1,313 @@
+"""Causal models behind one interface: our checkpoints and those of Hugging Face, with the tokenizer of each.
+
+Letters: B sequences, T tokens, V vocabulary.
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from hope_data.errors import InputError
+from hope_data.files import sha256_file
+from hope_data.tokenizer import Tokenizer
+from hope_eval.results import Checkpoint
+from hope_model import LanguageModel, MemorySettings, checkpoint, counting
+from hope_model.allocator import keep_freed_memory
+from hope_model.blocks import variant_parts
+from hope_model.errors import InputError as ModelInputError
+from hope_model.state import State, select
+
+# Full attention keeps every token and was never trained on positions further out.
+ATTENTION_REACH = 4
+
+
+Places = tuple[Tensor, Tensor]  # rows and columns [N] of a batch
+
+
+class CausalModel(Protocol):
+    """What a scorer needs; a state is a value that no call changes."""
+
+    device: str
+    max_length: int | None
+    copies_state: bool
+    shares_state: bool
+
+    def __call__(
+        self, tokens_BT: Tensor, state: Any, at: Places | None = None, *, final: bool = False
+    ) -> tuple[Tensor, Any]:
+        """Logits [B, T, V], or [N, V] at some places, and the state after them, which nobody reads if `final`."""
+
+    def fork(self, state: Any, rows: Tensor) -> Any:
+        """The state's sequences named by `rows`, each as often as it is named."""
+
+
+class TextTokenizer(Protocol):
+    """What text tasks need of a tokenizer."""
+
+    eos_id: int
+    vocab_size: int
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids; `special` puts before them what the model expects at a text's start."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids."""
+
+
+class HopeModel:
+    """One of our models.
+
+    Attributes:
+        max_length: tokens of context allowed; None where the state does not grow.
+        copies_state: False: many forks run one after another on the same state, which costs no copy.
+        settings: how memories are written at test time; None as in training.
+    """
+
+    copies_state = False
+    shares_state = True
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        device: str = "cpu",
+        *,
+        length: int = 512,
+        settings: MemorySettings | None = None,
+    ) -> None:
+        self.model, self.device, self.settings = model.eval(), device, settings
+        config = model.config
+        full = variant_parts(config)[0] == "attention" and not config.attention.window
+        self.max_length = ATTENTION_REACH * length if full else None
+
+    def __call__(
+        self, tokens_BT: Tensor, state: State | None, at: Places | None = None, *, final: bool = False
+    ) -> tuple[Tensor, State]:
+        """Logits and the state after them."""
+        del final
+        if state is None:
+            state = self.model.initial(len(tokens_BT), self.settings)
+        logits_BTV, state = self.model(tokens_BT, state)
+        return logits_BTV if at is None else logits_BTV[at], state
+
+    def fork(self, state: State, rows: Tensor) -> State:
+        """Chosen sequences; the same value where every sequence is chosen once and in order."""
+        return select(state, rows)
+
+
+class HFModel:
+    """Any causal model of transformers; its key-value cache is the state."""
+
+    copies_state = True
+
+    def __init__(self, model: Any, device: str = "cpu") -> None:
+        self.model, self.device = model.to(device).eval(), device
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self.max_length = int(limit) if limit else None
+        self._head = model.get_output_embeddings()
+        # Recurrent states of transformers take one token at a time, so such a model reads every text whole.
+        self.shares_state = not getattr(model, "_is_stateful", False)
+
+    def __call__(
+        self, tokens_BT: Tensor, state: Any, at: Places | None = None, *, final: bool = False
+    ) -> tuple[Tensor, Any]:
+        """Logits and the cache after them; the cache given is not changed."""
+        cached = self.shares_state and not (final and state is None)
+        options = {"past_key_values": _copy(state)} if state is not None else {}
+        # The head costs as much as several blocks: hidden states that nobody asks for do not reach it.
+        chosen = self._head is not None and at is not None
+        hook = (
+            self._head.register_forward_pre_hook(lambda _, given: (given[0][at][None],)) if chosen else None
+        )
+        try:
+            out = self.model(input_ids=tokens_BT, use_cache=cached, **options)
+        finally:
+            if hook is not None:
+                hook.remove()
+        logits: Tensor = out.logits
+        if at is not None:
+            logits = logits[0] if chosen else logits[at]
+        return logits, out.past_key_values if cached else None
+
+    def fork(self, state: Any, rows: Tensor) -> Any:
+        """A new cache with the chosen rows."""
+        forked = _copy(state)
+        forked.batch_select_indices(rows)
+        return forked
+
+
+def _copy(cache: Any) -> Any:
+    """A cache of its own: layers replace their tensors when they grow, so the tensors themselves can be shared."""
+    made = copy.copy(cache)
+    made.layers = [copy.copy(layer) for layer in cache.layers]
+    return made
+
+
+class HopeTokenizer:
+    """Ours: texts begin after end-of-text, as documents do in training."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.inner = tokenizer
+        self.eos_id, self.vocab_size = tokenizer.eos_id, tokenizer.vocab_size
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids."""
+        ids = self.inner.encode(text)
+        return [self.eos_id, *ids] if special else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text; end-of-text has none."""
+        return self.inner.decode(ids)
+
+
+class HFTokenizer:
+    """A tokenizer of transformers with its own habits."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.inner = tokenizer
+        self.eos_id, self.vocab_size = int(tokenizer.eos_token_id), len(tokenizer)
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids; `special` leaves it to the tokenizer's own default."""
+        options = {} if special else {"add_special_tokens": False}
+        return list(self.inner.encode(text, **options))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return str(self.inner.decode(list(ids), skip_special_tokens=True))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be asked, what to say of it, and the length it was trained with."""
+
+    model: HopeModel | HFModel
+    tokenizer: HopeTokenizer | HFTokenizer
+    about: Checkpoint
+    length: int
+
+
+def load(folder: Path, tokenizer: Path | None = None, device: str = "cpu", length: int = 512) -> Loaded:
+    """Load a checkpoint of ours, or a folder of transformers with `model_type` in its config.json.
+
+    Args:
+        folder: the checkpoint.
+        tokenizer: its tokenizer's folder; None looks for the one with the hash that the checkpoint names.
+        device: where to compute.
+        length: taken as the training length where the checkpoint does not say.
+
+    Raises:
+        InputError: missing, damaged, without safetensors, or of another tokenizer.
+    """
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{folder / 'config.json'}: {error.strerror}; is {folder} a checkpoint?") from None
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'}: not JSON ({error}); save the model again") from None
+    if "model_type" in about and not (folder / "meta.json").is_file():
+        return _load_hf(folder, tokenizer or folder, device)
+    return _load_ours(folder, tokenizer, device, length)
+
+
+def _load_ours(folder: Path, where: Path | None, device: str, length: int) -> Loaded:
+    keep_freed_memory()
+    try:
+        model, meta = checkpoint.load(folder, device=device)
+    except ModelInputError as error:
+        raise InputError(str(error)) from None
+    tokenizer = Tokenizer.load(where or find_tokenizer(folder, str(meta.get("tokenizer_sha256", ""))))
+    check_tokenizer(folder, model, meta, tokenizer, where or folder)
+    length = int(meta.get("length", length))
+    about = describe(folder, model, meta)
+    return Loaded(HopeModel(model, device, length=length), HopeTokenizer(tokenizer), about, length)
+
+
+def find_tokenizer(folder: Path, sha256: str) -> Path:
+    """The tokenizer with a hash in the checkpoint's folder, or in `data/tokenizer` of a folder above it."""
+    above = folder.resolve().parents[:5]
+    for place in (folder / "tokenizer", *(parent / "data" / "tokenizer" for parent in above)):
+        model = place / "tokenizer.model"
+        if model.is_file() and (not sha256 or sha256_file(model) == sha256):
+            return place
+    raise InputError(
+        f"{folder}: its tokenizer ({sha256[:12] or 'any'}) is not in {folder / 'tokenizer'} nor in data/tokenizer "
+        "of a folder above; name it with tokenizer=DIR"
+    )
+
+
+def check_tokenizer(
+    folder: Path, model: LanguageModel, meta: dict[str, Any], tokenizer: Tokenizer, where: Path
+) -> None:
+    """Refuse a checkpoint that was made with another tokenizer."""
+    made_with = meta.get("tokenizer_sha256", tokenizer.sha256)
+    if made_with != tokenizer.sha256 or model.config.vocab_size != tokenizer.vocab_size:
+        raise InputError(
+            f"{folder}: its tokenizer is {made_with[:12]} ({model.config.vocab_size} tokens), but "
+            f"{where} holds {tokenizer.sha256[:12]} ({tokenizer.vocab_size}); name the --tokenizer "
+            "it was made with, or train again"
+        )
+
+
+def describe(folder: Path, model: LanguageModel, meta: dict[str, Any]) -> Checkpoint:
+    """What results say of one of our checkpoints."""
+    return Checkpoint(
+        run=str(meta.get("run", folder.resolve().parent.name)),
+        variant=model.config.variant,
+        parameters=counting.parameters(model.config),
+        seed=meta.get("seed"),
+        step=meta.get("step"),
+        tokens=meta.get("tokens"),
+        sha256=sha256_file(folder / "model.safetensors"),
+        config_sha256=str(meta.get("config_sha256", sha256_file(folder / "config.json"))),
+        tokenizer_sha256=str(meta.get("tokenizer_sha256", "")),
+        revision=str(meta.get("revision", "unknown")),
+    )
+
+
+def _model_type(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+
+
+def _load_hf(folder: Path, tokenizer: Path, device: str) -> Loaded:
+    try:
+        import transformers  # noqa: PLC0415 (optional, and slow to import)
+    except ImportError:
+        raise InputError(
+            f"{folder} is a model of transformers; pip install 'hope-eval[lm-eval]' to score it"
+        ) from None
+    transformers.logging.disable_progress_bar()
+    keep_freed_memory()
+    if _model_type(folder) == "hope":
+        import hope_model.hf  # noqa: F401, PLC0415 (registers the type)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise InputError(
+            f"{folder}: no safetensors here; pickled weights are not read, save the model as safetensors"
+        )
+    try:
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
+        inner = transformers.AutoTokenizer.from_pretrained(tokenizer, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
+    if inner.eos_token_id is None:
+        raise InputError(f"{tokenizer}: the tokenizer has no end-of-text token; set eos_token")
+    about = Checkpoint(
+        run=folder.resolve().name,
+        variant=str(model.config.model_type),
+        parameters=sum(p.numel() for p in model.parameters()),
+        seed=None,
+        step=None,
+        tokens=None,
+        sha256=sha256_file(weights[0]),
+        config_sha256=sha256_file(folder / "config.json"),
+        tokenizer_sha256="",
+        revision="unknown",
+    )
+    wrapped = HFModel(model, device)
+    return Loaded(wrapped, HFTokenizer(inner), about, wrapped.max_length or 2048)

@@ -1,0 +1,137 @@
+"""Small transformers models with random weights and a tokenizer trained on the spot, and rows of tasks made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORDS = Path(__file__).with_name("words.txt").read_text().split()
+
+
+def save_model(folder: Path, kind: str, texts: list[str], vocab: int = 600, **sizes: int) -> Path:
+    """A causal model of transformers with weights drawn large enough that answers differ."""
+    import transformers
+
+    shape = {"dim": 48, "layers": 2, "heads": 4, "length": 512, **sizes}
+    tokenizer = tokenizer_of(texts, vocab)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config: Any
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=shape["dim"],
+            n_layer=shape["layers"],
+            n_head=shape["heads"],
+            n_positions=shape["length"],
+            initializer_range=0.15,
+            eos_token_id=0,
+            bos_token_id=0,
+        )
+    else:
+        config = transformers.LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=shape["dim"],
+            intermediate_size=2 * shape["dim"],
+            num_hidden_layers=shape["layers"],
+            num_attention_heads=shape["heads"],
+            num_key_value_heads=shape["heads"] // 2,
+            max_position_embeddings=shape["length"],
+            initializer_range=0.15,
+            eos_token_id=0,
+            bos_token_id=0,
+        )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def tokenizer_of(texts: list[str], vocab: int) -> Any:
+    import tokenizers
+    import transformers
+
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    end = "<|endoftext|>"
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=end, bos_token=end, unk_token=end
+    )
+
+
+def write_mirror(folder: Path, count: int = 12) -> Path:
+    """A mirror of a few tasks with made-up rows of the original fields."""
+
+    def phrase(n: int, length: int) -> str:
+        return " ".join(WORDS[(7 * n + 3 * k * k + k) % len(WORDS)] for k in range(length))
+
+    rows: dict[str, list[dict[str, Any]]] = {
+        "piqa/valid.jsonl": [
+            {
+                "goal": phrase(n, 4 + n % 7) + "?",
+                "sol1": phrase(n + 1, 9),
+                "sol2": phrase(n + 1, 5) + " stone",
+            }
+            for n in range(count)
+        ],
+        "boolq/boolq_validation.jsonl": [
+            {"question": phrase(n, 6), "passage": phrase(n + 5, 30 + n) + ".", "answer": n % 3 == 0}
+            for n in range(count)
+        ],
+        "arc/arc_easy_validation.jsonl": [
+            {
+                "id": str(n),
+                "question": phrase(n, 8 + n % 5),
+                "choices": {"text": [phrase(n + k, 2 + k) for k in range(4)], "label": ["A", "B", "C", "D"]},
+                "answerKey": "ABCD"[n % 4],
+            }
+            for n in range(count)
+        ],
+        "hellaswag/hellaswag_val.jsonl": [
+            {
+                "ctx": f"Home: {phrase(n, 12).capitalize()}. {phrase(n + 2, 3)}",
+                "endings": [phrase(n + k, 6 + k) + "." for k in range(4)],
+                "label": n % 4,
+            }
+            for n in range(count)
+        ],
+        "winogrande/winogrande_xl_validation.jsonl": [
+            {
+                "sentence": f"{phrase(n, 9)} so _ {phrase(n + 3, 5)}.",
+                "option1": "the cat",
+                "option2": "rain",
+                "answer": str(1 + n % 2),
+            }
+            for n in range(count)
+        ],
+        "lambada/lambada_openai_test.jsonl": [
+            {"context": phrase(n, 25 + 2 * n), "continuation": WORDS[n]} for n in range(count)
+        ],
+    }
+    for file, lines in rows.items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "piqa" / "valid-labels.lst").write_text("".join(f"{n % 2}\n" for n in range(count)))
+    wikitext = folder / "wikitext2" / "wikitext2_raw_test_joined.txt"
+    wikitext.parent.mkdir()
+    articles = [
+        ["", f" = Title {n} = \n", "", f" {phrase(n, 40)} . \n", f" {phrase(n + 1, 30)} . \n"]
+        for n in range(3)
+    ]
+    wikitext.write_text("\n\n".join(row for article in articles for row in article))
+    return folder
+
+
+def texts_of(mirror: Path) -> list[str]:
+    """Text to train a tokenizer on."""
+    return [path.read_text() for path in sorted(mirror.rglob("*.jsonl"))]

@@ -1,0 +1,147 @@
+"""The page in headless Chromium: no error, every picture drawn, sorting and filtering work, nothing fetched."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hope_eval import results as schema
+from hope_eval.cli import main
+from hope_eval.results import Items, PairedDifference, TaskResult
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+# Runs in the page: errors are collected from the first script on, and the outcome is written into the document.
+PROBE_HEAD = """<script>window.problems = [];
+addEventListener("error", (e) => problems.push(String(e.message || e.target.src)), true);
+addEventListener("securitypolicyviolation", (e) => problems.push("policy: " + e.violatedDirective));
+for (const kind of ["error", "warn"]) { const old = console[kind];
+  console[kind] = (...a) => { problems.push(a.join(" ")); old(...a); }; }</script>"""
+PROBE_END = """<script>addEventListener("load", () => {
+  const table = document.querySelector("#everything table");
+  const column = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "value");
+  const values = () => [...table.tBodies[0].rows].map((r) => parseFloat(r.cells[column].textContent));
+  const button = table.tHead.rows[0].cells[column].querySelector("button");
+  button.click(); const up = values(); button.click(); const down = values();
+  const filter = document.getElementById("filter");
+  filter.value = "beta choice"; filter.dispatchEvent(new Event("input"));
+  const shown = [...table.tBodies[0].rows].filter((r) => !r.hidden).map((r) => r.textContent);
+  const images = [...document.images].map((i) => i.complete && i.naturalWidth);
+  const fetched = performance.getEntriesByType("resource").map((e) => e.name).filter((n) => !n.startsWith("data:"));
+  const out = document.createElement("pre"); out.id = "outcome";
+  out.textContent = JSON.stringify({ up, down, shown, images, fetched, problems });
+  document.body.append(out); });</script>"""
+
+
+def with_suites(path: Path) -> None:
+    """Adds a needle task, a continual matrix, loss by position, a zero-shot task and a memorised pair."""
+    result = schema.load(path)
+    cells = [(n, d) for n in ("1024", "2048") for d in ("0", "0.5", "1")]
+    needle = Items(
+        {
+            "length": [n for n, _ in cells],
+            "depth": [d for _, d in cells],
+            "cell": [f"{n}@{d}" for n, d in cells],
+        },
+        list(range(6)),
+        [1.0] * 6,
+        {"needle_match": [0.0, 0.25, 0.5, 0.75, 1.0, 0.0], "needle_exact": [0.0] * 6},
+    )
+    stages = [(i, j) for i in ("0", "1", "2") for j in ("code", "prose")]
+    stream = Items(
+        {
+            "cell": [f"{i}>{j}" for i, j in stages],
+            "stage": [i for i, _ in stages],
+            "domain": [j for _, j in stages],
+        },
+        [0, 1] * 3,
+        [1.0] * 6,
+        {"bits_per_byte": [3.0, 3.1, 2.0, 3.0, 2.2, 2.1]},
+    )
+    books = Items(
+        {"book": ["a", "a"], "position": ["0-255", "256-511"]},
+        [0, 0],
+        [256.0, 256.0],
+        {"token_nats": [900.0, 800.0]},
+    )
+    piqa = Items({}, list(range(4)), [1.0] * 4, {"acc": [1.0, 0.0, 1.0, 1.0]})
+    made = [
+        TaskResult(name, 1, {}, 0, "f", 10, 0.1, items.metrics(chance), items)
+        for name, items, chance in (
+            ("niah_single_1", needle, None),
+            ("continual_stream_memorize", stream, None),
+            ("books_position", books, None),
+            ("piqa", piqa, {"acc": 0.5}),
+        )
+    ]
+    pair = PairedDifference(
+        "choice", "on", "choice_accuracy", "all", 0.5, 0.4, 0.1, 0.05, 0.01, 0.2, 200, 100
+    )
+    path.write_text(schema.dumps(replace(result, tasks=[*result.tasks, *made], memorized=[pair])))
+
+
+@pytest.fixture
+def page(synthetic: Callable[..., Path], tmp_path: Path) -> Path:
+    for name, bits in (("alpha", 2.0), ("beta", 2.1)):
+        with_suites(synthetic(name, bits, 0.5))
+    out = tmp_path / "reports" / "index.html"
+    flags = ["--results", str(tmp_path / "results"), "--out", str(out.with_name("results.md"))]
+    assert main(["report", *flags, "--plots", str(out.with_name("plots")), "--html", str(out)]) == 0
+    return out
+
+
+def test_page_is_self_contained_and_says_what_the_markdown_says(page: Path) -> None:
+    text = page.read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)""", text)
+    assert text.count("data:image/png;base64,") == len(list(page.with_name("plots").glob("*.png"))) == 8
+    for said in (
+        "Zero-shot",
+        "Needles in a haystack",
+        "Continual learning",
+        "Memorisation at test time",
+        "0.100 ± 0.050",
+    ):
+        assert said in text
+        assert said in page.with_name("results.md").read_text()
+    assert "0.7500" in text
+    # Every table of the Markdown is one on the page, and the long one.
+    markdown = page.with_name("results.md").read_text()
+    assert text.count("<table>") == len(re.findall(r"^\| -", markdown, re.MULTILINE)) + 1 > 10
+    assert "<script>" not in page.with_name("results.md").read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+def test_page_works_in_a_browser(page: Path, tmp_path: Path) -> None:
+    text = (
+        page.read_text().replace("<head>", "<head>" + PROBE_HEAD, 1).replace("</body>", PROBE_END + "</body>")
+    )
+    probed = tmp_path / "probed.html"
+    probed.write_text(text)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        [str(CHROMIUM), *options, profile, "--dump-dom", probed.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr[-1000:]
+    outcome = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert outcome["problems"] == []
+    assert outcome["fetched"] == []
+    assert len(outcome["images"]) == 8
+    assert all(outcome["images"])
+    assert len(outcome["up"]) > 20
+    assert outcome["up"] == sorted(outcome["up"])
+    assert outcome["down"] == sorted(outcome["down"], reverse=True)
+    assert outcome["up"] != outcome["down"]
+    assert outcome["shown"]
+    assert all("beta" in row and "choice" in row for row in outcome["shown"])
