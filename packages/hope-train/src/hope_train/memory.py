@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -139,13 +138,18 @@ def measure(config: TrainConfig) -> float:
 def _child(path: str) -> None:
     config = load(Path(path))
     keep_freed_memory()
-    _steps(
-        dataclasses.replace(config, model=dataclasses.replace(config.model, dim=64, head_dim=32, layers=1)), 1
-    )
-    before = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    # Something tiny first: libraries set up what they need, and it shall not count.
+    model = dataclasses.replace(config.model, vocab_size=64, dim=64, head_dim=32, layers=1)
+    _steps(dataclasses.replace(config, model=model, length=64, lengths={}), 1)
+    before = _resident("VmRSS")
     _steps(config, config.batch_size // config.accumulate)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    sys.stdout.write(json.dumps(peak - before) + "\n")
+    sys.stdout.write(json.dumps(_resident("VmHWM") - before) + "\n")
+
+
+def _resident(key: str) -> int:
+    """Bytes, now or at the peak; getrusage's peak would be the parent's where that was larger."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def _steps(config: TrainConfig, sequences: int) -> None:
