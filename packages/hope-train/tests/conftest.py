@@ -56,7 +56,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(corpora: Path) -> TrainConfig:
     """A run of six steps that takes part of a second."""
     return TrainConfig(

@@ -99,7 +99,11 @@ MISTAKES = {
     "broken YAML": ("conf/run/hope.yaml", "model: [1\n", "conf/run/hope.yaml:2: not YAML"),
     "no mapping": ("params.yaml", "- 1\n", "params.yaml: a mapping of keys to values is wanted"),
     "out of range": ("conf/scale/smoke.yaml", "steps: 0\n", "'steps' is 0; it must be at least 1"),
-    "no choice": ("conf/optim/muon.yaml", "name: sgd\n", "'optim.name' is 'sgd'; choose one of muon, adamw"),
+    "no choice": (
+        "conf/optim/muon.yaml",
+        "name: sgd\n",
+        "'optim.name' is 'sgd'; choose one of muon, m3, adamw",
+    ),
     "impossible model": ("conf/scale/smoke.yaml", "model: {dim: 65}\n", "65 is not a multiple of"),
     "no such scale": ("params.yaml", "scale: huge\n", "conf/scale/huge.yaml: no such file; choose one of"),
 }
@@ -132,12 +136,16 @@ def test_a_missing_parameter_and_a_missing_run_are_named(
 
 
 DIALS = {
-    config.TrainConfig: "run seed model data optim schedule log steps batch_size length accumulate "
-    "eval_every eval_windows checkpoint_every precision compile device",
+    config.TrainConfig: "run seed model data optim schedule teach log steps batch_size length lengths accumulate "
+    "eval_every eval_windows checkpoint_every milestone_every milestones parallel precision compile "
+    "activation_checkpoint sdpa device",
     config.DataConfig: "shards tokenizer corpora weights",
-    config.OptimConfig: "name lr matrix_lr weight_decay beta1 beta2 eps momentum clip",
+    config.OptimConfig: "name lr matrix_lr weight_decay beta1 beta2 eps momentum slow_every slow_momentum "
+    "slow_share clip groups",
     config.ScheduleConfig: "name warmup decay final",
-    config.LogConfig: "every wandb project",
+    config.GroupConfig: "match lr schedule",
+    config.TeachConfig: "warmup begin",
+    config.LogConfig: "every wandb mlflow project",
 }
 
 

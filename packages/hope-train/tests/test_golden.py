@@ -16,6 +16,9 @@ from hope_model import ModelConfig
 from hope_train import loop, run
 from hope_train.config import TrainConfig
 from hope_train.data import open_data
+from hope_train.distributed import World
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 # variant: loss of step 1, loss of step 2, rms of step 2's gradient, rms of its update under Muon and AdamW
 GOLDEN = {
@@ -36,7 +39,7 @@ def rms(tensors: list[torch.Tensor]) -> float:
 def test_two_steps(variant: str, tiny: TrainConfig) -> None:
     model = ModelConfig(variant=variant, vocab_size=320, dim=64, layers=2, head_dim=32)
     config = dataclasses.replace(tiny, model=model)
-    session = run.build(config, open_data(config))
+    session = run.build(config, open_data(config), ALONE)
     tokens = torch.randint(320, (2, 129), generator=torch.Generator().manual_seed(1))
     batch = Batch(tokens.numpy(), tokens[:, 0].numpy())
 
@@ -63,7 +66,7 @@ def test_two_steps(variant: str, tiny: TrainConfig) -> None:
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny: TrainConfig) -> None:
     gradients, losses = [], []
     for parts in (1, 2, 4):
-        session = run.build(dataclasses.replace(tiny, accumulate=parts), open_data(tiny))
+        session = run.build(dataclasses.replace(tiny, accumulate=parts), open_data(tiny), ALONE)
         loss, _ = loop.forward_backward(session, next(session.data.loader))
         losses.append(loss)
         gradients.append(
@@ -77,7 +80,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny: TrainConfig) -> N
 def test_the_seed_comes_before_the_weights(tiny: TrainConfig) -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.rand(seed + 5)
-        model = run.build(dataclasses.replace(tiny, seed=seed), open_data(tiny)).model
+        model = run.build(dataclasses.replace(tiny, seed=seed), open_data(tiny), ALONE).model
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     assert torch.equal(weights(3), weights(3))
@@ -85,7 +88,7 @@ def test_the_seed_comes_before_the_weights(tiny: TrainConfig) -> None:
 
 
 def test_counts_per_optimiser_add_up_to_the_model(tiny: TrainConfig) -> None:
-    session = run.build(tiny, open_data(tiny))
+    session = run.build(tiny, open_data(tiny), ALONE)
     counts = session.optimizer.counts()
     assert sum(counts.values()) == sum(p.numel() for p in session.model.parameters())
     embedding = 320 * 32

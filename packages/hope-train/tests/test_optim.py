@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from hope_train.config import OptimConfig
+from hope_train.config import GroupConfig, OptimConfig
 from hope_train.optim import Named, Optimizer
+from hope_train.optim.muon import M3, Muon, newton_schulz
 
 
 def parameters() -> dict[str, Named]:
@@ -60,6 +61,53 @@ def test_muon_moves_a_matrix_by_an_orthogonal_step_of_adamws_size() -> None:
     assert singular.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(8, 4), (4, 8), (6, 6)])
+def test_muon_is_torchs_bitwise(shape: tuple[int, int]) -> None:
+    torch.manual_seed(3)
+    a, b = (nn.Parameter(w.clone()) for w in [torch.randn(shape)] * 2)
+    ours = Muon([a], lr=0.02, weight_decay=0.1, momentum=0.95)
+    theirs = torch.optim.Muon([b], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        a.grad = b.grad = torch.randn(shape)
+        ours.step()
+        theirs.step()
+    assert torch.equal(a, b)
+
+
+def test_m3_is_algorithm_1() -> None:
+    """Step by step from the formula: fast and slow momentum, the latter refreshed every 2 steps."""
+    torch.manual_seed(4)
+    p = nn.Parameter(torch.randn(6, 4))
+    keep = {"momentum": 0.9, "beta2": 0.8, "eps": 1e-8, "every": 2, "slow_momentum": 0.5, "share": 0.3}
+    optimizer = M3([p], lr=0.1, weight_decay=0.0, **keep)  # type: ignore[arg-type]
+    fast, slow, square, total = (torch.zeros(6, 4) for _ in range(4))
+    direction = torch.zeros(6, 4)
+    for step in range(1, 6):
+        g, before = torch.randn(6, 4), p.detach().clone()
+        p.grad = g
+        optimizer.step()
+        fast, square, total = 0.9 * fast + 0.1 * g, 0.8 * square + 0.2 * g**2, total + g
+        if step % 2 == 0:
+            slow, total = 0.5 * slow + 0.5 * total / 2, torch.zeros(6, 4)
+            direction = newton_schulz(slow).float()
+        update = (newton_schulz(fast).float() + 0.3 * direction) / ((square / (1 - 0.8**step)).sqrt() + 1e-8)
+        expected = -0.1 * 0.2 * update / update.square().mean().sqrt()
+        # Newton-Schulz runs in bfloat16: a last bit of the moments moves it by some per mille.
+        torch.testing.assert_close(p.detach() - before, expected, rtol=0.02, atol=2e-4)
+
+
+def test_groups_learn_at_their_own_pace() -> None:
+    groups = parameters()
+    before = {name: p.detach().clone() for name, p in named(groups).items()}
+    rules = [GroupConfig(match="emb*", lr=0.5), GroupConfig(match="a.*", lr=0.0)]
+    optimizer = Optimizer(groups, OptimConfig(lr=0.1, weight_decay=0.0, groups=rules))
+    for p in named(groups).values():
+        p.grad = torch.ones_like(p)
+    optimizer.step(1.0, [0.5, 0.0])
+    moved = {name: float((before[name] - p.detach()).abs().max()) for name, p in named(groups).items()}
+    assert moved == pytest.approx({"a.weight": 0.0, "embed": 0.05, "norm": 0.1, "memory": 0.1}, abs=1e-6)
+
+
 def test_clip_bounds_the_global_norm_and_reports_the_former() -> None:
     groups = parameters()
     give_gradients(groups, 2)
@@ -71,17 +119,21 @@ def test_clip_bounds_the_global_norm_and_reports_the_former() -> None:
     assert optimizer.clip().item() == pytest.approx(0.25, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("name", ["muon", "m3", "adamw"])
 def test_memory_survives_bitwise(name: str) -> None:
-    config = OptimConfig(name=name)
+    config = OptimConfig(name=name, slow_every=2)
     groups = parameters()
     optimizer = Optimizer(groups, config)
     for seed in range(3):
         give_gradients(groups, seed)
         optimizer.step(1.0)
     kept = {key: value.clone() for key, value in optimizer.tensors().items()}
-    slots = {"a.weight/momentum_buffer"} if name == "muon" else {"a.weight/exp_avg", "a.weight/exp_avg_sq"}
-    assert slots | {"norm/exp_avg", "embed/step"} <= kept.keys()
+    slots = {
+        "muon": {"a.weight/momentum_buffer"},
+        "m3": {f"a.weight/{slot}" for slot in ("fast", "square", "sum", "slow", "direction", "step")},
+        "adamw": {"a.weight/exp_avg", "a.weight/exp_avg_sq"},
+    }
+    assert slots[name] | {"norm/exp_avg", "embed/step"} <= kept.keys()
 
     copies = {g: [(n, nn.Parameter(p.detach().clone())) for n, p in members] for g, members in groups.items()}
     other = Optimizer(copies, config)

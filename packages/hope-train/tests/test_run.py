@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from hope_data.cli import main as hope_data
+from hope_data.files import dump_sealed, load_sealed
 from hope_model.errors import InputError
 from hope_train import config as configuration
 from hope_train import files, loop
@@ -27,6 +28,7 @@ from hope_train.run import train
 from hope_train.tracking import Jsonl
 
 RESUMABLE = 75
+TENSORS = "training-00000-of-00001.safetensors"
 
 
 def change(config: TrainConfig, **values: Any) -> TrainConfig:
@@ -42,7 +44,7 @@ def change(config: TrainConfig, **values: Any) -> TrainConfig:
 def rows(out: Path) -> list[dict[str, float]]:
     """The log, without what depends on the clock."""
     lines = (out / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in ("tokens_per_s", "mfu")} for line in lines]
 
 
 def write(config: TrainConfig, path: Path) -> Path:
@@ -76,6 +78,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, how: str, at: int) -> None:
         ("SIGINT", 5, "transformer", "adamw"),
         ("kill", 5, "hope", "muon"),
         ("kill", 3, "titans", "muon"),
+        ("until", 4, "hope", "m3"),
     ],
 )
 def test_going_on_equals_never_having_stopped(
@@ -84,16 +87,19 @@ def test_going_on_equals_never_having_stopped(
     config = change(tiny, model__variant=variant, optim__name=optimizer, checkpoint_every=3, precision="bf16")
     assert train(config, tmp_path / "whole") == 0
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, how, at)
+        if how == "until":
+            assert train(config, tmp_path / "parts", until=at) == RESUMABLE
+        else:
+            interrupt(patch, how, at)
         if how == "kill":
             with pytest.raises(Interruption):
                 train(config, tmp_path / "parts")
-        else:
+        elif how != "until":
             assert train(config, tmp_path / "parts") == RESUMABLE
     assert train(config, tmp_path / "parts") == 0
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for name in ("model.safetensors", "training.safetensors"):
+    for name in ("model.safetensors", TENSORS):
         assert (whole / "checkpoint" / name).read_bytes() == (parts / "checkpoint" / name).read_bytes(), name
     assert [row["step"] for row in rows(parts)] == [2, 3, 4, 6]
     assert rows(parts) == rows(whole)
@@ -155,14 +161,15 @@ def test_other_tokens_are_another_run(tiny: TrainConfig, tmp_path: Path) -> None
     assert train(tiny, tmp_path / "out") == 0
     assert configuration.fingerprint(tiny) != configuration.fingerprint(change(tiny, seed=1))
     sidecar = tmp_path / "out/checkpoint/training.json"
-    values = json.loads(sidecar.read_text())
-    values["identity"]["data"] = "0" * 64
-    sidecar.write_text(json.dumps(values))
-    with pytest.raises(InputError, match="differs in the shards or the tokenizer"):
-        train(tiny, tmp_path / "out")
+    for key, name in (("data", "the shards"), ("tokenizer", "the tokenizer")):
+        values = load_sealed(sidecar, "")
+        values["identity"][key] = "0" * 64
+        sidecar.write_bytes(dump_sealed(values))
+        with pytest.raises(InputError, match=f"differs in {name}"):
+            train(tiny, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "meta.json", TENSORS, "training.json"])
 def test_a_damaged_checkpoint_is_named(tiny: TrainConfig, tmp_path: Path, name: str) -> None:
     config, out = change(tiny, checkpoint_every=1), tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
@@ -184,6 +191,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
     assert main(arguments) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: run 'tiny': loss is nan")
+    assert "at step 2 (samples 4 to 7 of the stream, from " in error
     assert "checkpoint keeps step 1" in error
     weights = load_file(tmp_path / "out/checkpoint/model.safetensors")
     assert all(bool(torch.isfinite(w).all()) for w in weights.values())

@@ -1,11 +1,13 @@
-"""The named scales are what their names say, for every run, counted without allocating a tensor."""
+"""The named scales are what their names say, for every variant, counted without allocating a tensor."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from hope_model.blocks import VARIANTS
 from hope_model.counting import parameters
 from hope_train.compose import Params, compose
 
@@ -19,7 +21,8 @@ RUNS = ("hope", "titans", "transformer")
 def test_sizes(scale: str) -> None:
     params = Params(scale=scale, teach_scale=0.1, seed=0)
     configs = {run: compose(run, CONF, params) for run in RUNS}
-    counts = {run: parameters(config.model) for run, config in configs.items()}
+    hope = configs["hope"].model
+    counts = {kind: parameters(dataclasses.replace(hope, variant=kind)) for kind in VARIANTS}
     assert max(counts.values()) / min(counts.values()) < 1.03, counts
     if scale in NAMED:
         size, tokens = NAMED[scale]

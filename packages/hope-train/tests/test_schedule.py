@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from hope_train.config import ScheduleConfig
-from hope_train.schedule import factor
+from hope_model.errors import InputError
+from hope_model.state import MemorySettings
+from hope_train.config import GroupConfig, OptimConfig, ScheduleConfig, TeachConfig, TrainConfig
+from hope_train.schedule import context, exceptions, factor, memory
 
 VALUES = {
     # steps done: 0 and 4 of the warm-up, its end, a quarter, the middle, the last of 100
@@ -31,3 +33,29 @@ def test_short_runs_and_no_warmup() -> None:
         0.25,
     ]
     assert factor(ScheduleConfig(warmup=1.0), 3, 4) == 1.0
+
+
+def test_exceptions_have_their_own_factor_and_shape() -> None:
+    wsd = ScheduleConfig(name="constant", warmup=0.5)
+    groups = [GroupConfig(match="a", lr=0.5), GroupConfig(match="b", lr=2.0, schedule=wsd)]
+    config = TrainConfig(run="x", steps=100, optim=OptimConfig(groups=groups))
+    assert exceptions(config, 4) == pytest.approx([0.5, 0.2])
+    assert exceptions(config, 99) == pytest.approx([0.5 * factor(config.schedule, 99, 100), 2.0])
+
+
+def test_context_grows_by_step_and_must_divide_the_length() -> None:
+    config = TrainConfig(run="x", length=2048, lengths={0: 512, 10: 1024, 20: 2048})
+    assert [context(config, step) for step in (0, 9, 10, 19, 20, 999)] == [512, 512, 1024, 1024, 2048, 2048]
+    assert context(TrainConfig(run="x", length=64, lengths={5: 32}), 4) == 64
+    with pytest.raises(InputError, match="cannot be cut"):
+        TrainConfig(run="x", length=2048, lengths={0: 600})
+
+
+def test_the_cms_writes_come_in() -> None:
+    own = MemorySettings(0.4, 1.0, 0.0)
+    config = TeachConfig(warmup=0.1, begin=[0.0, 0.5])
+    got = [memory(config, own, step, 100, 3) for step in (0, 4, 9, 49, 50)]
+    assert [settings.teach_scale for settings in got] == pytest.approx([0.04, 0.2, 0.4, 0.4, 0.4])
+    assert got[3].writes == ("titans", "cms.0", "cms.2")
+    assert got[4].writes is None
+    assert memory(TeachConfig(), own, 0, 100, 4) == own

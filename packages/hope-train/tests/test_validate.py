@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from hope_train.distributed import World
 from hope_train.validate import Validation, token_losses
 
-CPU = torch.device("cpu")
+ALONE = World(0, 1, torch.device("cpu"))
 # Token 0 ends a document and stands for no byte; token n stands for n bytes.
 BYTES = np.array([0, 1, 2, 3], np.int64)
 WINDOWS = {
@@ -24,7 +25,7 @@ def test_a_model_of_one_bit_per_byte() -> None:
         return torch.from_numpy(BYTES)[tokens[:, 1:]] * math.log(2)
 
     for batch_size in (1, 2, 8):
-        got = Validation(WINDOWS, BYTES, batch_size).measure(losses, CPU)
+        got = Validation(WINDOWS, BYTES, batch_size).measure(losses, ALONE)
         assert got == pytest.approx(
             {
                 "val_loss": 15 * math.log(2) / 9,
@@ -46,14 +47,14 @@ def test_pooling_and_standard_error() -> None:
     def losses(tokens: torch.Tensor) -> torch.Tensor:
         return bits[: len(tokens)] * math.log(2)
 
-    got = Validation(WINDOWS, BYTES, 3).measure(losses, CPU)
+    got = Validation(WINDOWS, BYTES, 3).measure(losses, ALONE)
     assert (got["val_bpb"], got["val_bpb_a"], got["val_bpb_b"]) == pytest.approx((27 / 15, 1.5, 3.0))
     residual = np.array([12, 6, 9]) - 27 / 15 * np.array([6, 6, 3])
     assert got["val_bpb_se"] == pytest.approx(math.sqrt(residual @ residual / 2 / 3) / 5)
 
 
 def test_one_window_has_no_standard_error() -> None:
-    got = Validation({"b": WINDOWS["b"]}, BYTES, 1).measure(lambda tokens: tokens[:, 1:] * 1.0, CPU)
+    got = Validation({"b": WINDOWS["b"]}, BYTES, 1).measure(lambda tokens: tokens[:, 1:] * 1.0, ALONE)
     assert got["val_windows"] == 1
     assert "val_bpb_se" not in got
 

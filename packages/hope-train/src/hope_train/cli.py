@@ -15,6 +15,10 @@ TOP = """\
 examples:
   hope-train compose --run hope --out runs/hope/config.yaml    what shall be trained
   hope-train run runs/hope/config.yaml                         train it, or go on with it
+  torchrun --nproc-per-node 8 -m hope_train run runs/hope/config.yaml
+  hope-train verify runs/hope/checkpoint                       is it whole?
+  hope-train plan --run hope --device H100 --count 8 scale=mid what it will cost
+  hope-train bench runs/hope/config.yaml                       what the loop costs
 
 `hope-train COMMAND --help` teaches each command.
 """
@@ -33,12 +37,37 @@ examples:
   hope-train run runs/hope/config.yaml                         into runs/hope
   hope-train run my.yaml --out /tmp/mine --json mine.json
 
+Under torchrun (or srun with RANK, WORLD_SIZE and LOCAL_RANK set) the same command trains on all processes; batch_size
+is that of all together. OUT must be a folder that all of them see.
+
 The folder gets log.jsonl (one row per log.every steps) and checkpoint/ (weights for evaluation, and all that
 is needed to go on). The same command goes on where it was stopped; a finished run says so; the checkpoint of
 another run is an error. SIGTERM and Ctrl-C save first.
 
 exit status: 0 finished, 75 stopped and ready to go on, 2 wrong input, 1 anything else (a diverged loss, a
 full disk).
+"""
+VERIFY = """\
+examples:
+  hope-train verify runs/hope/checkpoint
+  hope-train verify runs/hope/milestones/step-00001000
+
+Checks every file against the sidecar's SHA-256, every weight against the configuration, every row of the optimiser's
+tensors, and that all values are finite. Exit status 0: whole; 2: not, with one line that says what.
+"""
+PLAN = """\
+examples:
+  hope-train plan --run hope --device H100 --count 8 scale=mid
+  hope-train plan --run transformer scale=pilot accumulate=64 activation_checkpoint=true --json plan.json
+  hope-train plan --run hope scale=smoke precision=fp32 --measure    foreseen and real peak memory, on this CPU
+
+Memory is counted by running one step on tensors that hold nothing. Time assumes a share of the device's peak.
+"""
+BENCH = """\
+examples:
+  hope-train bench runs/hope/config.yaml --steps 5 --rounds 5 --json bench.json
+
+Turns of whole training steps beside turns of the bare model's forward and backward; then a step of each optimiser.
 """
 
 
@@ -51,11 +80,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--run", metavar="NAME", help="a file of conf/run; without it, the first of params.yaml")
     one.add_argument("--out", type=Path, metavar="FILE", help="write here; without it, to stdout")
     one.add_argument("--print", dest="key", metavar="KEY", help="only this value, e.g. model.vocab_size")
-    one.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
-    one.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: %(default)s"
-    )
-    one.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
+    _composing(one)
 
     two = _parser(commands.add_parser, "run", "Train a run, or go on with it.", RUN)
     two.add_argument("config", type=Path, metavar="CONFIG", help="as `hope-train compose` writes it")
@@ -66,15 +91,46 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="start anew where DIR holds another run (the pipeline does)",
     )
+
+    two.add_argument(
+        "--until", type=int, metavar="STEP", help="stop after this step with everything saved (status 75)"
+    )
+
+    three = _parser(commands.add_parser, "verify", "Check a checkpoint strictly.", VERIFY)
+    three.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint or a milestone")
+
+    four = _parser(commands.add_parser, "plan", "What a run will cost.", PLAN)
+    four.add_argument(
+        "--run", metavar="NAME", help="a file of conf/run; without it, the first of params.yaml"
+    )
+    four.add_argument("--device", default="H100", metavar="KIND", help="default: %(default)s")
+    four.add_argument("--count", type=int, default=1, metavar="N", help="devices; default: %(default)s")
+    four.add_argument("--measure", action="store_true", help="instead: two real steps on this CPU")
+    four.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    _composing(four)
+
+    five = _parser(commands.add_parser, "bench", "What the loop and the optimisers cost.", BENCH)
+    five.add_argument("config", type=Path, metavar="CONFIG", help="as `hope-train compose` writes it")
+    five.add_argument("--steps", type=int, default=3, metavar="N", help="per turn; default: %(default)s")
+    five.add_argument("--rounds", type=int, default=5, metavar="N", help="turns; default: %(default)s")
+    five.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     return top
+
+
+def _composing(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
+    one.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: %(default)s"
+    )
+    one.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; wrong input is one line on stderr and status 2."""
     arguments = parser().parse_args(argv)
-    command = _compose if arguments.command == "compose" else _run
+    commands = {"compose": _compose, "run": _run, "verify": _verify, "plan": _plan, "bench": _bench}
     try:
-        return command(arguments)
+        return commands[arguments.command](arguments)
     except (DataInputError, ModelInputError) as error:
         return _fail(error, 2)
     except OSError as error:
@@ -111,9 +167,56 @@ def _run(arguments: argparse.Namespace) -> int:
     loaded = config.load(arguments.config)
     out = arguments.out or Path("runs", loaded.run)
     try:
-        return train(loaded, out, fresh_on_mismatch=arguments.fresh_on_mismatch, report=arguments.json)
+        return train(
+            loaded,
+            out,
+            fresh_on_mismatch=arguments.fresh_on_mismatch,
+            report=arguments.json,
+            until=arguments.until,
+        )
     except DivergedError as error:
         return _fail(error, 1)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from hope_train.verify import verify  # noqa: PLC0415
+
+    print(verify(arguments.folder))
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from hope_data.files import write_json  # noqa: PLC0415
+    from hope_train.compose import compose, load_params  # noqa: PLC0415
+    from hope_train.plan import check, plan, table  # noqa: PLC0415
+
+    params = load_params(arguments.params)
+    run = arguments.run or next(iter(params.runs), "")
+    config = compose(run, arguments.conf, params, arguments.overrides)
+    if arguments.measure:
+        numbers = check(config)
+        print(
+            "foreseen {foreseen_gib:.3f} GiB, measured {measured_gib:.3f} GiB: {ratio:.2f}".format(**numbers)
+        )
+    else:
+        numbers = plan(config, arguments.device, arguments.count)
+        print(table(numbers))
+    if arguments.json:
+        write_json(arguments.json, numbers)
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from hope_data.files import write_json  # noqa: PLC0415
+    from hope_train import config  # noqa: PLC0415
+    from hope_train.bench import bench  # noqa: PLC0415
+
+    numbers = bench(config.load(arguments.config), arguments.steps, arguments.rounds)
+    for name, value in numbers.items():
+        print(f"{name:20} {value:.4g}")
+    if arguments.json:
+        write_json(arguments.json, numbers)
+    return 0
 
 
 def _fail(error: Exception, status: int) -> int:

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hope_model.errors import InputError
-from hope_train.config import TrainConfig, describe, read_yaml, schema, strict
+from hope_train.config import TrainConfig
+from hope_train.values import describe, read_yaml, schema, strict
 
 
 @dataclass(frozen=True)

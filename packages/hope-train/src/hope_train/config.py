@@ -1,6 +1,6 @@
 """What one training run is: frozen dataclasses hold the defaults, a YAML file holds the rest.
 
-An unknown key or a wrong type raises `InputError` with one line that names the file and the key.
+`values.strict` merges the two; an unknown key or a wrong type is an error.
 """
 
 from __future__ import annotations
@@ -12,19 +12,14 @@ from dataclasses import dataclass, field
 from math import inf
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf import MISSING
 
 from hope_model.config import ModelConfig
 from hope_model.errors import InputError
+from hope_train.values import read_yaml, strict
 
 
 @dataclass(frozen=True)
@@ -45,33 +40,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """The outer optimiser.
-
-    Attributes:
-        name: `muon` (Muon on hidden matrices, AdamW on everything else) or `adamw` (AdamW on everything).
-        lr: peak learning rate of AdamW.
-        matrix_lr: peak learning rate of Muon, on AdamW's scale (update rms 0.2 per unit of learning rate).
-        weight_decay: decoupled decay of tensors with two axes or more.
-        beta1: AdamW's first decay.
-        beta2: AdamW's second decay.
-        eps: AdamW's epsilon.
-        momentum: Muon's Nesterov momentum.
-        clip: bound on the global gradient norm; 0 leaves gradients alone.
-    """
-
-    name: str = "muon"
-    lr: float = 3e-3
-    matrix_lr: float = 3e-3
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    momentum: float = 0.95
-    clip: float = 1.0
-
-
-@dataclass(frozen=True)
 class ScheduleConfig:
     """Learning rate over the run, as a factor of the peak; lengths are fractions of the run's steps.
 
@@ -89,17 +57,82 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class GroupConfig:
+    """Parameters that learn at another pace, such as one level of the CMS.
+
+    Attributes:
+        match: shell pattern of parameter names, e.g. `*.channel.levels.3.*`; the first that fits counts.
+        lr: factor of the optimiser's learning rate.
+        schedule: their own; none given means the run's.
+    """
+
+    match: str = MISSING
+    lr: float = 1.0
+    schedule: ScheduleConfig | None = None
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The outer optimiser.
+
+    Attributes:
+        name: `muon` or `m3` (on hidden matrices, with AdamW on everything else), or `adamw` (on everything).
+        lr: peak learning rate of AdamW.
+        matrix_lr: peak learning rate of Muon and M3, on AdamW's scale (update rms 0.2 per unit of learning rate).
+        weight_decay: decoupled decay of tensors with two axes or more.
+        beta1: AdamW's first decay.
+        beta2: AdamW's second decay, also M3's.
+        eps: AdamW's epsilon, also M3's.
+        momentum: Muon's Nesterov momentum, M3's fast one.
+        slow_every: steps between refreshes of M3's slow momentum (f in algorithm 1).
+        slow_momentum: what a refresh keeps of the slow momentum.
+        slow_share: weight of its direction beside the fast one's (alpha in algorithm 1).
+        clip: bound on the global gradient norm; 0 leaves gradients alone.
+        groups: exceptions, see `GroupConfig`.
+    """
+
+    name: str = "muon"
+    lr: float = 3e-3
+    matrix_lr: float = 3e-3
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    momentum: float = 0.95
+    slow_every: int = 16
+    slow_momentum: float = 0.9
+    slow_share: float = 0.5
+    clip: float = 1.0
+    groups: list[GroupConfig] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TeachConfig:
+    """How the CMS's writes come in over the run; shares are of the run's steps.
+
+    Attributes:
+        warmup: share over which teach_scale rises linearly to the model's.
+        begin: per CMS level, the share of the run before its first write; none given means from the start.
+    """
+
+    warmup: float = 0.0
+    begin: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """Where numbers go, besides `log.jsonl`, which is always written.
 
     Attributes:
         every: steps per row.
         wandb: `offline`, `online` or `disabled`; the variable WANDB_MODE wins where it is set.
-        project: Weights & Biases project.
+        mlflow: tracking URI such as `sqlite:///mlflow.db`, needs the extra `mlflow`; empty: none.
+        project: Weights & Biases project, MLflow experiment.
     """
 
     every: int = 10
     wandb: str = "offline"
+    mlflow: str = ""
     project: str = "hope-lab"
 
 
@@ -114,16 +147,24 @@ class TrainConfig:
         data: corpora and tokenizer.
         optim: outer optimiser.
         schedule: learning rate over the run.
+        teach: the CMS's writes over the run.
         log: rows and trackers.
         steps: optimiser steps.
-        batch_size: sequences per step.
+        batch_size: sequences per step, of all processes together.
         length: tokens predicted per sequence.
-        accumulate: parts a batch is split into to save memory; the gradient stays that of the whole batch.
+        lengths: shorter contexts, by the step they begin at: `{0: 512, 2000: 2048}`. A sequence of `length` tokens is
+            then cut into as many as fit, so that steps, tokens and their order stay what they are.
+        accumulate: parts a process's share of the batch is split into to save memory; same gradient.
         eval_every: steps between validations; 0 leaves only the one at the end.
         eval_windows: validation windows per corpus.
         checkpoint_every: steps between checkpoints; 0 leaves only the one at the end.
+        milestone_every: steps between checkpoints that are kept beside the newest; a multiple of the former.
+        milestones: how many of those to keep, newest first; 0 keeps all.
+        parallel: with several processes, `ddp` (weights on each) or `fsdp` (weights shared out).
         precision: `fp32`, `bf16` (autocast) or `auto` (bf16 where the hardware multiplies it).
         compile: pass the model through torch.compile.
+        activation_checkpoint: recompute each block in the backward pass instead of keeping its activations.
+        sdpa: kernel of softmax attention: `auto`, `flash`, `efficient`, `cudnn` or `math`.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
     """
 
@@ -133,16 +174,23 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    teach: TeachConfig = field(default_factory=TeachConfig)
     log: LogConfig = field(default_factory=LogConfig)
     steps: int = 1000
     batch_size: int = 8
     length: int = 512
+    lengths: dict[int, int] = field(default_factory=dict)
     accumulate: int = 1
     eval_every: int = 0
     eval_windows: int = 8
     checkpoint_every: int = 0
+    milestone_every: int = 0
+    milestones: int = 0
+    parallel: str = "ddp"
     precision: str = "auto"
     compile: bool = False
+    activation_checkpoint: bool = False
+    sdpa: str = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -159,44 +207,37 @@ class TrainConfig:
             raise InputError(
                 f"'batch_size' {self.batch_size} cannot be split into 'accumulate' {self.accumulate}"
             )
+        if self.milestone_every and (
+            not self.checkpoint_every or self.milestone_every % self.checkpoint_every
+        ):
+            raise InputError(
+                f"'milestone_every' {self.milestone_every} is no multiple of 'checkpoint_every' {self.checkpoint_every}"
+            )
+        for step, length in self.lengths.items():
+            if step < 0 or length < 1 or self.length % length:
+                raise InputError(
+                    f"'lengths' {{{step}: {length}}}: 'length' {self.length} cannot be cut into it"
+                )
 
     def _value(self, key: str) -> Any:
         return attrgetter(key)(self)
 
 
 CHOICES = {
-    "optim.name": ("muon", "adamw"),
+    "optim.name": ("muon", "m3", "adamw"),
     "schedule.name": ("cosine", "wsd", "constant"),
     "log.wandb": ("offline", "online", "disabled"),
+    "parallel": ("ddp", "fsdp"),
     "precision": ("auto", "fp32", "bf16"),
+    "sdpa": ("auto", "flash", "efficient", "cudnn", "math"),
 }
 RANGES = (
     (("steps", "batch_size", "length", "accumulate", "eval_windows", "log.every"), 1, inf),
-    (("seed", "eval_every", "checkpoint_every", "optim.lr", "optim.matrix_lr", "optim.clip"), 0, inf),
-    (("schedule.warmup", "schedule.decay", "schedule.final"), 0, 1),
+    (("optim.slow_every",), 1, inf),
+    (("seed", "eval_every", "checkpoint_every", "milestone_every", "milestones"), 0, inf),
+    (("optim.lr", "optim.matrix_lr", "optim.clip", "optim.slow_share"), 0, inf),
+    (("schedule.warmup", "schedule.decay", "schedule.final", "teach.warmup", "optim.slow_momentum"), 0, 1),
 )
-
-
-T = TypeVar("T")
-
-
-def strict(kind: type[T], values: dict[str, Any], source: str) -> T:
-    """Merge plain values into the defaults of a dataclass.
-
-    Args:
-        kind: the dataclass.
-        values: nested plain values, as YAML gives them.
-        source: what to call them in an error, usually the file's name.
-
-    Raises:
-        InputError: an unknown or missing key, a wrong type, a value out of range.
-    """
-    try:
-        return cast("T", OmegaConf.to_object(OmegaConf.merge(schema(kind), values)))
-    except OmegaConfBaseException as error:
-        raise InputError(f"{source}: {describe(error)}") from None
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
 
 
 def load(path: Path) -> TrainConfig:
@@ -208,27 +249,6 @@ def load(path: Path) -> TrainConfig:
     return strict(TrainConfig, read_yaml(path), str(path))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Raises:
-        InputError: no such file, broken YAML (with its line), or something other than a mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a mapping of keys to values is wanted, not a {type(values).__name__}")
-    return values
-
-
 def dump(config: TrainConfig) -> str:
     """The whole configuration as YAML, defaults included, in the order of the fields."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=110)
@@ -238,29 +258,3 @@ def fingerprint(config: TrainConfig) -> str:
     """SHA-256 over everything that belongs to the run; equal exactly where two runs are the same."""
     text = json.dumps(dataclasses.asdict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def schema(kind: type) -> DictConfig:
-    """The dataclass as an OmegaConf struct to merge into ("frozen" would make it read-only)."""
-    node: DictConfig = OmegaConf.structured(kind)
-    _unlock(node)
-    return node
-
-
-def _unlock(node: DictConfig) -> None:
-    OmegaConf.set_readonly(node, None)
-    for key in node:
-        child = None if OmegaConf.is_missing(node, key) else node[key]
-        if isinstance(child, DictConfig):
-            _unlock(child)
-
-
-def describe(error: OmegaConfBaseException) -> str:
-    """One line for people: the key, then what is wrong with it."""
-    key = getattr(error, "full_key", None)
-    reason = str(getattr(error, "msg", None) or error).strip().splitlines()[0]
-    if isinstance(error, MissingMandatoryValue):
-        return f"'{key}' is missing"
-    if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return f"unknown key '{key}'; remove it or correct its spelling"
-    return f"'{key}': {reason}" if key else reason

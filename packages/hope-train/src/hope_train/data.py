@@ -26,7 +26,7 @@ class Data:
         loader: endless batches of the training split; its position can be saved.
         windows: per corpus, validation tokens `[N, T + 1]`.
         token_bytes: UTF-8 bytes each token stands for, `[vocabulary]`.
-        sha256: changes when the tokenizer or any token of training or validation does.
+        sha256: changes when any token of training or validation does.
         tokenizer_sha256: of the tokenizer's model file.
     """
 
@@ -37,12 +37,22 @@ class Data:
     tokenizer_sha256: str
 
 
-def open_data(config: TrainConfig) -> Data:
+def open_data(config: TrainConfig, rank: int = 0, world: int = 1) -> Data:
     """Open everything a run reads.
+
+    Args:
+        config: of the run.
+        rank: of this process.
+        world: number of processes; each gets its share of every batch.
 
     Raises:
         InputError: a folder that is not there, shards of another tokenizer, a vocabulary too large.
     """
+    if config.batch_size % (world * config.accumulate):
+        raise InputError(
+            f"'batch_size' {config.batch_size} cannot be split over {world} processes x "
+            f"'accumulate' {config.accumulate}"
+        )
     tokenizer = Tokenizer.load(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise InputError(
@@ -61,13 +71,13 @@ def open_data(config: TrainConfig) -> Data:
         shards=config.data.shards,
         weights=config.data.weights,
         corpora=names,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size // world,
         length=config.length,
     )
     return Data(
-        loader=Loader(loader, "train", config.seed),
+        loader=Loader(loader, "train", config.seed, rank, world),
         windows=windows,
         token_bytes=tokenizer.token_bytes,
-        sha256=hashlib.sha256(json.dumps([tokenizer.sha256, hashes], sort_keys=True).encode()).hexdigest(),
+        sha256=hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
         tokenizer_sha256=tokenizer.sha256,
     )

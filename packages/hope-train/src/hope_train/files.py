@@ -36,5 +36,25 @@ def recover(target: Path) -> None:
         _old(target).rename(target)
 
 
+def keep(folder: Path, shelf: Path, name: str, most: int) -> None:
+    """Put a folder's files, by hard links, on a shelf of folders; `most` of them stay, 0 for all."""
+    target, temporary = shelf / name, shelf / f".{name}"
+    for path in (target, temporary):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(folder, temporary, copy_function=_link)
+    temporary.rename(target)
+    flush(shelf)
+    kept = sorted(path for path in shelf.iterdir() if not path.name.startswith("."))
+    for path in kept[:-most] if most else []:
+        shutil.rmtree(path)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def _old(target: Path) -> Path:
     return target.with_name(target.name + ".old")

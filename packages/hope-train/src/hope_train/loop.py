@@ -1,29 +1,30 @@
-"""The loop. It knows a model from tokens to logits, and nothing of what is inside."""
+"""The loop. It knows a network from tokens to losses, and nothing of what is inside."""
 
 from __future__ import annotations
 
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hope_data.loader import Batch
 from hope_model import LanguageModel
 from hope_model import state as model_state
-from hope_train import schedule
+from hope_train import distributed, schedule
 from hope_train.config import TrainConfig
 from hope_train.data import Data
+from hope_train.distributed import World
 from hope_train.optim import Optimizer
 from hope_train.state import Progress
 from hope_train.tracking import Display, Sink
-from hope_train.validate import Validation, token_losses
+from hope_train.validate import Validation
 
 
 class DivergedError(RuntimeError):
@@ -36,33 +37,38 @@ class Run:
 
     Attributes:
         config: of the run.
-        model: holds the weights.
-        forward: the same model, compiled if wanted.
+        model: the language model.
+        network: the model with its loss, as this process runs it.
         optimizer: of its parameters.
         data: batches and validation windows.
         validation: scores the windows.
-        device: where the model is.
+        world: the processes.
         precision: `fp32` or `bf16`.
+        peak: floating-point operations per second of all devices, 0 where unknown.
+        flops: of one token, forward and backward.
     """
 
     config: TrainConfig
     model: LanguageModel
-    forward: Callable[..., Any]
+    network: nn.Module
     optimizer: Optimizer
     data: Data
     validation: Validation
-    device: torch.device
+    world: World
     precision: str
+    peak: float
+    flops: float
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def losses(self, tokens: Tensor) -> Tensor:
         """Nats of every target: `[B, T + 1]` to `[B, T]`."""
         with self.autocast():
-            logits_BTV, _ = self.forward(tokens[:, :-1])
-        return token_losses(logits_BTV, tokens[:, 1:])
+            losses_BT: Tensor = self.network(tokens[:, :-1], tokens[:, 1:])[0]
+        distributed.at_rest(self.network)
+        return losses_BT
 
 
 class Stop:
@@ -102,8 +108,9 @@ def fit(
     display: Display,
     save: Callable[[], None],
     stop: Stop,
+    until: int | None = None,
 ) -> dict[str, float]:
-    """Train until the last step or until asked to stop; `progress` says how far it came.
+    """Train until the last step, until step `until`, or until asked to stop; `progress` says how far it came.
 
     Returns:
         The last validation's numbers; after the last step there always is one.
@@ -114,61 +121,119 @@ def fit(
     config = run.config
     tokens_per_step = config.batch_size * config.length
     earlier, start = progress.seconds, time.perf_counter()
-    busy, tokens_before, measured = 0.0, progress.tokens, dict[str, float]()
-    while progress.step < config.steps and not stop.requested:
+    busy, tokens_before, measured, stopping = 0.0, progress.tokens, dict[str, float](), stop.requested
+    end = min(config.steps, until or config.steps)
+    while progress.step < end and not stopping:
         tick = time.perf_counter()
         batch = next(run.data.loader)
-        loss, state = forward_backward(run, batch)
-        norm = run.optimizer.clip().item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(_what_happened(run, progress.step, loss, norm, batch))
-        factor = schedule.factor(config.schedule, progress.step, config.steps)
-        run.optimizer.step(factor)
+        loss, state = forward_backward(run, batch, progress.step)
+        # One sum serves both: processes agree on the loss, and to stop after the same step.
+        loss, stops = run.world.sum([loss / run.world.size, float(stop.requested)])
+        validate = progress.step + 1 == config.steps or _due(config.eval_every, progress.step + 1)
+        report = validate or _due(config.log.every, progress.step + 1)
+        step = update(run, progress.step, loss, batch, measure=report)
+        stopping = stops > 0
         progress.step += 1
         progress.tokens += tokens_per_step
         progress.losses.append(loss)
         busy += time.perf_counter() - tick
         speed = (progress.tokens - tokens_before) / busy
-
-        validate = progress.step == config.steps or _due(config.eval_every, progress.step)
-        if validate or _due(config.log.every, progress.step):
+        if report:
             row = {
                 "step": progress.step,
                 "tokens": progress.tokens,
                 "loss": math.fsum(progress.losses) / len(progress.losses),
-                "lr": config.optim.lr * factor,
-                "grad_norm": norm,
-                "tokens_per_s": speed,
+                **step,
                 **model_state.metrics(state),
+                "tokens_per_s": speed,
             }
+            if run.peak:
+                row["mfu"] = speed * run.flops / run.peak
             if validate:
-                measured = run.validation.measure(run.losses, run.device)
+                measured = run.validation.measure(run.losses, run.world)
                 row.update(measured)
             for sink in sinks:
                 sink.log(row)
             busy, tokens_before, progress.losses = 0.0, progress.tokens, []
         progress.seconds = earlier + time.perf_counter() - start
-        if _due(config.checkpoint_every, progress.step) and progress.step < config.steps:
+        if _due(config.checkpoint_every, progress.step) and progress.step < end and not stopping:
             save()
         display.update(progress.step, loss, speed, (config.steps - progress.step) * tokens_per_step / speed)
     return measured
 
 
-def forward_backward(run: Run, batch: Batch) -> tuple[float, Any]:
-    """Add the gradient of a batch's mean loss.
+def forward_backward(run: Run, batch: Batch, step: int = 0) -> tuple[float, Any]:
+    """Add the gradient of the mean loss of this process's part of a batch.
+
+    Args:
+        run: what the loop works with.
+        batch: this process's sequences.
+        step: steps done so far.
 
     Returns:
         The mean loss in nats per token, and the model's state after the last part of the batch.
     """
-    tokens = torch.from_numpy(batch.tokens).to(run.device)
+    config = run.config
+    cut = config.length // schedule.context(config, step)
+    settings = schedule.memory(config.teach, run.model.settings(), step, config.steps, run.model.levels)
+    parts = torch.from_numpy(batch.tokens).to(run.world.device).chunk(config.accumulate)
     total, state = 0.0, None
-    for part in tokens.chunk(run.config.accumulate):
-        with run.autocast():
-            logits_BTV, state = run.forward(part[:, :-1])
-        loss = token_losses(logits_BTV, part[:, 1:]).mean() / run.config.accumulate
-        loss.backward()  # type: ignore[no-untyped-call]
+    for number, part in enumerate(parts):
+        with distributed.accumulating(run.network, last=number + 1 == len(parts)):
+            with run.autocast():
+                losses_BT, state = run.network(
+                    part[:, :-1].reshape(len(part) * cut, -1),
+                    part[:, 1:].reshape(len(part) * cut, -1),
+                    settings,
+                )
+            loss = losses_BT.mean() / len(parts)
+            loss.backward()
         total += loss.item()
     return total, state
+
+
+def update(run: Run, step: int, loss: float, batch: Batch, *, measure: bool) -> dict[str, float]:
+    """Clip, look, and take one optimiser step.
+
+    Args:
+        run: what the loop works with.
+        step: steps done so far.
+        loss: of all processes.
+        batch: for the message.
+        measure: also root mean squares of gradient and update by optimiser.
+
+    Returns:
+        `lr`, `grad_norm` (before clipping) and, if wanted, `grad_rms_<optimiser>` (after) and `update_rms_<optimiser>`.
+
+    Raises:
+        DivergedError: loss or gradient is not finite.
+    """
+    config, optimizer = run.config, run.optimizer
+    norm = optimizer.clip().item()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise DivergedError(_what_happened(run, step, loss, norm, batch))
+    factor = schedule.factor(config.schedule, step, config.steps)
+    row = {"lr": config.optim.lr * factor, "grad_norm": norm}
+    before: dict[str, Tensor] = {}
+    if measure:
+        row |= _rms(run, "grad_rms", {name: p.grad for name, p in optimizer.named.items()})
+        before = {name: p.detach().clone() for name, p in optimizer.named.items()}
+    optimizer.step(factor, schedule.exceptions(config, step))
+    if measure:
+        moved = {name: p.detach() - before[name] for name, p in optimizer.named.items()}
+        row |= _rms(run, "update_rms", moved)
+    return row
+
+
+def _rms(run: Run, name: str, values: Mapping[str, Tensor | None]) -> dict[str, float]:
+    squares = run.optimizer.squares(values)
+    if run.optimizer.sharded:
+        squares = run.world.sum(squares)
+    counts = run.optimizer.counts()
+    return {
+        f"{name}_{kind}": math.sqrt(square / counts[kind])
+        for kind, square in zip(counts, squares, strict=True)
+    }
 
 
 def _due(every: int, step: int) -> bool:
@@ -176,8 +241,10 @@ def _due(every: int, step: int) -> bool:
 
 
 def _what_happened(run: Run, step: int, loss: float, norm: float, batch: Batch) -> str:
-    names = sorted({run.data.loader.corpora[number] for number in batch.corpus.tolist()})
+    loader = run.data.loader
+    names = sorted({loader.corpora[number] for number in batch.corpus.tolist()})
+    size = run.config.batch_size
     return (
-        f"loss is {loss} and gradient norm {norm} at step {step + 1} (batch from {', '.join(names)}); "
-        f"lower optim.lr or optim.matrix_lr"
+        f"loss is {loss} and gradient norm {norm} at step {step + 1} (samples {step * size} to "
+        f"{(step + 1) * size - 1} of the stream, from {', '.join(names)}); lower optim.lr or optim.matrix_lr"
     )

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import subprocess
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from hope_train.config import TrainConfig
 
 PACKAGES = ("hope_data", "hope_model", "hope_train")
+DISTRIBUTIONS = ("torch", "numpy", "safetensors", "hope-data", "hope-model", "hope-train")
 
 
 def revision() -> str:
@@ -37,3 +45,22 @@ def code_sha256() -> str:
 def _locations(package: str) -> list[str]:
     spec = find_spec(package)
     return list(spec.submodule_search_locations or []) if spec else []
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what training computes."""
+    return {"python": platform.python_version(), **{name: version(name) for name in DISTRIBUTIONS}}
+
+
+def flags(config: TrainConfig, precision: str) -> dict[str, Any]:
+    """What else decides the last bits: switches of the run and of torch."""
+    return {
+        "precision": precision,
+        "compile": config.compile,
+        "activation_checkpoint": config.activation_checkpoint,
+        "accumulate": config.accumulate,
+        "sdpa": config.sdpa,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+    }

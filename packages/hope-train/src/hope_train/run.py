@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hope_data.files import write_atomic
+from hope_data.files import write_json
 from hope_model import LanguageModel, counting
 from hope_model.allocator import keep_freed_memory
 from hope_model.errors import InputError
-from hope_train import state
+from hope_train import distributed, files, hardware, provenance, state
 from hope_train.config import TrainConfig, fingerprint
 from hope_train.data import Data, open_data
+from hope_train.distributed import World
 from hope_train.loop import DivergedError, Run, Stop, fit
+from hope_train.network import Network
 from hope_train.optim import Optimizer
-from hope_train.provenance import code_sha256, revision
+from hope_train.provenance import code_sha256, revision, versions
 from hope_train.state import Identity, Progress, Saved
 from hope_train.tracking import Display, open_sinks
 from hope_train.validate import Validation
@@ -28,7 +29,12 @@ FINISHED, RESUMABLE = 0, 75
 
 
 def train(
-    config: TrainConfig, out: Path, *, fresh_on_mismatch: bool = False, report: Path | None = None
+    config: TrainConfig,
+    out: Path,
+    *,
+    fresh_on_mismatch: bool = False,
+    report: Path | None = None,
+    until: int | None = None,
 ) -> int:
     """Train a run, or go on with it, or find it finished.
 
@@ -37,41 +43,55 @@ def train(
         out: its folder; gets `checkpoint/` and `log.jsonl`.
         fresh_on_mismatch: start anew where `out` holds another run; otherwise that is an error.
         report: file for the final numbers.
+        until: stop after this step, as at a signal.
 
     Returns:
-        Exit status: 0 finished, 75 stopped by a signal with everything saved.
+        Exit status: 0 finished, 75 stopped before the end with everything saved.
 
     Raises:
         InputError: something the user can mend.
         DivergedError: the loss stopped being a number; the last checkpoint stands.
     """
-    data = open_data(config)
-    identity = Identity(fingerprint(config), data.sha256, code_sha256())
+    with distributed.join(config.device) as world:
+        return _train(config, out, world, fresh_on_mismatch, report, until)
+
+
+def _train(
+    config: TrainConfig, out: Path, world: World, fresh: bool, report: Path | None, until: int | None
+) -> int:
+    data = open_data(config, world.rank, world.size)
+    identity = Identity(fingerprint(config), data.tokenizer_sha256, data.sha256, code_sha256())
     folder = out / "checkpoint"
-    display = Display(config.run, config.steps)
-    saved = _former(config, identity, folder, fresh_on_mismatch, display)
+    display = Display(config.run, config.steps, quiet=not world.main)
+    saved = _former(config, identity, folder, fresh, display, world)
     if saved and saved.progress.metrics:
         display.say(f"{config.run}: finished at step {saved.progress.step}; nothing to do")
-        return _finish(saved.progress.metrics, report)
+        return _finish(saved.progress.metrics, report, world)
 
-    run = build(config, data)
+    run = build(config, data, world)
     progress = Progress()
+    flags = provenance.flags(config, run.precision)
     if saved:
-        state.restore(folder, saved, run.model, run.optimizer)
+        state.restore(folder, saved, run.optimizer, world)
         run.data.loader.load_state_dict(saved.loader)
         progress = saved.progress
+        _mind_changes(saved, flags, world, display)
     meta = _meta(run, identity)
-    display.say(_headline(run, progress))
+    for line in _headlines(run, progress, meta, flags):
+        display.say(line)
 
     def save() -> None:
-        now = Saved(identity, dataclasses.asdict(config), progress, run.data.loader.state_dict())
+        loader = run.data.loader.state_dict()
+        now = Saved(identity, dataclasses.asdict(config), progress, loader, flags)
         counted = {"step": progress.step, "tokens": progress.tokens}
-        state.save(folder, run.model, run.optimizer, now, {**meta, **counted})
+        state.save(folder, run.optimizer, world, now, {**meta, **counted})
+        if world.main and config.milestone_every and progress.step % config.milestone_every == 0:
+            files.keep(folder, out / "milestones", f"step-{progress.step:08}", config.milestones)
 
-    sinks = open_sinks(config, out, progress.step, progress.attempt)
+    sinks = open_sinks(config, out, progress.step, progress.attempt) if world.main else []
     try:
         with Stop(display.say) as stop, display:
-            final = fit(run, progress, sinks=sinks, display=display, save=save, stop=stop)
+            final = fit(run, progress, sinks=sinks, display=display, save=save, stop=stop, until=until)
         if progress.step == config.steps:
             progress.metrics = _metrics(run, progress, final)
         save()
@@ -86,41 +106,27 @@ def train(
         display.say(f"{config.run}: stopped at step {progress.step}/{config.steps}; the same command goes on")
         return RESUMABLE
     display.say(_result(run, progress))
-    return _finish(progress.metrics, report)
+    return _finish(progress.metrics, report, world)
 
 
-def build(config: TrainConfig, data: Data) -> Run:
-    """Everything a run works with, its initial weights drawn from the seed.
-
-    Raises:
-        InputError: a device that is not there.
-    """
-    device = pick_device(config.device)
+def build(config: TrainConfig, data: Data, world: World) -> Run:
+    """Everything a run works with, its initial weights drawn from the seed."""
     keep_freed_memory()
     torch.manual_seed(config.seed)
-    model = LanguageModel(config.model).to(device)
+    model = LanguageModel(config.model).to(world.device)
+    network = distributed.share(Network(model, config), config.parallel, world)
     return Run(
         config=config,
         model=model,
-        forward=torch.compile(model) if config.compile else model,
+        network=network,
         optimizer=Optimizer(counting.parameter_groups(model), config.optim),
         data=data,
-        validation=Validation(data.windows, data.token_bytes, config.batch_size),
-        device=device,
-        precision=pick_precision(config.precision, device),
+        validation=Validation(data.windows, data.token_bytes, config.batch_size // world.size),
+        world=world,
+        precision=pick_precision(config.precision, world.device),
+        peak=hardware.peak_flops(world.device) * world.size,
+        flops=3 * counting.flops_per_token(config.model, config.length),
     )
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` takes the GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{name}': {str(error).splitlines()[0]}") from None
-    return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -135,9 +141,17 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def _former(
-    config: TrainConfig, identity: Identity, folder: Path, fresh_on_mismatch: bool, display: Display
+    config: TrainConfig,
+    identity: Identity,
+    folder: Path,
+    fresh_on_mismatch: bool,
+    display: Display,
+    world: World,
 ) -> Saved | None:
     """The checkpoint to go on from, if it is this run's."""
+    if world.main:
+        files.recover(folder)
+    world.barrier()
     try:
         saved = state.read(folder)
         different = state.differences(saved, config, identity) if saved else []
@@ -150,7 +164,9 @@ def _former(
         return saved
     if fresh_on_mismatch:
         display.say(f"{config.run}: starting afresh: {what}")
-        shutil.rmtree(folder)
+        world.barrier()
+        if world.main:
+            shutil.rmtree(folder)
         return None
     if different == ["the code"]:
         display.say(f"{config.run}: the code has changed since the checkpoint was written")
@@ -173,18 +189,37 @@ def _meta(run: Run, identity: Identity) -> dict[str, Any]:
         "code_sha256": identity.code,
         "revision": revision(),
         "precision": run.precision,
-        "device": str(run.device),
-        "torch": torch.__version__,
+        "device": str(run.world.device),
+        "processes": run.world.size,
+        "parallel": run.config.parallel if run.world.size > 1 else "alone",
+        "versions": versions(),
+        "parameters": run.optimizer.counts(),
     }
 
 
-def _headline(run: Run, progress: Progress) -> str:
+def _mind_changes(saved: Saved, flags: dict[str, Any], world: World, display: Display) -> None:
+    """Say what keeps the rest of the run from being bitwise what it would have been."""
+    changed = [f"{k} {saved.flags.get(k)} -> {v}" for k, v in flags.items() if saved.flags.get(k) != v]
+    if saved.processes != world.size:
+        changed.append(f"processes {saved.processes} -> {world.size}")
+    if changed:
+        display.say(f"going on, but not to the same bits: {', '.join(changed)}")
+
+
+def _headlines(
+    run: Run, progress: Progress, meta: dict[str, Any], flags: dict[str, Any]
+) -> tuple[str, str, str]:
+    """What is about to happen, and everything that decides its outcome."""
     config, counts = run.config, run.optimizer.counts()
     groups = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     begin = f"from step {progress.step} " if progress.step else ""
+    switches = ", ".join(f"{name} {value}" for name, value in flags.items())
+    versions = ", ".join(f"{name} {number}" for name, number in meta["versions"].items())
     return (
         f"{config.run}: {sum(counts.values()):,} parameters ({groups}), {begin}to step {config.steps} of "
-        f"{config.batch_size} x {config.length} tokens, {run.precision} on {run.device}"
+        f"{config.batch_size} x {config.length} tokens",
+        f"  {run.world.size} x {run.world.device.type}, {meta['parallel']}; {switches}",
+        f"  revision {meta['revision']}; {versions}",
     )
 
 
@@ -207,7 +242,7 @@ def _metrics(run: Run, progress: Progress, validation: dict[str, float]) -> dict
     }
 
 
-def _finish(metrics: dict[str, float], report: Path | None) -> int:
-    if report:
-        write_atomic(report, (json.dumps(metrics, indent=1) + "\n").encode())
+def _finish(metrics: dict[str, float], report: Path | None, world: World) -> int:
+    if report and world.main:
+        write_json(report, dict(metrics))
     return FINISHED

@@ -1,10 +1,11 @@
-"""The learning rate over a run, as a factor of its peak: a pure function of the step."""
+"""What changes over a run: learning rates, the CMS's writes, length of the context. Pure functions of the step."""
 
 from __future__ import annotations
 
 import math
 
-from hope_train.config import ScheduleConfig
+from hope_model.state import MemorySettings
+from hope_train.config import ScheduleConfig, TeachConfig, TrainConfig
 
 
 def factor(config: ScheduleConfig, step: int, steps: int) -> float:
@@ -29,3 +30,37 @@ def factor(config: ScheduleConfig, step: int, steps: int) -> float:
     done = (step - start) / max(1, steps - start)
     left = 0.5 * (1 + math.cos(math.pi * done)) if config.name == "cosine" else 1 - done
     return config.final + (1 - config.final) * left
+
+
+def exceptions(config: TrainConfig, step: int) -> list[float]:
+    """For each of `optim.groups`, the factor of the peak learning rate; arguments as for `factor`."""
+    return [
+        rule.lr * factor(rule.schedule or config.schedule, step, config.steps) for rule in config.optim.groups
+    ]
+
+
+def context(config: TrainConfig, step: int) -> int:
+    """Tokens that a sequence of this step can look back on: the newest of `lengths`, else `length`."""
+    begun = [begin for begin in config.lengths if begin <= step]
+    return config.lengths[max(begun)] if begun else config.length
+
+
+def memory(
+    config: TeachConfig, settings: MemorySettings, step: int, steps: int, levels: int
+) -> MemorySettings:
+    """The model's settings of its memories, as far as they have come in.
+
+    Args:
+        config: when they do.
+        settings: the model's own.
+        step: steps done so far.
+        steps: of the whole run.
+        levels: of the CMS.
+    """
+    warmup = round(config.warmup * steps)
+    scale = settings.teach_scale * min(1.0, (step + 1) / warmup if warmup else 1.0)
+    begin = [*config.begin, *[0.0] * (levels - len(config.begin))]
+    waiting = {f"cms.{n}" for n, share in enumerate(begin[:levels]) if step < share * steps}
+    every = ("titans", *(f"cms.{n}" for n in range(levels)))
+    writes = tuple(w for w in every if w not in waiting) if waiting else settings.writes
+    return settings._replace(teach_scale=scale, writes=writes)

@@ -1,7 +1,8 @@
 """The training state on disk: hope-model's checkpoint plus what is needed to go on as if never stopped.
 
 checkpoint/  model.safetensors config.json meta.json     by hope-model; enough for evaluation
-             training.safetensors training.json          optimiser, random numbers, loader, counters
+             training-RANK-of-SIZE.safetensors           each process's part of the optimiser, its random numbers
+             training.json                               loader, counters, SHA-256 of every other file; sealed
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
-from hope_data.files import sha256_file, write_atomic
-from hope_model import LanguageModel, checkpoint
+from hope_data.errors import InputError as DataInputError
+from hope_data.files import dump_sealed, load_sealed, sha256_file, write_atomic
+from hope_model import checkpoint
+from hope_model.config import ModelConfig
+from hope_model.counting import build_meta
 from hope_model.errors import InputError
-from hope_train import files
+from hope_train import files, tensors
 from hope_train.config import TrainConfig
+from hope_train.distributed import World, whole
 from hope_train.optim import Optimizer
 
-TENSORS, SIDECAR = "training.safetensors", "training.json"
+WEIGHTS, SIDECAR = "model.safetensors", "training.json"
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Identity:
     """What makes two runs the same run, as SHA-256."""
 
     config: str
+    tokenizer: str
     data: str
     code: str
 
@@ -68,29 +71,58 @@ class Saved:
     config: dict[str, Any]
     progress: Progress
     loader: dict[str, Any]
-    tensors_sha256: str = ""
+    flags: dict[str, Any]
+    processes: int = 1
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
-def save(
-    folder: Path,
-    model: LanguageModel,
-    optimizer: Optimizer,
-    saved: Saved,
-    meta: dict[str, Any],
-) -> None:
-    """Write a whole checkpoint folder, or leave the former one as it was."""
+def save(folder: Path, optimizer: Optimizer, world: World, saved: Saved, meta: dict[str, Any]) -> None:
+    """Write a whole checkpoint folder, or leave the former one as it was; every process calls it."""
     temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        checkpoint.save(temporary, model, meta)
-        write_atomic(temporary / TENSORS, to_bytes({**optimizer.tensors(), **_random_state()}))
-        saved = dataclasses.replace(saved, tensors_sha256=sha256_file(temporary / TENSORS))
-        write_atomic(temporary / SIDECAR, (json.dumps(dataclasses.asdict(saved), indent=1) + "\n").encode())
-        files.flush(temporary)
-        files.swap_in(temporary, folder)
-    finally:
+    if world.main:
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    world.barrier()
+    try:
+        weights = {name: _on_main(p, world) for name, p in optimizer.named.items()}
+        own = temporary / f"training-{world.rank:05}-of-{world.size:05}.safetensors"
+        state = optimizer.tensors() if world.main or optimizer.sharded else {}
+        tensors.write(own, {**state, **_random_state()})
+        files.flush(own)
+        digests = world.gather(bytes.fromhex(sha256_file(own)))
+        if world.main:
+            hashes = _save_model(temporary, saved, weights, meta)
+            for rank, digest in enumerate(digests):
+                hashes[f"training-{rank:05}-of-{world.size:05}.safetensors"] = digest.hex()
+            saved = dataclasses.replace(saved, processes=world.size, sha256=hashes)
+            write_atomic(temporary / SIDECAR, dump_sealed(dataclasses.asdict(saved)))
+            files.flush(temporary)
+            files.swap_in(temporary, folder)
+        world.barrier()
+    finally:
+        if world.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _on_main(parameter: nn.Parameter, world: World) -> Tensor:
+    full = whole(parameter.detach())
+    return full.cpu() if world.main else full.new_empty(0)
+
+
+def _save_model(
+    folder: Path, saved: Saved, weights: dict[str, Tensor], meta: dict[str, Any]
+) -> dict[str, str]:
+    """hope-model writes its own files; returns the hash of each."""
+    model = build_meta(ModelConfig.from_dict(saved.config["model"]))
+    for name, tensor in weights.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+    if model.config.tied_embedding:
+        model.head.weight = model.embed.weight
+    checkpoint.save(folder, model, meta)
+    path = folder / checkpoint.META
+    hashes: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+    return {**hashes, path.name: sha256_file(path)}
 
 
 def read(folder: Path) -> Saved | None:
@@ -99,36 +131,85 @@ def read(folder: Path) -> Saved | None:
     Raises:
         InputError: a checkpoint that cannot be continued from.
     """
-    files.recover(folder)
     if not folder.exists():
         return None
     try:
-        values = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+        values = load_sealed(folder / SIDECAR, f"move {folder} away")
         identity, progress = Identity(**values.pop("identity")), Progress(**values.pop("progress"))
         return Saved(identity=identity, progress=progress, **values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DataInputError as error:
+        raise InputError(str(error)) from None
+    except (KeyError, TypeError) as error:
         raise InputError(
             f"{folder / SIDECAR}: not the state of a run ({error}); move {folder} away"
         ) from None
 
 
-def restore(folder: Path, saved: Saved, model: LanguageModel, optimizer: Optimizer) -> None:
-    """Put weights, optimiser and random numbers back.
+def check_files(folder: Path, saved: Saved, names: list[str] | None = None) -> None:
+    """Compare files with the hashes in the sidecar.
+
+    Args:
+        folder: of the checkpoint.
+        saved: its sidecar.
+        names: which files; none given means all.
 
     Raises:
-        InputError: a file that is missing or not what was written.
+        InputError: a file that is missing or not what was written; names it.
     """
-    loaded, _ = checkpoint.load(folder)
-    model.load_state_dict(loaded.state_dict(), strict=True)
-    path = folder / TENSORS
-    try:
-        if sha256_file(path) != saved.tensors_sha256:
+    for name in names or saved.sha256:
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path}: missing; the checkpoint is incomplete; move {folder} away")
+        if sha256_file(path) != saved.sha256.get(name):
             raise InputError(f"{path}: damaged: its SHA-256 is not that of {SIDECAR}; move {folder} away")
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: {error}; move {folder} away") from None
-    _set_random_state({key: tensors.pop(key) for key in list(tensors) if key.startswith("rng/")})
-    optimizer.load_tensors(tensors)
+
+
+def restore(folder: Path, saved: Saved, optimizer: Optimizer, world: World) -> None:
+    """Put weights, optimiser and random numbers back, over as many processes as there are now.
+
+    Raises:
+        InputError: a file that is missing or not what was written, weights that are not this model's.
+    """
+    names = sorted(saved.sha256)
+    check_files(folder, saved, names[world.rank :: world.size] or names[:1])
+    world.barrier()
+    weights = tensors.Reader([folder / WEIGHTS])
+    fit(folder, weights, {name: list(p.shape) for name, p in optimizer.named.items()})
+    with torch.no_grad():
+        for name, p in optimizer.named.items():
+            p.copy_(weights.read(name, p))
+    parts = training_files(folder, saved)
+    mine = min(world.rank, len(parts) - 1)
+    own = tensors.Reader([parts[mine]])
+    _set_random_state({k: own.read(k) for k in own.shapes() if k.startswith("rng/")})
+    slots = tensors.Reader(parts)
+    remembered = {
+        key: slots.read(key, optimizer.named[key.rsplit("/", 1)[0]])
+        for key in slots.shapes()
+        if not key.startswith("rng/")
+    }
+    optimizer.load_tensors(remembered)
+
+
+def fit(folder: Path, weights: tensors.Reader, wanted: dict[str, list[int]]) -> None:
+    """Refuse weights that are not exactly the model's.
+
+    Raises:
+        InputError: names the parameters.
+    """
+    found = weights.shapes()
+    wrong = [f"missing {n}" for n in wanted.keys() - found.keys()]
+    wrong += [f"unknown {n}" for n in found.keys() - wanted.keys()]
+    both = wanted.keys() & found.keys()
+    wrong += [f"{n} has shape {found[n]}, not {wanted[n]}" for n in both if found[n] != wanted[n]]
+    if wrong:
+        raise InputError(f"{folder / WEIGHTS} is not this model's: {'; '.join(sorted(wrong)[:5])}")
+
+
+def training_files(folder: Path, saved: Saved) -> list[Path]:
+    """The file of every process, in their order."""
+    size = saved.processes
+    return [folder / f"training-{rank:05}-of-{size:05}.safetensors" for rank in range(size)]
 
 
 def differences(saved: Saved, config: TrainConfig, identity: Identity) -> list[str]:
@@ -138,23 +219,24 @@ def differences(saved: Saved, config: TrainConfig, identity: Identity) -> list[s
         before, now = _flat(saved.config), _flat(dataclasses.asdict(config))
         keys = [key for key in (*now, *(before.keys() - now.keys())) if before.get(key) != now.get(key)]
         found += [f"{key} {before.get(key)} -> {now.get(key)}" for key in keys]
-    if saved.identity.data != identity.data:
-        found.append("the shards or the tokenizer")
+    if saved.identity.tokenizer != identity.tokenizer:
+        found.append("the tokenizer")
+    elif saved.identity.data != identity.data:
+        found.append("the shards")
     if saved.identity.code != identity.code:
         found.append("the code")
     return found
 
 
 def _random_state() -> dict[str, Tensor]:
-    devices = {f"rng/cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return {"rng/cpu": torch.get_rng_state(), **devices}
+    device = {"rng/cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"rng/cpu": torch.get_rng_state(), **device}
 
 
 def _set_random_state(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["rng/cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"rng/cuda{index}" in states:
-            torch.cuda.set_rng_state(states[f"rng/cuda{index}"], index)
+    if "rng/cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["rng/cuda"])
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -102,12 +102,52 @@ class Wandb:
         self._run.finish()
 
 
+class MLflow:
+    """MLflow, at any tracking URI.
+
+    Args:
+        config: of the run.
+        attempt: same for a run and its continuations; a tag by which the run is found again.
+
+    Raises:
+        InputError: the package is not there.
+    """
+
+    def __init__(self, config: TrainConfig, attempt: str) -> None:
+        try:
+            import mlflow  # noqa: PLC0415
+        except ImportError:
+            raise InputError(
+                "log.mlflow: the package mlflow is missing; pip install 'hope-train[mlflow]'"
+            ) from None
+        mlflow.set_tracking_uri(config.log.mlflow)
+        mlflow.set_experiment(config.log.project)
+        found = mlflow.search_runs(filter_string=f"tags.attempt = '{attempt}'", output_format="list")
+        self._mlflow: Any = mlflow
+        if found:
+            mlflow.start_run(run_id=found[0].info.run_id)
+        else:
+            mlflow.start_run(run_name=config.run, tags={"attempt": attempt})
+            mlflow.log_dict(asdict(config), "config.json")
+
+    def log(self, row: Row) -> None:
+        """Send one row."""
+        step = int(row["step"])
+        self._mlflow.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._mlflow.end_run()
+
+
 def open_sinks(config: TrainConfig, folder: Path, step: int, attempt: str) -> list[Sink]:
     """The sinks a configuration asks for; the variable WANDB_MODE wins over `log.wandb`."""
     sinks: list[Sink] = [Jsonl(folder / "log.jsonl", step)]
     mode = os.environ.get("WANDB_MODE") or config.log.wandb
     if mode != "disabled":
         sinks.append(Wandb(config, folder, mode, attempt))
+    if config.log.mlflow:
+        sinks.append(MLflow(config, attempt))
     return sinks
 
 
@@ -118,10 +158,12 @@ class Display:
         name: of the run.
         steps: steps in all.
         every: seconds between lines where there is no terminal.
+        quiet: say nothing: another process of the run does.
     """
 
-    def __init__(self, name: str, steps: int, every: float = 20.0) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, name: str, steps: int, every: float = 20.0, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet)
+        self._quiet = quiet
         self._every, self._name, self._steps = every, name, steps
         self._last = time.monotonic()
         columns = (
@@ -131,7 +173,7 @@ class Display:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._bar = Progress(*columns, console=self._console, disable=quiet or not self._console.is_terminal)
         self._task = self._bar.add_task(name, total=steps, note="")
 
     def __enter__(self) -> Self:
@@ -155,6 +197,8 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print one line without disturbing the bar."""
+        if self._quiet:
+            return
         if self._console.is_terminal:
             self._console.print(text, highlight=False, soft_wrap=True)
         else:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hope_data.bpb import bits_per_byte
+from hope_train.distributed import World
 
 Losses = Callable[[Tensor], Tensor]
 
@@ -35,20 +36,28 @@ class Validation:
         self._bytes_N = token_bytes[self._tokens_NT[:, 1:]].sum(axis=1)
         self._batch_size = batch_size
 
-    def measure(self, losses: Losses, device: torch.device) -> dict[str, float]:
-        """Score every window.
+    def measure(self, losses: Losses, world: World) -> dict[str, float]:
+        """Score every window, in turns over processes; all get the same numbers.
 
         Args:
             losses: from tokens `[B, T + 1]` to nats of each target, `[B, T]`.
-            device: where to put the tokens.
+            world: the processes; each puts the tokens on its device.
 
         Returns:
             `val_loss` (nats per token), `val_bpb` and `val_bpb_<corpus>` (bits per byte, pooled),
             `val_windows` (their number) and, from two on, `val_bpb_se` (standard error of the pooled ratio).
         """
         parts = torch.split(torch.from_numpy(self._tokens_NT), self._batch_size)
-        with torch.no_grad():
-            nats_N = torch.cat([losses(part.to(device)).double().sum(1).cpu() for part in parts]).numpy()
+        found = [0.0] * len(self._tokens_NT)
+        # Everybody makes as many forward passes: with shared weights each pass is a collective.
+        for turn in range(-(-len(parts) // world.size)):
+            number = turn * world.size + world.rank
+            part = parts[min(number, len(parts) - 1)]
+            with torch.no_grad():
+                nats = losses(part.to(world.device)).double().sum(1).tolist()
+            if number < len(parts):
+                found[number * self._batch_size : number * self._batch_size + len(nats)] = nats
+        nats_N = np.array(world.sum(found))
         bpb = self._bpb(nats_N, self._bytes_N)
         out = {
             "val_loss": float(nats_N.sum()) / (self._tokens_NT[:, 1:].size),

@@ -1,0 +1,57 @@
+"""Several nodes through submitit, from Python: `pip install submitit`, then `python submit.py CONFIG --nodes 4`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import submitit
+from submitit.helpers import TorchDistributedEnvironment
+
+from hope_train.config import load
+from hope_train.run import train
+
+
+class Training:
+    """One task per GPU; what submitit sends to the nodes, and sends again after a time-out."""
+
+    def __init__(self, config: Path) -> None:
+        self.config = config.resolve()
+
+    def __call__(self) -> int:
+        """Train as one of many; submitit gives its exit status."""
+        TorchDistributedEnvironment().export()
+        os.environ["LOCAL_RANK"] = str(submitit.JobEnvironment().local_rank)
+        return train(load(self.config), self.config.parent)
+
+    def checkpoint(self) -> object:
+        """The run's own checkpoint says where to go on."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def main() -> None:
+    """Hand the run to Slurm and print the job's number."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus", type=int, default=8, help="per node")
+    parser.add_argument("--hours", type=int, default=24)
+    parser.add_argument("--partition")
+    arguments = parser.parse_args()
+    executor = submitit.AutoExecutor(arguments.config.parent / "slurm", slurm_max_num_timeout=100)
+    executor.update_parameters(
+        name="hope-train",
+        nodes=arguments.nodes,
+        tasks_per_node=arguments.gpus,
+        gpus_per_node=arguments.gpus,
+        timeout_min=60 * arguments.hours,
+        slurm_partition=arguments.partition,
+        slurm_signal_delay_s=120,
+    )
+    sys.stdout.write(f"{executor.submit(Training(arguments.config)).job_id}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""One process or many: who am I, how weights are shared, and the few sums that everybody needs.
+
+DTensor and FSDP2 are imported by those who share weights: they bring seconds of start-up with them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hope_model.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run; torchrun and Slurm start them, alone there is one.
+
+    Attributes:
+        rank: of this process.
+        size: number of processes.
+        device: of this process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that talks and writes."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value added up over processes."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.cpu()]
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """The bytes of every process, in their order; all of the same number."""
+        if self.size == 1:
+            return [data]
+        mine = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        return [part.cpu().numpy().tobytes() for part in parts]
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        self.sum([0.0])
+
+
+@contextmanager
+def join(device: str) -> Iterator[World]:
+    """Meet the processes that the launcher started (variables RANK, WORLD_SIZE, LOCAL_RANK).
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:1`; with several processes each takes the GPU of its local rank.
+
+    Raises:
+        InputError: a device that is not there.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    chosen = pick_device(device)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{name}': {str(error).splitlines()[0]}") from None
+    return device
+
+
+def share(network: nn.Module, parallel: str, world: World) -> nn.Module:
+    """The network as every process runs it; alone, the network itself.
+
+    FSDP2 gets one group, not one per block: a block with fast weights runs once per segment, and the CMS reads its
+    weights outside the block's forward. So weights are gathered once per pass; gradients, optimiser and the
+    weights at rest are shared out.
+    """
+    if world.size == 1:
+        return network
+    if parallel == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415
+        from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+
+        mesh = init_device_mesh(world.device.type, (world.size,))
+        fully_shard(network, mesh=mesh, reshard_after_forward=False)
+        return network
+    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def accumulating(network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Around the forward and backward of one part of a batch: gradients meet after the last."""
+    if _is_fsdp(network):
+        network.set_requires_gradient_sync(last)
+        network.set_reshard_after_backward(last)
+    if isinstance(network, DistributedDataParallel) and not last:
+        return network.no_sync()
+    return nullcontext()
+
+
+def at_rest(network: nn.Module) -> None:
+    """Give gathered weights back after a forward without backward."""
+    if _is_fsdp(network):
+        network.reshard()
+
+
+def _is_fsdp(network: nn.Module) -> TypeGuard[FSDPModule]:
+    return hasattr(network, "set_requires_gradient_sync")
+
+
+def is_shared(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether processes hold a part of it each."""
+    return hasattr(tensor, "to_local")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; a collective where it is shared out."""
+    return tensor.full_tensor() if is_shared(tensor) else tensor
+
+
+def mine(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor."""
+    return tensor.to_local() if is_shared(tensor) else tensor

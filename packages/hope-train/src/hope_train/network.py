@@ -1,0 +1,64 @@
+"""The model as the loop sees it: tokens and targets in, the loss of each token and the memories' state out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from hope_model import LanguageModel
+from hope_model import state as model_state
+from hope_model.state import MemorySettings, State
+from hope_train.config import TrainConfig
+from hope_train.validate import token_losses
+
+SDPA = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+class Network(nn.Module):
+    """What DDP and FSDP2 wrap: a forward that touches the weights from inside only.
+
+    Args:
+        model: any variant.
+        config: says what is recomputed, compiled, and which attention kernel runs.
+    """
+
+    def __init__(self, model: LanguageModel, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self._sdpa = config.sdpa
+        if config.activation_checkpoint:
+            for block in model.blocks:
+                block.forward = partial(_recomputed, block.forward)
+        if config.compile:
+            model.compile()
+
+    def forward(
+        self, inputs_BT: Tensor, targets_BT: Tensor, settings: MemorySettings | None = None
+    ) -> tuple[Tensor, State]:
+        """Nats of every target `[B, T]`, and the state after the last token, without history."""
+        with self._attention():
+            start = self.model.initial(len(inputs_BT), settings)
+            logits_BTV, state = self.model(inputs_BT, start)
+        return token_losses(logits_BTV, targets_BT), model_state.detach(state)
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._sdpa == "auto" else sdpa_kernel(SDPA[self._sdpa])
+
+
+def _recomputed(forward: Callable[..., Any], *arguments: Any) -> Any:
+    """Non-reentrant: the recomputation sees the same state, and gradients flow through it."""
+    if not torch.is_grad_enabled():
+        return forward(*arguments)
+    return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,82 @@
+"""What a run will cost: parameters, operations, memory, time, and whether it fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hope_model import counting
+from hope_model.errors import InputError
+from hope_train.config import TrainConfig
+from hope_train.hardware import DEVICES, GIB
+from hope_train.memory import SLOTS, foresee, measure
+
+
+def plan(config: TrainConfig, device: str, count: int) -> dict[str, Any]:
+    """Numbers for one configuration on `count` devices of one kind.
+
+    Args:
+        config: of the run.
+        device: a key of `hardware.DEVICES`.
+        count: number of devices.
+
+    Returns:
+        Flat numbers; memory per device in GiB, `tokens_per_s` of all devices at the assumed share of their peak.
+
+    Raises:
+        InputError: a device that is not in the table.
+    """
+    if device not in DEVICES:
+        raise InputError(f"--device {device}: choose one of {', '.join(DEVICES)}")
+    kind = DEVICES[device]
+    groups = counting.parameter_groups(counting.build_meta(config.model))
+    matrix, other = (sum(p.numel() for _, p in groups[name]) for name in ("matrix", "other"))
+    memory = foresee(config, count, bf16=config.precision != "fp32")
+    flops = 3 * counting.flops_per_token(config.model, config.length)
+    speed = count * kind.flops * kind.share / (flops * (4 / 3 if config.activation_checkpoint else 1))
+    tokens = config.steps * config.batch_size * config.length
+    saved = 4 * (matrix + other) + matrix * SLOTS[config.optim.name] + other * SLOTS["adamw"]
+    return {
+        "run": config.run,
+        "variant": config.model.variant,
+        "device": device,
+        "count": count,
+        "parameters": matrix + other,
+        "parameters_matrix": matrix,
+        "flops_per_token": flops,
+        "tokens": tokens,
+        "weights_gib": memory.weights / GIB,
+        "gradients_gib": memory.gradients / GIB,
+        "optimizer_gib": memory.optimizer / GIB,
+        "activations_gib": memory.activations / GIB,
+        "total_gib": memory.total / GIB,
+        "fits": memory.total < 0.92 * kind.memory,
+        "share_of_peak": kind.share,
+        "tokens_per_s": speed,
+        "days": tokens / speed / 86400,
+        "checkpoint_gib": saved / GIB,
+    }
+
+
+def check(config: TrainConfig) -> dict[str, float]:
+    """One part of a batch on this CPU, foreseen and measured, in GiB."""
+    foreseen = foresee(config, 1, bf16=config.precision == "bf16").total / GIB
+    measured = measure(config) / GIB
+    return {"foreseen_gib": foreseen, "measured_gib": measured, "ratio": foreseen / measured}
+
+
+def table(numbers: dict[str, Any]) -> str:
+    """For people."""
+    n = numbers
+    return "\n".join(
+        (
+            f"{n['run']} ({n['variant']}) on {n['count']} x {n['device']}",
+            f"  parameters      {n['parameters']:,} ({n['parameters_matrix']:,} in hidden matrices)",
+            f"  FLOPs per token {n['flops_per_token']:.3g}, tokens {n['tokens']:,}",
+            f"  memory per GPU  {n['total_gib']:.1f} GiB: weights {n['weights_gib']:.1f}, gradients "
+            f"{n['gradients_gib']:.1f}, optimiser {n['optimizer_gib']:.1f}, activations {n['activations_gib']:.1f}; "
+            + ("fits" if n["fits"] else "DOES NOT FIT: raise accumulate or set activation_checkpoint"),
+            f"  time            {n['days']:.2f} days at {n['tokens_per_s']:,.0f} tokens/s, assuming "
+            f"{n['share_of_peak']:.0%} of the bf16 peak",
+            f"  checkpoint      {n['checkpoint_gib']:.2f} GiB",
+        )
+    )
