@@ -317,7 +317,8 @@ def _written_chunk(
     if fixed is None:
         kv, raw, W2, W1 = written_projection(W2, W1, x_NdC.flatten(0, -3), readers)
     else:
-        kv, raw, *_ = written_projection(*(_batch(W) for W in fixed), x_NdC.flatten(0, -3), readers)
+        fixed2, fixed1 = (_batch(W) for W in fixed)
+        kv, raw, *_ = written_projection(fixed2, fixed1, x_NdC.flatten(0, -3), readers)
     log_a_NC, _, eta_NRC = _gates(raw.view(*shape[:-2], 2, C), readout, W2.shape[1], rules)
     output_NRC = log_a_NC.exp()[..., None, :] * _by_memory(_present(gates.output_NRT), readout, W2.shape[1])
     scalars = (eta_NRC, output_NRC, *chunk_decays(log_a_NC))
