@@ -64,7 +64,7 @@ class _Hidden(NamedTuple):
     a_kv: Tensor
     s_kv: Tensor
     recalled: Tensor  # W1 a_k
-    first: Tensor  # O1 a_k
+    moved: Tensor  # (W1 - O1) a_k
     target: Tensor
     inverse: Tensor
     back: Tensor
@@ -83,7 +83,7 @@ def _hidden(bank: Bank, kv: Tensor) -> _Hidden:
     inverse_norm = normalise(target)
     error = (recalled - target).add_(kv[:, None, :, :C])
     back = torch.bmm(t(W1.view(N * R, d, m)), error.view(N * R, d, C))
-    return _Hidden(a_kv, s_kv, recalled, first, target, inverse_norm, back)
+    return _Hidden(a_kv, s_kv, recalled, torch.sub(recalled, first, out=first), target, inverse_norm, back)
 
 
 class _Step(torch.autograd.Function):
@@ -95,12 +95,12 @@ class _Step(torch.autograd.Function):
         N, R, m, d = bank.W2_NRmd.shape
         C = q.shape[-1]
         k = kv[..., :C]
-        a_kv, s_kv, recalled, first, target, _, back = _hidden(bank, kv)
+        a_kv, s_kv, recalled, moved, target, _, back = _hidden(bank, kv)
         a_k, aim = a_kv[..., :C], target.sub_(k[:, None])
         u2 = masked(back, a_k).mul_((-gates.eta_NRC).view(N * R, 1, C) * s_kv[..., :C]).view(N, R * m, C)
-        # What the output layer holds for these keys before the token's write, were nothing written since the start.
-        held = first.lerp_(recalled, gates.before_NC[:, None, None])
-        r1 = aim.sub_(held).mul_(gates.output_NRC[:, :, None]).view(N * R, d, C)
+        # recalled - (1 - before) moved: what the output layer would hold, had nothing been written since the start.
+        aim.sub_(recalled).add_(moved.mul_(1 - gates.before_NC[:, None, None]))
+        r1 = aim.mul_(gates.output_NRC[:, :, None]).view(N * R, d, C)
         gram = torch.bmm(t(a_k), a_k).view(N, R, C, C)
         gram.mul_(gates.between_NCC[:, None] * gates.output_NRC[:, :, None])
         u1 = torch.bmm(r1, inverse(gram.view(N * R, C, C))).view(N, R, d, C)
@@ -211,8 +211,8 @@ def _state_back(
     flat2, flat1 = g.W2_NRmd.view(N, R * m, d), g.W1_NRdm.view(N * R, d, m)
     g_keep = dot(g.W2_NRmd, bank.W2_NRmd - bank.first2_NRmd) + dot(g.W1_NRdm, bank.W1_NRdm - bank.first1_NRdm)
     g_W2, g_W1 = g.W2_NRmd * keep, g.W1_NRdm * keep
-    for g_first, g_new, g_W, g_read in zip(g[2:], g[:2], (g_W2, g_W1), read.bank[2:], strict=True):
-        g_first.add_(g_new).sub_(g_W)
+    for g_first, g_new, g_read in zip(g[2:], g[:2], read.bank[2:], strict=True):
+        g_first.addcmul_(g_new, 1 - keep)
         g_first[:, -1] += g_read
     g_u2, g_u1 = torch.bmm(flat2, k), torch.bmm(flat1, a_k).view(N, R, d, C)
     g_end = (g_u2 * u2).sum(-2) + (g_u1 * u1).sum((-3, -2))
@@ -228,39 +228,37 @@ def _state_back(
 
 
 def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) -> tuple[Tensor, ...]:
-    a_kv, s_kv, recalled, first, target, inverse_norm, back = _hidden(bank, kept.kv)
+    a_kv, s_kv, recalled, moved, target, inverse_norm, back = _hidden(bank, kept.kv)
     N, R, m, d = bank.W2_NRmd.shape
     C = kept.q.shape[-1]
     k, a_k, s_k = kept.kv[..., :C], a_kv[..., :C], s_kv[..., :C]
     read = _read_back(g_o, bank, kept, a_kv, gates)
     g_W2, g_W1, g_u2, g_u1, g_k, g_a_k = _state_back(g, bank, kept, a_k, gates, read)
     g_r1, g_output, g_between = _system_back(g_u1, kept.u1, a_k, gates, g_a_k)
-    # r1 = b (aim - before recalled - (1 - before) first)
+    # r1 = b (-e + (1 - before) moved), e = recalled - aim, moved = recalled - O1 a_k
     g_r1 = g_r1.view(N, R, d, C)
-    aim, before = target - k[:, None], gates.before_NC[:, None, None]
-    g_output += (g_r1 * (aim - torch.lerp(first, recalled, before))).sum(-2)
-    g_r1.mul_(gates.output_NRC[:, :, None])  # at aim - held
-    g_before = (g_r1 * (first - recalled)).sum((1, 2))
-    g_recalled = g_r1 * -before
-    g_first = (-g_r1).sub_(g_recalled).view(N * R, d, C)
-    g.first1_NRdm.view(N * R, d, m).baddbmm_(g_first, t(a_k))
-    g_a_k.baddbmm_(t(bank.first1_NRdm.view(N * R, d, m)), g_first)
-    # u2 = -eta s mask back, back = W1^T e, e = recalled - aim
+    error, gone = recalled.sub_(target).add_(k[:, None]), 1 - gates.before_NC[:, None, None]
+    by_moved = (g_r1 * moved).sum(-2)
+    g_output += by_moved * gone[:, 0] - (g_r1 * error).sum(-2)
+    g_before = -(gates.output_NRC * by_moved).sum(1)
+    g_r1.mul_(gates.output_NRC[:, :, None])
+    g_moved = g_r1 * gone
+    g_first = g_moved.view(N * R, d, C)
+    g.first1_NRdm.view(N * R, d, m).baddbmm_(g_first, t(a_k), alpha=-1)
+    g_a_k.baddbmm_(t(bank.first1_NRdm.view(N * R, d, m)), g_first, alpha=-1)
+    # u2 = -eta s mask back, back = W1^T e
     g_back = masked(g_u2.view(N * R, m, C), a_k)
     felt = (g_back * back).sum(-2, keepdim=True)
     minus_eta = -gates.eta_NRC.view(N * R, 1, C)
     g_eta, g_s = -s_k * felt, minus_eta * felt
     g_back.mul_(minus_eta * s_k)
     flat1 = bank.W1_NRdm.view(N * R, d, m)
-    g_error = torch.bmm(flat1, g_back).view(N, R, d, C)
-    g_y = kept.q.new_empty(N, R, d, 2 * C)
-    torch.add(g_error, g_recalled, out=g_y[..., :C])
-    g_aim = g_r1.sub_(g_error)
+    g_aim = g_r1.sub_(torch.bmm(flat1, g_back).view(N, R, d, C))  # minus the gradient at e
     g_k -= g_aim.sum(1)
+    g_recalled = g_moved.sub_(g_aim)
     g_h = normalise_back(g_aim, target, inverse_norm)  # target = h inverse, h = v + W1 a_v
-    g_y[..., C:] = g_h
-    flat_y = g_y.view(N * R, d, 2 * C)
-    g_W1.view(N * R, d, m).baddbmm_((recalled - aim).view(N * R, d, C), t(g_back)).baddbmm_(flat_y, t(a_kv))
+    flat_y = torch.cat((g_recalled, g_h), -1).view(N * R, d, 2 * C)
+    g_W1.view(N * R, d, m).baddbmm_(error.view(N * R, d, C), t(g_back)).baddbmm_(flat_y, t(a_kv))
     g_W1[:, -1] += read.bank.W1_NRdm
     g_a = torch.bmm(t(flat1), flat_y)
     g_a[..., :C] += g_a_k
