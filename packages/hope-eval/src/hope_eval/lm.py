@@ -171,9 +171,12 @@ class Scorer:
     def _prefill(self, prompts_BT: Tokens, state: Any) -> Fork:
         self._need_state()
         tokens_BT = torch.as_tensor(prompts_BT, device=self.device)
-        # The last token by itself: what a model puts off until the next token is known is then one token's worth,
-        # and forks need not each do it again for a whole segment.
-        for piece_BT in (*torch.split(tokens_BT[:, :-1], PIECE, 1), tokens_BT[:, -1:]):
+        pieces = torch.split(tokens_BT, PIECE, 1)
+        if self.model.defers:
+            # The last token by itself: what is put off until the next token is known is then one token's worth,
+            # and forks need not each do it again for a whole segment.
+            pieces = (*torch.split(tokens_BT[:, :-1], PIECE, 1), tokens_BT[:, -1:])
+        for piece_BT in pieces:
             if piece_BT.shape[1]:
                 last = torch.full((len(piece_BT),), piece_BT.shape[1] - 1, device=self.device)
                 ends = (torch.arange(len(piece_BT), device=self.device), last)
