@@ -164,7 +164,7 @@ def test_memorising_runs_both_and_pairs_them(context: Build, model: LanguageMode
     runs = lambda scorer: [choice.run(context(scorer=scorer), settings)]  # noqa: E731
     tasks, differences = memorize.both(whole.scorer, Memorize(), runs)
     off, on = tasks
-    assert (off.task, on.task) == ("choice", "choice+on")
+    assert (off.task, on.task) == ("choice+off", "choice+on")
     assert off.settings["memorize"] == "off"
     assert on.settings["memorize_steps"] == 1
     a, b = np.array(on.items.scores["choice_accuracy"]), np.array(off.items.scores["choice_accuracy"])
@@ -247,6 +247,11 @@ def test_run_with_memorize_writes_the_pair(corpora: Path, checkpoint_folder: Pat
     ]
     assert main(["run", *flags(checkpoint_folder, out), *folders, "--memorize"]) == 0
     result = schema.load(out)
-    assert [task.task for task in result.tasks] == ["perplexity", "choice", "perplexity+on", "choice+on"]
+    assert [task.task for task in result.tasks] == [
+        "perplexity+off",
+        "choice+off",
+        "perplexity+on",
+        "choice+on",
+    ]
     assert {row.metric for row in result.memorized} >= {"bits_per_byte", "choice_accuracy"}
     assert all(row.stderr is not None for row in result.memorized if row.group == "all")

@@ -92,6 +92,14 @@ class Learner:
             raise InputError(
                 "continual --learn memorize: full attention has no bounded state; use --learn train"
             )
+        asked = scorer.memorize
+        if asked and asked.oracle:
+            raise InputError(
+                "continual: what is learned and what is asked differ; leave out --memorize-oracle"
+            )
+        if asked and learning.how != "memorize":
+            raise InputError("continual --learn train: weights learn, not memories; leave out --memorize")
+        self.steps = asked.steps if asked else 1
         self.learning, self.state = learning, None
         self.scorer = Scorer(copy.copy(model), scorer.device, scorer.batch_tokens, scorer.advance)
         if learning.how == "train":
@@ -101,10 +109,11 @@ class Learner:
             self.optimizer = torch.optim.AdamW(inner.parameters(), lr=learning.lr, weight_decay=0.0)
 
     def learn(self, tokens_T: Tokens) -> None:
-        """Read a stream, once."""
+        """Read a stream: once, or as often as memorisation wants."""
         if self.learning.how == "memorize":
-            for _, state in self.scorer.stream_logp(tokens_T, self.state):
-                self.state = state
+            for _ in range(self.steps):
+                for _, state in self.scorer.stream_logp(tokens_T, self.state):
+                    self.state = state
             return
         assert isinstance(self.scorer.model, HopeModel)  # noqa: S101
         model = self.scorer.model.model.train()

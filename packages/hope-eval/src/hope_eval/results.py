@@ -167,7 +167,7 @@ class PairedDifference:
     """Memories written at test time minus memories frozen, over the same items.
 
     Attributes:
-        task: name of the task with memories frozen.
+        task: without the mode.
         mode: `on`, or `oracle` where correct answers were read.
         metric: key of `METRICS`.
         group: as in `Metric`.
