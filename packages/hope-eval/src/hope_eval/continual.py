@@ -28,6 +28,7 @@ from hope_eval.results import Items, Metric, TaskResult, fingerprint, rounded
 from hope_eval.tasks.base import Stopwatch
 
 VERSION = 1
+DRAWS = 500
 Matrix = NDArray[np.float64]
 
 
@@ -77,6 +78,32 @@ def transfer(R: Matrix, *, lower_is_better: bool) -> Transfer:
     backward = [after[j, j] - last[j] for j in range(n - 1)]
     forward = [loss[0, j] - after[j - 1, j] for j in range(1, n)]
     return Transfer(float(np.mean(forgetting)), float(np.mean(backward)), float(np.mean(forward)))
+
+
+def transfer_errors(
+    items: Items, score: str, domains: Sequence[str], *, lower_is_better: bool
+) -> Transfer | None:
+    """Standard errors of the three: `DRAWS` bootstraps over the held-out documents of each domain.
+
+    None where a domain has fewer than two documents.
+    """
+    places = np.array([domains.index(name) for name in items.labels["domain"]])
+    docs = len(places) // (len(domains) + 1)  # every stage asks the same ones, in the same order
+    sizes = np.bincount(places[:docs], minlength=len(domains))
+    if sizes.min() < 2:
+        return None
+    score_SN = np.array(items.scores[score]).reshape(-1, docs)
+    weight_N, member_NJ = np.array(items.weight[:docs]), np.eye(len(domains))[places[:docs]]
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(DRAWS):
+        times_N = np.zeros(docs)
+        for place, size in enumerate(sizes):
+            times_N[places[:docs] == place] = rng.multinomial(size, np.full(size, 1 / size))
+        R = (score_SN * times_N) @ member_NJ / ((weight_N * times_N) @ member_NJ)
+        found = transfer(R, lower_is_better=lower_is_better)
+        drawn.append([found.forgetting, found.backward, found.forward])
+    return Transfer(*np.std(drawn, axis=0, ddof=1).tolist())
 
 
 class Learner:
@@ -252,12 +279,14 @@ def _result(
     lower: bool,
 ) -> TaskResult:
     found, n = transfer(R, lower_is_better=lower), R.shape[1]
+    [score], domains = items.scores, list(dict.fromkeys(items.labels["domain"]))
+    error = transfer_errors(items, score, domains, lower_is_better=lower)
     derived = [
-        Metric(name, "all", value, None, n - 1, n - 1)
-        for name, value in (
-            ("forgetting", found.forgetting),
-            ("backward_transfer", found.backward),
-            ("forward_transfer", found.forward),
+        Metric(name, "all", value, stderr, n - 1, n - 1)
+        for name, value, stderr in (
+            ("forgetting", found.forgetting, error and error.forgetting),
+            ("backward_transfer", found.backward, error and error.backward),
+            ("forward_transfer", found.forward, error and error.forward),
         )
     ]
     tokens, seconds = watch.stop()
