@@ -284,9 +284,9 @@ def _result(
     derived = [
         Metric(name, "all", value, stderr, n - 1, n - 1)
         for name, value, stderr in (
-            ("forgetting", found.forgetting, error and error.forgetting),
-            ("backward_transfer", found.backward, error and error.backward),
-            ("forward_transfer", found.forward, error and error.forward),
+            ("forgetting", found.forgetting, error.forgetting if error else None),
+            ("backward_transfer", found.backward, error.backward if error else None),
+            ("forward_transfer", found.forward, error.forward if error else None),
         )
     ]
     tokens, seconds = watch.stop()
