@@ -26,7 +26,6 @@ def config(variant: str, size: str) -> TrainConfig:
     )
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("variant", ["transformer", "titans", "hope", "gated_deltanet"])
 def test_foreseen_is_what_a_real_step_holds(variant: str, size: str) -> None:

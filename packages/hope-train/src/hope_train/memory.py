@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,8 @@ def foreseen_peak(
     config: TrainConfig, layers: int, sequences: int, length: int, *, bf16: bool, gradients: bool = False
 ) -> float:
     """`activations` of so many layers, counted."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         return counted_peak(config, layers, sequences, length, bf16=bf16, gradients=gradients)
 
 
