@@ -36,6 +36,8 @@ def inside(curves: Sequence[Curve], colour: Mapping[str, str]) -> Figure | None:
         axes.set_title(title, fontsize=10)
         if logarithmic:
             axes.set_yscale("log")
+        if name == "gate_hit_rate_":
+            axes.set_ylim(0, 1.05)
         for curve in curves:
             for number, key in enumerate(_keys(curve, name)):
                 points = [(row["tokens"] / 1e6, row[key]) for row in curve.rows if key in row]
@@ -50,6 +52,7 @@ def inside(curves: Sequence[Curve], colour: Mapping[str, str]) -> Figure | None:
         axes.set_axis_off()
     for axes in panels[-COLUMNS:]:
         axes.set_xlabel("million tokens")
+        axes.locator_params(axis="x", nbins=5)
     figure.legend(list(labels.values()), list(labels), loc="outside lower center", ncols=4)
     return figure
 
