@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -32,22 +33,7 @@ def inside(curves: Sequence[Curve], colour: Mapping[str, str]) -> Figure | None:
     panels = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).flatten()
     labels: dict[str, Line2D] = {}
     for axes, name in zip(panels, shown, strict=False):
-        title, logarithmic = PANELS[name]
-        axes.set_title(title, fontsize=10)
-        if logarithmic:
-            axes.set_yscale("log")
-        if name == "gate_hit_rate_":
-            axes.set_ylim(0, 1.05)
-        for curve in curves:
-            for number, key in enumerate(_keys(curve, name)):
-                points = [(row["tokens"] / 1e6, row[key]) for row in curve.rows if key in row]
-                style = LINES[number % len(LINES)]
-                (line,) = axes.plot(*zip(*points, strict=True), style, color=colour[curve.run], linewidth=1.4)
-                labels.setdefault(curve.run, line)
-                if name.endswith("_") and curve is _first(curves, name):
-                    axes.plot([], [], style, color="#666666", label=key.removeprefix(name))
-        if name.endswith("_"):
-            axes.legend(fontsize=8)
+        labels |= _panel(axes, name, curves, colour)
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     for axes in panels[-COLUMNS:]:
@@ -57,13 +43,30 @@ def inside(curves: Sequence[Curve], colour: Mapping[str, str]) -> Figure | None:
     return figure
 
 
+def _panel(axes: Axes, name: str, curves: Sequence[Curve], colour: Mapping[str, str]) -> dict[str, Line2D]:
+    """One quantity; returns a line of each run for the legend."""
+    title, logarithmic = PANELS[name]
+    axes.set_title(title, fontsize=10)
+    axes.set_yscale("log" if logarithmic else "linear")
+    if name == "gate_hit_rate_":
+        axes.set_ylim(0, 1.05)
+    lines = {}
+    for curve in curves:
+        for number, key in enumerate(_keys(curve, name)):
+            points = [(row["tokens"] / 1e6, row[key]) for row in curve.rows if key in row]
+            style = LINES[number % len(LINES)]
+            (line,) = axes.plot(*zip(*points, strict=True), style, color=colour[curve.run], linewidth=1.4)
+            lines[curve.run] = line
+    if name.endswith("_"):
+        for number, key in enumerate(max((_keys(curve, name) for curve in curves), key=len)):
+            style = LINES[number % len(LINES)]
+            axes.plot([], [], style, color="#666666", label=key.removeprefix(name))
+        axes.legend(fontsize=8)
+    return lines
+
+
 def _keys(curve: Curve, name: str) -> list[str]:
     found = {
         key for row in curve.rows for key in row if key == name or (name[-1] == "_" and key.startswith(name))
     }
     return sorted(found)
-
-
-def _first(curves: Sequence[Curve], name: str) -> Curve:
-    """Whose keys the legend names: the run with most of them."""
-    return max(curves, key=lambda curve: len(_keys(curve, name)))
