@@ -58,7 +58,8 @@ def _panel(axes: Axes, name: str, curves: Sequence[Curve], colour: Mapping[str, 
             (line,) = axes.plot(*zip(*points, strict=True), style, color=colour[curve.run], linewidth=1.4)
             lines[curve.run] = line
     if name.endswith("_"):
-        for number, key in enumerate(max((_keys(curve, name) for curve in curves), key=len)):
+        most: list[str] = max((_keys(curve, name) for curve in curves), key=len)
+        for number, key in enumerate(most):
             style = LINES[number % len(LINES)]
             axes.plot([], [], style, color="#666666", label=key.removeprefix(name))
         axes.legend(fontsize=8)
