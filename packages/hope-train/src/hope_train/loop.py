@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hope_data.loader import Batch
 from hope_model import LanguageModel
 from hope_model import state as model_state
+from hope_model.observe import Observations, observe
 from hope_train import distributed, schedule
 from hope_train.config import TrainConfig
 from hope_train.data import Data
@@ -126,11 +127,11 @@ def fit(
     while progress.step < end and not stopping:
         tick = time.perf_counter()
         batch = next(run.data.loader)
-        loss, state = forward_backward(run, batch, progress.step)
-        # One sum serves both: processes agree on the loss, and to stop after the same step.
-        loss, stops = run.world.sum([loss / run.world.size, float(stop.requested)])
         validate = progress.step + 1 == config.steps or _due(config.eval_every, progress.step + 1)
         report = validate or _due(config.log.every, progress.step + 1)
+        loss, inner = forward_backward(run, batch, progress.step, measure=report)
+        # One sum serves both: processes agree on the loss, and to stop after the same step.
+        loss, stops = run.world.sum([loss / run.world.size, float(stop.requested)])
         step = update(run, progress.step, loss, batch, measure=report)
         stopping = stops > 0
         progress.step += 1
@@ -144,7 +145,7 @@ def fit(
                 "tokens": progress.tokens,
                 "loss": math.fsum(progress.losses) / len(progress.losses),
                 **step,
-                **model_state.metrics(state),
+                **inner,
                 "tokens_per_s": speed,
             }
             if run.peak:
@@ -162,34 +163,44 @@ def fit(
     return measured
 
 
-def forward_backward(run: Run, batch: Batch, step: int = 0) -> tuple[float, Any]:
+def forward_backward(
+    run: Run, batch: Batch, step: int = 0, *, measure: bool = False
+) -> tuple[float, dict[str, float]]:
     """Add the gradient of the mean loss of this process's part of a batch.
 
     Args:
         run: what the loop works with.
         batch: this process's sequences.
         step: steps done so far.
+        measure: also look into the memories.
 
     Returns:
-        The mean loss in nats per token, and the model's state after the last part of the batch.
+        The mean loss in nats per token; if wanted, what the memories hold after the last part of the batch
+        (`hope_model.state.metrics`), and their gates' means (`hope_model.observe`; not where compiled).
     """
     config = run.config
     cut = config.length // schedule.context(config, step)
     settings = schedule.memory(config.teach, run.model.settings(), step, config.steps, run.model.levels)
     parts = torch.from_numpy(batch.tokens).to(run.world.device).chunk(config.accumulate)
-    total, state = 0.0, None
+    total, inner = 0.0, dict[str, float]()
     for number, part in enumerate(parts):
-        with distributed.accumulating(run.network, last=number + 1 == len(parts)):
-            with run.autocast():
+        last = number + 1 == len(parts)
+        looking = observe() if measure and last and not config.compile else nullcontext(Observations())
+        with distributed.accumulating(run.network, last=last):
+            with run.autocast(), looking as seen:
                 losses_BT, state = run.network(
                     part[:, :-1].reshape(len(part) * cut, -1),
                     part[:, 1:].reshape(len(part) * cut, -1),
                     settings,
                 )
+            if measure and last:
+                inner = model_state.metrics(state) | seen.means()
+            # A state's views keep whole activations; the backward pass needs the room.
+            del state
             loss = losses_BT.mean() / len(parts)
             loss.backward()
         total += loss.item()
-    return total, state
+    return total, inner
 
 
 def update(run: Run, step: int, loss: float, batch: Batch, *, measure: bool) -> dict[str, float]:
