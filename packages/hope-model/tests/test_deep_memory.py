@@ -41,6 +41,9 @@ class Draw:
     def weights(self, memories: int) -> FastWeights:
         return FastWeights(self(B, H, memories, m, d), self(B, H, memories, d, m, scale=0.5))
 
+    def first(self, memories: int) -> FastWeights:
+        return FastWeights(self(H, memories, m, d), self(H, memories, d, m, scale=0.5))
+
 
 def self_modifying_inputs(
     T: int, rules: Rules, position: int, *, self_modify: bool, default: bool = True
@@ -56,7 +59,7 @@ def self_modifying_inputs(
     gates = Gates(None, None if default else draw.strength(B, H, T), draw.strength(B, H, 1, T), None, None)
     state = MemoryState(now, start, None, position)
     fixed = None if self_modify else draw.weights(4)
-    origin = draw.weights(written) if default else None
+    origin = draw.first(written) if default else None
     return draw.unit(B, H, T, d), draw.unit(B, H, T, d), gates, readout, state, rules, fixed, origin
 
 
@@ -113,7 +116,7 @@ def test_titans_memory_is_the_token_loop(
     now = draw.weights(1)
     start = now if position % chunk == 0 else draw.weights(1)
     state = MemoryState(now, start, draw.weights(1) if momentum else None, position)
-    origin = draw.weights(1) if default else None
+    origin = draw.first(1) if default else None
     assert_same(titans_memory_naive, chunked, q, k, v, gates, state, rules, origin)
 
 

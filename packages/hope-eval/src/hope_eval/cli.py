@@ -122,6 +122,9 @@ def _suite(arguments: argparse.Namespace) -> None:
     from hope_eval.suite import Sizes, pieces  # noqa: PLC0415
 
     bounded = load(arguments.checkpoint, arguments.tokenizer).model.max_length is None
+    # The former pack stays until the new one is whole.
+    whole = arguments.json
+    arguments.json = whole.with_name(whole.name + ".part")
     arguments.json.unlink(missing_ok=True)
     for command in pieces(arguments, Sizes(), bounded=bounded):
         print(f"\nhope-eval {shlex.join(command)}", flush=True)
@@ -129,6 +132,7 @@ def _suite(arguments: argparse.Namespace) -> None:
         told = _parser().parse_args(command)
         told.function(told)
         print(f"{time.monotonic() - start:.1f} s", flush=True)
+    arguments.json.replace(whole)
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

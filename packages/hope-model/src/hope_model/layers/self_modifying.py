@@ -77,9 +77,11 @@ class SelfModifyingTitans(nn.Module):
 
     def _firsts(self, batch: int) -> tuple[FastWeights | None, FastWeights | None]:
         """Meta-learned memories: those that project if only `memory` is written, and those that retention pulls to."""
-        first = self.memory.fast(batch)
-        written = first if self.self_modify else FastWeights(*(W[:, :, -1:] for W in first))
-        return None if self.self_modify else first, written if self.decay_to == "initial" else None
+        first = self.memory.first()
+        if not self.self_modify:
+            first = FastWeights(*(W[:, -1:] for W in first))
+        fixed = None if self.self_modify else self.memory.fast(batch)
+        return fixed, first if self.decay_to == "initial" else None
 
     def _readout(self) -> Readout:
         return Readout(

@@ -50,8 +50,11 @@ class MemoryWeights(nn.Module):
 
     def fast(self, batch: int) -> FastWeights:
         """One copy per sequence, in the precision of states; gradients flow back to the parameters."""
-        weights = (self.W2_HRmd, self.W1_HRdm)
-        return FastWeights(*(W.to(_state_dtype(W)).expand(batch, *W.shape) for W in weights))
+        return FastWeights(*(W.expand(batch, *W.shape) for W in self.first()))
+
+    def first(self) -> FastWeights:
+        """[H, R, m, d] and [H, R, d, m], in the precision of states."""
+        return FastWeights(*(W.to(_state_dtype(W)) for W in (self.W2_HRmd, self.W1_HRdm)))
 
 
 def _state_dtype(weight: Tensor) -> torch.dtype:
@@ -90,7 +93,7 @@ class Titans(nn.Module):
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             gates = self._gates(log_a, cast(raw))
-            origin = self.memory.fast(len(q)) if self.decay_to == "initial" else None
+            origin = self.memory.first() if self.decay_to == "initial" else None
             o, memory = titans_memory(q, k, v, gates, state.memory, self.rules, origin)
         return self.output(o, x_BTD), TitansState(memory, tail)
 

@@ -249,7 +249,7 @@ def self_modifying(
     x_NdT, q_NdT = (x.transpose(-1, -2).contiguous() for x in (x_NTd, q_NTd))
     outputs = []
     written = written and _has_written_backward(rules, gates, origin)
-    first = tuple(_batch(W) for W in origin or ())
+    first = tuple(W.contiguous() for W in origin or ())
     lengths = _pieces(state.position, x_NdT.shape[-1], rules.chunk)
     for x_NdC, q_NdC, gates_C in zip(
         torch.split(x_NdT, lengths, -1), torch.split(q_NdT, lengths, -1), _split(gates, lengths), strict=True

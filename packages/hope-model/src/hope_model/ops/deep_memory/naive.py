@@ -90,7 +90,7 @@ def titans_memory_naive(
 ) -> tuple[Tensor, MemoryState]:
     """Titans' memory (arXiv 2501.00663, eq. 9-14): q, k and v given; only the memory is written.
 
-    `origin`: the weights that retention pulls to; None: zero.
+    `origin`: the weights that retention pulls to, one copy for the batch [H, 1, ...]; None: zero.
     """
     outputs = []
     for t in range(q_NTd.shape[-2]):
@@ -122,7 +122,7 @@ def self_modifying_naive(
         state: Five memories (k, v, eta, alpha, memory), or one where `fixed` holds the other four.
         rules: The named choices.
         fixed: Projecting memories that are never written (self-modifier off).
-        origin: The weights that retention pulls to; None: zero.
+        origin: The weights that retention pulls to, one copy for the batch [H, R, ...]; None: zero.
     """
     outputs = []
     for t in range(x_NTd.shape[-2]):

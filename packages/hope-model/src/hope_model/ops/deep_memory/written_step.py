@@ -39,12 +39,19 @@ class StepGates(NamedTuple):
 
 
 class Bank(NamedTuple):
-    """Weights at the chunk's start and the first weights. Firsts go through, so that their gradient sums in place."""
+    """Weights at the chunk's start and the first weights. Firsts go through, so that their gradient sums in place.
+
+    Outside, firsts are one copy for the batch; a step spreads them while it runs, so that no copy outlives it.
+    """
 
     W2_NRmd: Tensor
     W1_NRdm: Tensor
-    first2_NRmd: Tensor
-    first1_NRdm: Tensor
+    first2_NRmd: Tensor  # outside [H, R, m, d]
+    first1_NRdm: Tensor  # outside [H, R, d, m]
+
+    def spread(self) -> "Bank":
+        """Firsts for every sequence."""
+        return Bank(*self[:2], *(O.expand(len(self[0]) // len(O), *O.shape).flatten(0, 1) for O in self[2:]))
 
 
 class _Kept(NamedTuple):
@@ -91,7 +98,8 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Tensor) -> tuple[Tensor, ...]:
-        bank, (kv, q), gates = Bank(*args[:4]), args[4:6], StepGates(*args[6:])
+        given, (kv, q), gates = Bank(*args[:4]), args[4:6], StepGates(*args[6:])
+        bank = given.spread()
         N, R, m, d = bank.W2_NRmd.shape
         C = q.shape[-1]
         k = kv[..., :C]
@@ -110,15 +118,16 @@ class _Step(torch.autograd.Function):
         W2_new.view(N, R * m, d).baddbmm_(u2 * end[:, None], t(k))
         W1_new.view(N * R, d, m).baddbmm_((u1 * end[:, None, None]).view(N * R, d, C), t(a_k))
         o, a_q, s_q = _read(bank, kv, q, a_k.view(N, R, m, C)[:, -1], u2, u1, gates)
-        ctx.save_for_backward(*bank, kv, q, u2, u1, a_q, s_q, *gates)
-        return o, W2_new, W1_new, *(W.view_as(W) for W in bank[2:])
+        ctx.save_for_backward(*given, kv, q, u2, u1, a_q, s_q, *gates)
+        return o, W2_new, W1_new, *(W.view_as(W) for W in given[2:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         # The last two come from the next chunk's step, their only reader: they are ours to add to.
         saved, (g_o, *g_bank) = ctx.saved_tensors, grads
-        return _step_back(g_o, Bank(*g_bank), Bank(*saved[:4]), _Kept(*saved[4:-6]), StepGates(*saved[-6:]))
+        bank, kept = Bank(*saved[:4]).spread(), _Kept(*saved[4:-6])
+        return _step_back(g_o, Bank(*g_bank), bank, kept, StepGates(*saved[-6:]))
 
 
 def _read(
@@ -203,7 +212,10 @@ def _system_back(
 def _state_back(
     g: Bank, bank: Bank, kept: _Kept, a_k: Tensor, gates: StepGates, read: _ReadBack
 ) -> tuple[Tensor, ...]:
-    """W' = keep W + (1 - keep) O + (u end) k^T of both layers; joined with what the read sends."""
+    """W' = keep W + (1 - keep) O + (u end) k^T of both layers; joined with what the read sends.
+
+    Returns gradients at W2, W1, O2, O1 (per sequence), u2, u1, k and a_k.
+    """
     N, R, m, d = bank.W2_NRmd.shape
     C = kept.q.shape[-1]
     u2, u1, k = kept.u2, kept.u1, kept.kv[..., :C]
@@ -211,9 +223,9 @@ def _state_back(
     flat2, flat1 = g.W2_NRmd.view(N, R * m, d), g.W1_NRdm.view(N * R, d, m)
     g_keep = dot(g.W2_NRmd, bank.W2_NRmd - bank.first2_NRmd) + dot(g.W1_NRdm, bank.W1_NRdm - bank.first1_NRdm)
     g_W2, g_W1 = g.W2_NRmd * keep, g.W1_NRdm * keep
-    for g_first, g_new, g_read in zip(g[2:], g[:2], read.bank[2:], strict=True):
-        g_first.addcmul_(g_new, 1 - keep)
-        g_first[:, -1] += g_read
+    g_O2, g_O1 = g.W2_NRmd - g_W2, g.W1_NRdm - g_W1
+    g_O2[:, -1] += read.bank.first2_NRmd
+    g_O1[:, -1] += read.bank.first1_NRdm
     g_u2, g_u1 = torch.bmm(flat2, k), torch.bmm(flat1, a_k).view(N, R, d, C)
     g_end = (g_u2 * u2).sum(-2) + (g_u1 * u1).sum((-3, -2))
     g_u2, g_u1 = g_u2.mul_(end[:, None]), g_u1.mul_(end[:, None, None])
@@ -224,7 +236,7 @@ def _state_back(
     g_a_k.view(N, R, m, C)[:, -1] += read.a_k
     read.gamma[:, -1] += g_keep
     read.within[..., -1] += g_end
-    return g_W2, g_W1, g_u2, g_u1.view(N * R, d, C), g_k, g_a_k
+    return g_W2, g_W1, g_O2, g_O1, g_u2, g_u1.view(N * R, d, C), g_k, g_a_k
 
 
 def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) -> tuple[Tensor, ...]:
@@ -233,7 +245,7 @@ def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) 
     C = kept.q.shape[-1]
     k, a_k, s_k = kept.kv[..., :C], a_kv[..., :C], s_kv[..., :C]
     read = _read_back(g_o, bank, kept, a_kv, gates)
-    g_W2, g_W1, g_u2, g_u1, g_k, g_a_k = _state_back(g, bank, kept, a_k, gates, read)
+    g_W2, g_W1, g_O2, g_O1, g_u2, g_u1, g_k, g_a_k = _state_back(g, bank, kept, a_k, gates, read)
     g_r1, g_output, g_between = _system_back(g_u1, kept.u1, a_k, gates, g_a_k)
     # r1 = b (-e + (1 - before) moved), e = recalled - aim, moved = recalled - O1 a_k
     g_r1 = g_r1.view(N, R, d, C)
@@ -244,7 +256,9 @@ def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) 
     g_r1.mul_(gates.output_NRC[:, :, None])
     g_moved = g_r1 * gone
     g_first = g_moved.view(N * R, d, C)
-    g.first1_NRdm.view(N * R, d, m).baddbmm_(g_first, t(a_k), alpha=-1)
+    g_O1.view(N * R, d, m).baddbmm_(g_first, t(a_k), alpha=-1)
+    for g_first_HR, g_O in zip(g[2:], (g_O2, g_O1), strict=True):
+        g_first_HR += g_O.view(-1, *g_first_HR.shape).sum(0)
     g_a_k.baddbmm_(t(bank.first1_NRdm.view(N * R, d, m)), g_first, alpha=-1)
     # u2 = -eta s mask back, back = W1^T e
     g_back = masked(g_u2.view(N * R, m, C), a_k)
