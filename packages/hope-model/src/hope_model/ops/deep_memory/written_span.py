@@ -29,8 +29,8 @@ def written_span(
     assert state.momentum is not None  # noqa: S101
     assert origin is not None  # noqa: S101
     SPO2, SPO1 = (
-        torch.stack((S, P, O.expand_as(S)), -3).flatten(0, -5).squeeze(1)
-        for S, P, O in zip(state.now, state.momentum, origin, strict=True)  # noqa: E741
+        torch.stack((S, P, first.expand_as(S)), -3).flatten(0, -5).squeeze(1)
+        for S, P, first in zip(state.now, state.momentum, origin, strict=True)
     )
     outputs, before = [], (SPO2, SPO1)
     for k, v, q, *scalars in zip(*(x.unbind(0) for x in inputs), *(x.unbind(0) for x in steps), strict=True):

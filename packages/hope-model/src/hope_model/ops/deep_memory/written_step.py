@@ -51,7 +51,8 @@ class Bank(NamedTuple):
 
     def spread(self) -> "Bank":
         """Firsts for every sequence."""
-        return Bank(*self[:2], *(O.expand(len(self[0]) // len(O), *O.shape).flatten(0, 1) for O in self[2:]))
+        times = len(self.W2_NRmd) // len(self.first2_NRmd)
+        return Bank(*self[:2], *(W.expand(times, *W.shape).flatten(0, 1) for W in self[2:]))
 
 
 class _Kept(NamedTuple):
