@@ -49,15 +49,17 @@ class TaskValidation:
                 out |= {f"val_loss_{length}": float(loss), f"val_accuracy_{length}": float(accuracy)}
                 continue
             residual_N = hits_N - accuracy * asked_N
-            out |= {"val_loss": float(loss), "val_accuracy": float(accuracy), "val_sequences": float(len(nats_N))}
+            out |= {
+                "val_loss": float(loss),
+                "val_accuracy": float(accuracy),
+                "val_sequences": float(len(nats_N)),
+            }
             if len(nats_N) > 1:
                 error = residual_N.std(ddof=1) / (asked_N.mean() * np.sqrt(len(nats_N)))
                 out["val_accuracy_se"] = float(error)
         return out
 
-    def _score(
-        self, scores: Scores, world: World, length: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    def _score(self, scores: Scores, world: World, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
         examples = self._drawn[length]
         size = max(1, self._batch_size * self._lengths[0] // length)
         tokens = torch.split(torch.from_numpy(examples.tokens), size)
