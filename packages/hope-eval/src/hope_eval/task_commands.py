@@ -16,7 +16,7 @@ def add(commands: Parsers) -> None:
         help="accuracy by length on the synthetic task a checkpoint was trained on",
         description="Fresh sequences of each length, the same for every checkpoint of a task; standard errors are "
         "over sequences. Task and training length come from the checkpoint.",
-        epilog="example:\n  hope-eval task --checkpoint runs/parity/checkpoint --lengths 1x 2x 4x 8x --json parity.json",
+        epilog="example:\n  hope-eval task --checkpoint runs/parity/checkpoint --lengths 1x 2x 8x --json parity.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     task.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")

@@ -58,6 +58,7 @@ class Suite:
     work: Path
     jobs: int = 1
     stop: Event = field(default_factory=Event)
+    display: _Display = field(init=False)
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _guard: Lock = field(default_factory=Lock)
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -102,11 +103,26 @@ class Suite:
             study = chain.definition
             known = ("question", "order", "scale", "rates", "tune_seed", "seeds", "lengths")
             entry = studies.setdefault(chain.study, {key: asdict(study)[key] for key in known} | {"arms": {}})
-            entry["arms"][chain.arm] = {"parameters": chain.parameters, "missing": chain.missing}
+            entry["arms"][chain.arm] = self._planned(chain)
         path = self.results / "plan.json"
         former = json.loads(path.read_text()) if path.is_file() else {}
         merged = sorted(({**former, **studies}).items(), key=lambda item: (item[1]["order"], item[0]))
         write_atomic(path, (json.dumps(dict(merged), indent=1) + "\n").encode())
+
+    @staticmethod
+    def _planned(chain: Chain) -> dict[str, Any]:
+        model, study = chain.config.model, chain.definition
+        units = chain.tuning() + [chain.unit(rate, seed) for rate in study.rates for seed in study.seeds]
+        teaches = model.variant.startswith("hope") and model.cms.teach_scale > 0
+        return {
+            "parameters": chain.parameters,
+            "missing": chain.missing,
+            "variant": model.variant,
+            "length": chain.config.length,
+            "chunk": model.memory.chunk,
+            "segment": min(model.cms.chunks()) if teaches else 0,
+            "units": {Path(unit.config.run).name: unit.sha256[:16] for unit in units},
+        }
 
     def path(self, unit: Unit) -> Path:
         """Where a training's result lies."""
@@ -170,12 +186,16 @@ class Suite:
         write_atomic(folder / "config.yaml", configuration.dump(config).encode())
         with _locked(folder) as lock:
             start = time.monotonic()
-            status = self._call(
-                folder,
-                lock,
-                [sys.executable, "-m", "hope_train", "run", str(folder / "config.yaml"), "--out", str(folder)]
-                + ["--json", str(folder / "train.json"), "--fresh-on-mismatch"],
-            )
+            command = [
+                sys.executable,
+                "-m",
+                "hope_train",
+                "run",
+                str(folder / "config.yaml"),
+                "--fresh-on-mismatch",
+            ]
+            command += ["--out", str(folder), "--json", str(folder / "train.json")]
+            status = self._call(folder, lock, command)
             said = _last_line(folder)
             if status and not DIVERGED.search(said):
                 raise InputError(f"{unit.config.run}: {said.removeprefix('error: ')}")

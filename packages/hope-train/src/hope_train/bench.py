@@ -12,7 +12,9 @@ from statistics import median
 import numpy as np
 import torch
 
+from hope_data.loader import Loader
 from hope_model import counting
+from hope_model.errors import InputError
 from hope_train.config import TrainConfig
 from hope_train.data import open_data
 from hope_train.distributed import World, pick_device
@@ -81,6 +83,8 @@ def bench(config: TrainConfig, steps: int, rounds: int) -> dict[str, float]:
 def _bare(run: Run) -> None:
     """The model alone: no loader, optimiser, clip, log; gradients thrown away."""
     config = run.config
+    if not isinstance(run.data.loader, Loader):
+        raise InputError("bench measures runs on text; leave data.task out")
     batch = run.data.loader.samples(np.arange(config.batch_size))
     tokens = torch.from_numpy(batch.tokens).to(run.world.device)
     for part in tokens.chunk(config.accumulate):

@@ -78,10 +78,11 @@ examples:
   hope-train ablations --only parity mqar/hope      two studies; of the second, one arm
   hope-train ablations --scale pilot --results reports/ablations-pilot    the same questions at another size
 
-A study is a file of conf/study: arms that differ in one thing. For each arm: one training per learning rate, the best on
-validation, then one per seed. Each leaves DIR/STUDY/ARM/rateR-seedS.json; what is there is not done again, unless its
-definition has changed. Ctrl-C, SIGTERM and kills at any point are fine: the same command goes on, also on another
-machine that has the JSONs. Then: hope-eval ablations --results DIR --out reports/ablations.md --plots reports/plots
+A study is a file of conf/study: arms that differ in one thing. For each arm: one training per learning rate, the best
+on validation, then one per seed. Each leaves DIR/STUDY/ARM/rateR-seedS.json; what is there is not done again, unless
+its definition has changed. Ctrl-C, SIGTERM and kills at any point are fine: the same command goes on, also on another
+machine that has the JSONs. Then: hope-eval ablations --results DIR --out reports/ablations.md --plots DIR/plots
+
 exit status: 0 all done, 75 stopped and ready to go on, 2 wrong input.
 """
 

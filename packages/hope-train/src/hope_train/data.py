@@ -7,17 +7,33 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hope_data import shards, tasks
-from hope_data.loader import Loader, LoaderConfig, eval_windows
-from hope_data.tasks.loader import TaskLoader
+from hope_data.loader import Batch, Loader, LoaderConfig, eval_windows
+from hope_data.tasks.loader import TaskBatch, TaskLoader
 from hope_data.tokenizer import Tokenizer
 from hope_model.errors import InputError
 from hope_train.config import TrainConfig
 from hope_train.task_validation import TaskValidation
+
+
+class Stream(Protocol):
+    """Endless batches whose position can be saved."""
+
+    corpora: list[str]
+
+    def __next__(self) -> Batch | TaskBatch:
+        """The next batch of this rank."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position after the batches taken so far."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,7 @@ class Data:
         task: validation of a task, in place of `windows`.
     """
 
-    loader: Loader | TaskLoader
+    loader: Stream
     windows: Mapping[str, npt.NDArray[np.int64]]
     token_bytes: npt.NDArray[np.int64]
     sha256: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from hope_data.tasks import Task, draw
 from hope_data.tasks.loader import answers
 from hope_train.distributed import World
 
+Floats = npt.NDArray[np.float64]
 Scores = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -59,7 +61,9 @@ class TaskValidation:
                 out["val_accuracy_se"] = float(error)
         return out
 
-    def _score(self, scores: Scores, world: World, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    def _score(
+        self, scores: Scores, world: World, length: int
+    ) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
         examples = self._drawn[length]
         size = max(1, self._batch_size * self._lengths[0] // length)
         tokens = torch.split(torch.from_numpy(examples.tokens), size)

@@ -37,8 +37,9 @@ def build(values: Mapping[str, Any]) -> Task:
     if name not in TASKS:
         raise InputError(f"task {name!r}: choose one of {', '.join(TASKS)}")
     kind = TASKS[name]
-    known = {field.name: type(field.default) for field in dataclasses.fields(kind)}
+    known: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(kind)}
     given = {key: value for key, value in values.items() if key != "name"}
+    value: Any
     for key, value in given.items():
         if key not in known:
             raise InputError(f"task {name}: unknown key '{key}'; known: {', '.join(known) or 'none'}")

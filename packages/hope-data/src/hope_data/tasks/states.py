@@ -163,6 +163,5 @@ class Dyck(Task):
     def show(self, token: int) -> str:
         """A bracket; beyond the third kind, numbered."""
         kind = token % self.kinds
-        pair = ("()", "[]", "{}")[kind] if kind < 3 else f"<{kind} {kind}>"
-        left, right = pair.split() if kind >= 3 else pair
-        return left if token < self.kinds else right
+        pair = ("( )", "[ ]", "{ }")[kind] if kind < 3 else f"<{kind} {kind}>"
+        return pair.split()[token // self.kinds]
