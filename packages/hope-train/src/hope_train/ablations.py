@@ -34,6 +34,7 @@ from hope_train.run import RESUMABLE
 from hope_train.study import Chain, Unit
 
 SCHEMA = 1
+GRACE = 60.0  # seconds that a training has to save
 DIVERGED = re.compile(r"loss is .* and gradient norm")
 ASSUMED = 60.0  # seconds of a training nobody has measured
 
@@ -93,8 +94,15 @@ class Suite:
         """No new training; running ones save."""
         self.stop.set()
         with self._guard:
-            for process in self._running:
-                process.terminate()
+            running = list(self._running)
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
 
     def write_plan(self) -> None:
         """`plan.json`: what there is to be known, done or not; reports read it."""
@@ -145,6 +153,11 @@ class Suite:
         ]
         every = [r["wall_seconds"] for r in self._known.values()]
         return fmean(same or alike or every or [ASSUMED])
+
+    def measured(self) -> int:
+        """Arms that have a result."""
+        known = {(r["study"], r["arm"]) for r in self._known.values()}
+        return sum((c.study, c.arm) in known for c in self.chains if not c.missing)
 
     def left(self, chain: Chain) -> int:
         """Trainings of an arm that are to be done, as far as can be known before a learning rate is chosen."""
@@ -361,7 +374,9 @@ def estimate(suite: Suite) -> str:
     chains = [chain for chain in suite.chains if not chain.missing]
     total = sum(map(len, chains))
     whole = sum(suite.seconds(chain) * len(chain) for chain in chains) / suite.jobs / 3600
-    basis = "from measured seconds" if suite._known else f"at an assumed {ASSUMED:.0f} s each"
+    basis = f"{suite.measured()} of {len(chains)} arms measured, the others by their like"
+    if not suite.measured():
+        basis = f"at an assumed {ASSUMED:.0f} s each"
     return (
         f"{done} of {total} trainings done; the rest takes about {hours:.1f} h, all of them {whole:.1f} h, "
         f"on {suite.jobs} processes ({basis})"
