@@ -6,7 +6,7 @@ export VIRTUAL_ENV := $(VENV)
 # uv does not read pip's find-links; hand them on, so that a torch wheel lying on disk is taken.
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(VENV)/bin/pip config get global.find-links 2>/dev/null))
 
-.PHONY: help setup repro test check clean
+.PHONY: help setup repro ablations test check clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -21,6 +21,11 @@ setup: $(VENV)/.done  ## create .venv with the four packages and the tools
 repro: setup  ## run the pipeline: corpora, three models, evaluation, report
 	dvc repro
 	@echo "report: $(CURDIR)/reports/results.md"
+
+ablations: setup  ## train what is left of the studies of conf/study, then write reports/ablations.md (JOBS=2)
+	dvc repro validate
+	hope-train ablations --jobs $(or $(JOBS),2) $(if $(ONLY),--only $(ONLY))
+	hope-eval ablations --results reports/ablations --out reports/ablations.md --plots reports/ablations/plots
 
 test: setup  ## run every test
 	pytest -q -n 2

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hope_model import LanguageModel, MemoryConfig, ModelConfig
 from hope_model.ops.deep_memory import (
     FastWeights,
     Gates,
@@ -77,6 +78,23 @@ def test_self_modifying_is_the_token_loop(
     assert_same(
         self_modifying_naive, fast, *self_modifying_inputs(T, rules, position, self_modify=self_modify)
     )
+
+
+@pytest.mark.parametrize("variant", ["self_modifying_titans", "titans"])
+def test_one_head_alone_is_one_head_in_a_batch(variant: str) -> None:
+    """First weights are one copy for the batch; with one head a copy for each sequence may have no memory of its own."""
+    memory = MemoryConfig(chunk=4)
+    config = ModelConfig(variant=variant, vocab_size=16, dim=8, layers=1, head_dim=8, memory=memory)
+    model, tokens = LanguageModel(config).double(), torch.arange(22).view(2, 11) % 16
+    both, _ = model(tokens)
+    both.logsumexp(-1).sum().backward()
+    whole = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for row, logits in zip(tokens, both, strict=True):
+        alone, _ = model(row[None])
+        assert (alone[0] - logits).abs().max() < 1e-12
+        alone.logsumexp(-1).sum().backward()
+    assert max((p.grad - g).abs().max() for p, g in zip(model.parameters(), whole, strict=True)) < 1e-10
 
 
 @pytest.mark.parametrize("origin", [True, False])

@@ -19,6 +19,8 @@ from a manifest to batches:
   hope-data validate  data/shards --tokenizer data/tokenizer --json reports/metrics/data.json
   hope-data look      data/clean/python --html reports/look
   hope-data bench     data/clean/python --tokenizer data/tokenizer
+synthetic tasks need none of this:
+  hope-data tasks     mqar
 
 An interrupted acquire, filter or shard goes on where it stood when the same command runs again.
 Your own text: copy conf/corpus/mine.yaml, name your folder in it, and start at the first line.
@@ -163,6 +165,12 @@ def _look(args: argparse.Namespace) -> None:
         print(look(folder, args.count, args.width))
 
 
+def _tasks(args: argparse.Namespace) -> None:
+    from hope_data.tasks import show
+
+    print(show.examples(args.name, args.length, args.count, args.seed) if args.name else show.listing())
+
+
 def _bench(args: argparse.Namespace) -> None:
     from hope_data import bench
 
@@ -293,6 +301,17 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
             "--width": _number("characters of each document (default 600)", 600),
         },
         "data/clean/python --html reports/look",
+    ),
+    "tasks": (
+        _tasks,
+        "List the synthetic tasks, or show what one of them asks and answers.",
+        {
+            "name": {"nargs": "?", "default": "", "metavar": "NAME", "help": "of a task (default: list all)"},
+            "--length": _number("tokens of an example (default 32)", 32),
+            "--count": _number("examples (default 2)", 2),
+            "--seed": {"type": int, "default": 0, "metavar": "S", "help": "another S, other examples"},
+        },
+        "mqar --length 48",
     ),
     "bench": (
         _bench,

@@ -54,6 +54,17 @@ class Batch(NamedTuple):
     tokens: npt.NDArray[np.int64]
     corpus: npt.NDArray[np.int64]
     segments: npt.NDArray[np.int32] | None = None
+    share: float = 1.0  # of the positions, those with a target; see tasks.loader for batches with fewer
+
+    @property
+    def inputs(self) -> npt.NDArray[np.int64]:
+        """What is read, [B, T]."""
+        return self.tokens[:, :-1]
+
+    @property
+    def targets(self) -> npt.NDArray[np.int64]:
+        """What is predicted, [B, T]."""
+        return self.tokens[:, 1:]
 
 
 def segments(tokens: npt.NDArray[np.int64], eos_id: int) -> npt.NDArray[np.int32]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from hope_data.errors import InputError
 from hope_data.files import write_atomic
 from hope_eval import commands as others
-from hope_eval import long_commands
+from hope_eval import long_commands, task_commands
 from hope_eval import results as schema
 
 EPILOG = """examples:
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     others.add_zeroshot(commands)
     long_commands.add(commands)
+    task_commands.add(commands)
     _add_suite(commands)
     _add_compare(commands)
     _add_report(commands)

@@ -51,6 +51,8 @@ METRICS = {
     "needle_exact": MetricInfo("All needle values found", "exact match"),
     "token_nats": MetricInfo("Loss", "nats/token", lower_is_better=True),
     "label_accuracy": MetricInfo("Label by likelihood", "accuracy"),
+    "task_accuracy": MetricInfo("Answers right", "accuracy"),
+    "task_exact": MetricInfo("Sequences all right", "exact match"),
     "forgetting": MetricInfo("Average forgetting", "as the task", lower_is_better=True),
     "backward_transfer": MetricInfo("Backward transfer", "as the task"),
     "forward_transfer": MetricInfo("Forward transfer", "as the task"),

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hope_data.loader import Loader
 from hope_model import counting
+from hope_model.errors import InputError
 from hope_train import state
 from hope_train.config import TrainConfig
 from hope_train.data import open_data
@@ -108,6 +110,8 @@ def _checkpoint(run: Run) -> float:
 def _bare(run: Run) -> None:
     """The model alone: no loader, optimiser, clip, log; gradients thrown away."""
     config = run.config
+    if not isinstance(run.data.loader, Loader):
+        raise InputError("bench measures runs on text; leave data.task out")
     batch = run.data.loader.samples(np.arange(config.batch_size))
     tokens = torch.from_numpy(batch.tokens).to(run.world.device)
     for part in tokens.chunk(config.accumulate):

@@ -72,6 +72,22 @@ backward, which has no optimiser; then a step of each optimiser, and a checkpoin
 """
 
 
+ABLATIONS = """\
+examples:
+  hope-train ablations --plan                       how much there is, how long it takes
+  hope-train ablations --jobs 2                     all of it, or what is left of it
+  hope-train ablations --only parity mqar/hope      two studies; of the second, one arm
+  hope-train ablations --scale pilot --results reports/ablations-pilot    the same questions at another size
+
+A study is a file of conf/study: arms that differ in one thing. For each arm: one training per learning rate, the best
+on validation, then one per seed. Each leaves DIR/STUDY/ARM/rateR-seedS.json; what is there is not done again, unless
+its definition has changed. Ctrl-C, SIGTERM and kills at any point are fine: the same command goes on, also on another
+machine that has the JSONs. Then: hope-eval ablations --results DIR --out reports/ablations.md --plots DIR/plots
+
+exit status: 0 all done, 75 stopped and ready to go on, 2 wrong input.
+"""
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = _parser(argparse.ArgumentParser, "hope-train", "Train language models from one resolved file.", TOP)
@@ -115,6 +131,28 @@ def parser() -> argparse.ArgumentParser:
     five.add_argument("--steps", type=int, default=0, metavar="N", help="per turn; default: log.every")
     five.add_argument("--rounds", type=int, default=5, metavar="N", help="turns; default: %(default)s")
     five.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+
+    six = _parser(commands.add_parser, "ablations", "Run the studies of conf/study.", ABLATIONS)
+    six.add_argument("--only", nargs="+", default=[], metavar="STUDY", help="these, or STUDY/ARM")
+    six.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="trainings at a time; default: %(default)s"
+    )
+    six.add_argument("--scale", default="", metavar="NAME", help="of text studies, instead of theirs")
+    six.add_argument("--plan", action="store_true", help="only count and estimate")
+    six.add_argument(
+        "--results", type=Path, default=Path("reports/ablations"), metavar="DIR", help="default: %(default)s"
+    )
+    six.add_argument(
+        "--work", type=Path, default=Path("runs/ablations"), metavar="DIR", help="default: %(default)s"
+    )
+    six.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
+    six.add_argument(
+        "--params",
+        type=Path,
+        default=Path("params.yaml"),
+        metavar="FILE",
+        help="for corpora; default: %(default)s",
+    )
     return top
 
 
@@ -130,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; wrong input is one line on stderr and status 2."""
     arguments = parser().parse_args(argv)
     commands = {"compose": _compose, "run": _run, "verify": _verify, "plan": _plan, "bench": _bench}
+    commands["ablations"] = _ablations
     try:
         return commands[arguments.command](arguments)
     except (DataInputError, ModelInputError) as error:
@@ -219,6 +258,28 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(arguments.json, numbers)
     return 0
+
+
+def _ablations(arguments: argparse.Namespace) -> int:
+    from hope_train import study  # noqa: PLC0415
+    from hope_train.ablations import Suite, estimate  # noqa: PLC0415
+    from hope_train.compose import load_params  # noqa: PLC0415
+    from hope_train.run import FINISHED, RESUMABLE  # noqa: PLC0415
+
+    corpora = load_params(arguments.params).corpora
+    studies = study.load(arguments.conf, arguments.only)
+    chains = []
+    for name, one in studies.items():
+        scale = "" if any(text.startswith("task=") for text in one.overrides) else arguments.scale
+        chains += study.chains(name, one, arguments.conf, corpora, scale)
+    suite = Suite(chains, arguments.results, arguments.work, arguments.jobs)
+    suite.write_plan()
+    wanted = set(arguments.only) or set(studies)
+    suite.chains = [c for c in chains if c.study in wanted or f"{c.study}/{c.arm}" in wanted]
+    if arguments.plan:
+        print(estimate(suite))
+        return FINISHED
+    return FINISHED if suite.run() else RESUMABLE
 
 
 def _fail(error: Exception, status: int) -> int:

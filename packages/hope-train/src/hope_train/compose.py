@@ -61,9 +61,9 @@ def compose(run: str, conf: Path, params: Params, overrides: Sequence[str] = ())
 
     Args:
         run: a file of conf/run.
-        conf: folder with config.yaml and the groups run, scale and optim.
+        conf: folder with config.yaml and the groups run, scale, task and optim.
         params: see `Params`; its facts give way to `overrides`.
-        overrides: Hydra overrides such as `optim=adamw` or `model.layers=6`.
+        overrides: Hydra overrides such as `optim=adamw`, `model.layers=6` or, instead of text, `task=parity`.
 
     Raises:
         InputError: an unknown key, group or value; names the file that holds it.
@@ -77,11 +77,12 @@ def compose(run: str, conf: Path, params: Params, overrides: Sequence[str] = ())
         f"run@_global_={run}",
         f"seed={params.seed}",
         f"teach_scale={params.teach_scale}",
-        f"data.corpora={params.corpora}",
     ]
+    if not any(text.startswith("task=") for text in overrides):
+        facts.append(f"data.corpora={params.corpora}")
     ConfigStore.instance().store(name="run_schema", node=schema(Composed))
     try:
-        chosen = [re.sub(r"^scale=", "scale@_global_=", text) for text in overrides]
+        chosen = [re.sub(r"^(scale|task)=", r"\1@_global_=", text) for text in overrides]
         with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             merged = hydra_compose("config", overrides=[*facts, *chosen])
         merged.run = run

@@ -31,12 +31,16 @@ class DataConfig:
         tokenizer: folder of the tokenizer the shards were made with.
         corpora: the subfolders to train on; none given means all of them.
         weights: share of each corpus in a batch; none given means proportional to tokens.
+        task: instead of text, a synthetic task of hope-data by name, with its dials: `{name: mqar, pairs: 16}`.
+        eval_lengths: of a task's validation examples; none given means the run's `length`.
     """
 
     shards: str = "data/shards"
     tokenizer: str = "data/tokenizer"
     corpora: list[str] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    eval_lengths: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ class TrainConfig:
             then cut into as many as fit, so that steps, tokens and their order stay what they are.
         accumulate: parts a process's share of the batch is split into to save memory; same gradient.
         eval_every: steps between validations; 0 leaves only the one at the end.
-        eval_windows: validation windows per corpus.
+        eval_windows: validation windows per corpus, or a task's sequences per length.
         checkpoint_every: steps between checkpoints; 0 leaves only the one at the end.
         milestone_every: steps between checkpoints that are kept beside the newest; a multiple of the former.
         milestones: how many of those to keep, newest first; 0 keeps all.

@@ -7,15 +7,33 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from hope_data import shards
-from hope_data.loader import Loader, LoaderConfig, eval_windows
+from hope_data import shards, tasks
+from hope_data.loader import Batch, Loader, LoaderConfig, eval_windows
+from hope_data.tasks.loader import TaskBatch, TaskLoader
 from hope_data.tokenizer import Tokenizer
 from hope_model.errors import InputError
 from hope_train.config import TrainConfig
+from hope_train.task_validation import TaskValidation
+
+
+class Stream(Protocol):
+    """Endless batches whose position can be saved."""
+
+    corpora: list[str]
+
+    def __next__(self) -> Batch | TaskBatch:
+        """The next batch of this rank."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position after the batches taken so far."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +45,16 @@ class Data:
         windows: per corpus, validation tokens `[N, T + 1]`.
         token_bytes: UTF-8 bytes each token stands for, `[vocabulary]`.
         sha256: changes when any token of training or validation does.
-        tokenizer_sha256: of the tokenizer's model file.
+        tokenizer_sha256: of the tokenizer's model file; empty for a task.
+        task: validation of a task, in place of `windows`.
     """
 
-    loader: Loader
+    loader: Stream
     windows: Mapping[str, npt.NDArray[np.int64]]
     token_bytes: npt.NDArray[np.int64]
     sha256: str
     tokenizer_sha256: str
+    task: TaskValidation | None = None
 
 
 def open_data(config: TrainConfig, rank: int = 0, world: int = 1) -> Data:
@@ -53,6 +73,8 @@ def open_data(config: TrainConfig, rank: int = 0, world: int = 1) -> Data:
             f"'batch_size' {config.batch_size} cannot be split over {world} processes x "
             f"'accumulate' {config.accumulate}"
         )
+    if config.data.task:
+        return _open_task(config, rank, world)
     tokenizer = Tokenizer.load(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise InputError(
@@ -80,4 +102,24 @@ def open_data(config: TrainConfig, rank: int = 0, world: int = 1) -> Data:
         token_bytes=tokenizer.token_bytes,
         sha256=hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
         tokenizer_sha256=tokenizer.sha256,
+    )
+
+
+def _open_task(config: TrainConfig, rank: int, world: int) -> Data:
+    task, name = tasks.build(config.data.task), str(config.data.task["name"])
+    if task.vocab_size > config.model.vocab_size:
+        raise InputError(
+            f"task {name} has {task.vocab_size} tokens, but model.vocab_size is {config.model.vocab_size}; enlarge it"
+        )
+    if config.lengths:
+        raise InputError(f"task {name}: 'lengths' would cut its examples; leave it empty")
+    lengths = config.data.eval_lengths or [config.length]
+    text = json.dumps([config.data.task, config.length, lengths], sort_keys=True)
+    return Data(
+        loader=TaskLoader(name, task, config.length, config.batch_size, config.seed, rank, world),
+        windows={},
+        token_bytes=np.empty(0, np.int64),
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        tokenizer_sha256="",
+        task=TaskValidation(task, lengths, config.eval_windows, config.batch_size // world),
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hope_data.loader import Batch
+from hope_data.tasks.loader import TaskBatch
 from hope_model import LanguageModel
 from hope_model import state as model_state
 from hope_model.observe import Observations, observe
@@ -24,6 +25,7 @@ from hope_train.data import Data
 from hope_train.distributed import World
 from hope_train.optim import Optimizer
 from hope_train.state import Progress
+from hope_train.task_validation import TaskValidation
 from hope_train.tracking import Display, Sink
 from hope_train.validate import Validation
 
@@ -42,7 +44,7 @@ class Run:
         network: the model with its loss, as this process runs it.
         optimizer: of its parameters.
         data: batches and validation windows.
-        validation: scores the windows.
+        validation: scores the windows, or a task's sequences.
         world: the processes.
         precision: `fp32` or `bf16`.
         peak: floating-point operations per second of all devices, 0 where unknown.
@@ -54,7 +56,7 @@ class Run:
     network: nn.Module
     optimizer: Optimizer
     data: Data
-    validation: Validation
+    validation: Validation | TaskValidation
     world: World
     precision: str
     peak: float
@@ -63,6 +65,19 @@ class Run:
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of a forward pass."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def validate(self) -> dict[str, float]:
+        """Held-out numbers of the text or the task."""
+        if isinstance(self.validation, TaskValidation):
+            return self.validation.measure(self.scores, self.world)
+        return self.validation.measure(self.losses, self.world)
+
+    def scores(self, inputs_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Nats of every target, and whether it was the likeliest token."""
+        with self.autocast():
+            scores_2BT: Tensor = self.network(inputs_BT, targets_BT, hits=True)[0]
+        distributed.at_rest(self.network)
+        return scores_2BT[0], scores_2BT[1]
 
     def losses(self, tokens: Tensor) -> Tensor:
         """Nats of every target: `[B, T + 1]` to `[B, T]`."""
@@ -151,7 +166,7 @@ def fit(
             if run.peak:
                 row["mfu"] = speed * run.flops / run.peak
             if validate:
-                measured = run.validation.measure(run.losses, run.world)
+                measured = run.validate()
                 row.update(measured)
             for sink in sinks:
                 sink.log(row)
@@ -164,9 +179,9 @@ def fit(
 
 
 def forward_backward(
-    run: Run, batch: Batch, step: int = 0, *, measure: bool = False
+    run: Run, batch: Batch | TaskBatch, step: int = 0, *, measure: bool = False
 ) -> tuple[float, dict[str, float]]:
-    """Add the gradient of the mean loss of this process's part of a batch.
+    """Add the gradient of the mean loss, over targets, of this process's part of a batch.
 
     Args:
         run: what the loop works with.
@@ -181,29 +196,30 @@ def forward_backward(
     config = run.config
     cut = config.length // schedule.context(config, step)
     settings = schedule.memory(config.teach, run.model.settings(), step, config.steps, run.model.levels)
-    parts = torch.from_numpy(batch.tokens).to(run.world.device).chunk(config.accumulate)
+    columns = (torch.from_numpy(column) for column in (batch.inputs, batch.targets))
+    parts = list(zip(*(c.to(run.world.device).chunk(config.accumulate) for c in columns), strict=True))
     total, inner = 0.0, dict[str, float]()
-    for number, part in enumerate(parts):
+    for number, (inputs_BT, targets_BT) in enumerate(parts):
         last = number + 1 == len(parts)
         looking = observe() if measure and last and not config.compile else nullcontext(Observations())
         with distributed.accumulating(run.network, last=last):
             with run.autocast(), looking as seen:
                 losses_BT, state = run.network(
-                    part[:, :-1].reshape(len(part) * cut, -1),
-                    part[:, 1:].reshape(len(part) * cut, -1),
+                    inputs_BT.reshape(len(inputs_BT) * cut, -1),
+                    targets_BT.reshape(len(targets_BT) * cut, -1),
                     settings,
                 )
             if measure and last:
                 inner = model_state.metrics(state) | seen.means()
             # A state's views keep whole activations; the backward pass needs the room.
             del state
-            loss = losses_BT.mean() / len(parts)
+            loss = losses_BT.mean() / len(parts) / batch.share
             loss.backward()
         total += loss.item()
     return total, inner
 
 
-def update(run: Run, step: int, loss: float, batch: Batch, *, measure: bool) -> dict[str, float]:
+def update(run: Run, step: int, loss: float, batch: Batch | TaskBatch, *, measure: bool) -> dict[str, float]:
     """Clip, look, and take one optimiser step.
 
     Args:
@@ -251,7 +267,7 @@ def _due(every: int, step: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def _what_happened(run: Run, step: int, loss: float, norm: float, batch: Batch) -> str:
+def _what_happened(run: Run, step: int, loss: float, norm: float, batch: Batch | TaskBatch) -> str:
     loader = run.data.loader
     names = sorted({loader.corpora[number] for number in batch.corpus.tolist()})
     size = run.config.batch_size

@@ -45,13 +45,24 @@ class Network(nn.Module):
             model.compile()
 
     def forward(
-        self, inputs_BT: Tensor, targets_BT: Tensor, settings: MemorySettings | None = None
+        self,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        settings: MemorySettings | None = None,
+        *,
+        hits: bool = False,
     ) -> tuple[Tensor, State]:
-        """Nats of every target `[B, T]`, and the state after the last token, without history."""
+        """Nats of every target `[B, T]`, and the state after the last token, without history.
+
+        A negative target costs nothing. With `hits`, nats and whether the target was the likeliest token, `[2, B, T]`.
+        """
         with self._attention():
             start = self.model.initial(len(inputs_BT), settings)
             logits_BTV, state = self.model(inputs_BT, start)
-        return token_losses(logits_BTV, targets_BT), model_state.detach(state)
+        losses_BT = token_losses(logits_BTV, targets_BT)
+        if hits:
+            losses_BT = torch.stack((losses_BT, (logits_BTV.argmax(-1) == targets_BT).to(losses_BT)))
+        return losses_BT, model_state.detach(state)
 
     def _attention(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._sdpa == "auto" else sdpa_kernel(SDPA[self._sdpa])

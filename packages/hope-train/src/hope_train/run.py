@@ -121,7 +121,7 @@ def build(config: TrainConfig, data: Data, world: World) -> Run:
         network=network,
         optimizer=Optimizer(counting.parameter_groups(model), config.optim),
         data=data,
-        validation=Validation(data.windows, data.token_bytes, config.batch_size // world.size),
+        validation=data.task or Validation(data.windows, data.token_bytes, config.batch_size // world.size),
         world=world,
         precision=pick_precision(config.precision, world.device),
         peak=hardware.peak_flops(world.device) * world.size,
@@ -182,6 +182,7 @@ def _meta(run: Run, identity: Identity) -> dict[str, Any]:
         "run": run.config.run,
         "seed": run.config.seed,
         "corpora": run.data.loader.corpora,
+        **({"task": run.config.data.task} if run.data.task else {}),
         "length": run.config.length,
         "tokenizer_sha256": run.data.tokenizer_sha256,
         "config_sha256": identity.config,
@@ -224,10 +225,12 @@ def _headlines(
 
 
 def _result(run: Run, progress: Progress) -> str:
-    bpb = f"{progress.metrics['val_bpb']:.3f}"
-    if "val_bpb_se" in progress.metrics:
-        bpb += f" ± {progress.metrics['val_bpb_se']:.3f}"
-    return f"{run.config.run}: {bpb} bits per byte after {progress.seconds:.0f} s"
+    name, unit = ("val_accuracy", "accuracy") if run.data.task else ("val_bpb", "bits per byte")
+    value = f"{progress.metrics[name]:.3f}"
+    if f"{name}_se" in progress.metrics:
+        value += f" ± {progress.metrics[f'{name}_se']:.3f}"
+    chance = f" (chance {run.data.task.chance:.3g})" if run.data.task else ""
+    return f"{run.config.run}: {value} {unit}{chance} after {progress.seconds:.0f} s"
 
 
 def _metrics(run: Run, progress: Progress, validation: dict[str, float]) -> dict[str, float]:
@@ -237,6 +240,7 @@ def _metrics(run: Run, progress: Progress, validation: dict[str, float]) -> dict
         **validation,
         "parameters": sum(run.optimizer.counts().values()),
         "tokens_per_s": progress.tokens / progress.seconds,
+        "flops_per_token": run.flops,
         "seconds": progress.seconds,
         "seed": run.config.seed,
     }

@@ -52,7 +52,7 @@ class Bank(NamedTuple):
     def spread(self) -> "Bank":
         """Firsts for every sequence."""
         times = len(self.W2_NRmd) // len(self.first2_NRmd)
-        return Bank(*self[:2], *(W.expand(times, *W.shape).flatten(0, 1) for W in self[2:]))
+        return Bank(*self[:2], *(W.expand(times, *W.shape).flatten(0, 1).contiguous() for W in self[2:]))
 
 
 class _Kept(NamedTuple):

@@ -1,0 +1,215 @@
+"""What `hope-train ablations` leaves, read strictly, and what follows from it by arithmetic."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from hope_data.errors import InputError
+from hope_eval.results import METRICS, STRICT
+
+SCHEMA = 1
+# 0.975 quantile of Student's t by degrees of freedom.
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """An arm; `units` are the first digits of the SHA-256 of its trainings by file name."""
+
+    __pydantic_config__ = STRICT
+    parameters: int
+    missing: str
+    variant: str
+    length: int
+    chunk: int
+    segment: int
+    units: dict[str, str]
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study as `plan.json` tells it; the first arm is the one the others are compared with."""
+
+    __pydantic_config__ = STRICT
+    question: str
+    order: int
+    scale: str
+    rates: list[float]
+    tune_seed: int
+    seeds: list[int]
+    lengths: list[str]
+    arms: dict[str, ArmPlan]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measured number; `stderr` is over sequences or windows."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    length: int
+    n: int
+    value: float
+    stderr: float | None
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training; `failed` says how it ended where it diverged."""
+
+    __pydantic_config__ = STRICT
+    schema: int
+    sha256: str
+    study: str
+    arm: str
+    tune: bool
+    seed: int
+    rate: float
+    lr: float
+    matrix_lr: float
+    variant: str
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    wall_seconds: float
+    flops: float
+    revision: str
+    failed: str
+    validation: dict[str, float]
+    curve: list[dict[str, float]]
+    metrics: list[Value]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm with its results: `tuned` by rate, `seeds` by seed, of the rate that validated best."""
+
+    name: str
+    plan: ArmPlan
+    tuned: dict[float, Training]
+    seeds: dict[int, Training]
+
+    @property
+    def chosen(self) -> float | None:
+        """The learning rate's factor with the lowest validation loss; None before any was tried."""
+        losses = {rate: t.validation.get("val_loss", math.inf) for rate, t in self.tuned.items()}
+        return min(losses, key=lambda rate: losses[rate]) if losses else None
+
+    def values(self, metric: str, length: int) -> dict[int, Value]:
+        """By seed."""
+        found = {
+            s: [v for v in t.metrics if (v.name, v.length) == (metric, length)] for s, t in self.seeds.items()
+        }
+        return {seed: values[0] for seed, values in found.items() if values}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study with its results."""
+
+    name: str
+    plan: StudyPlan
+    arms: list[Arm]
+
+    @property
+    def metric(self) -> str:
+        """What it measures: accuracy of a task, or bits per byte of text."""
+        return next(
+            (v.name for arm in self.arms for t in arm.seeds.values() for v in t.metrics), "task_accuracy"
+        )
+
+    @property
+    def lengths(self) -> list[int]:
+        """Measured, ascending."""
+        return sorted({v.length for arm in self.arms for t in arm.seeds.values() for v in t.metrics})
+
+    @property
+    def done(self) -> int:
+        """Trainings that are there."""
+        return sum(len(arm.tuned) + len(arm.seeds) for arm in self.arms)
+
+    @property
+    def planned(self) -> int:
+        """Trainings there are to be, without what cannot be run."""
+        each = len(self.plan.rates) + len(self.plan.seeds)
+        return sum(each for arm in self.arms if not arm.plan.missing)
+
+
+def load(folder: Path) -> list[Study]:
+    """Every study of the plan, with the results that are of its definition.
+
+    Raises:
+        InputError: no plan, or a file that is none of ours.
+    """
+    plan = _validated(folder / "plan.json", dict[str, StudyPlan])
+    return [
+        Study(name, study, [_arm(folder, name, study, a) for a in study.arms]) for name, study in plan.items()
+    ]
+
+
+def _arm(folder: Path, name: str, study: StudyPlan, arm: str) -> Arm:
+    plan = study.arms[arm]
+    found = []
+    for unit, sha256 in plan.units.items():
+        path = folder / name / arm / f"{unit}.json"
+        if path.is_file():
+            training = _validated(path, Training)
+            if training.sha256.startswith(sha256):
+                found.append(training)
+    tuned = {t.rate: t for t in found if t.seed == study.tune_seed}
+    chosen = Arm(arm, plan, tuned, {}).chosen
+    return Arm(arm, plan, tuned, {t.seed: t for t in found if t.seed in study.seeds and t.rate == chosen})
+
+
+T = TypeVar("T")
+
+
+def _validated(path: Path, kind: type[T]) -> T:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return TypeAdapter(kind).validate_json(text)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; run `hope-train ablations` first") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: {where}: {first['msg'].lower()}; remove the file and run again") from None
+
+
+def mean_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and its standard error from two values on."""
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An arm minus the first one, paired over seeds: `low` and `high` bound Student's 95 % interval."""
+
+    word: str
+    difference: float
+    low: float
+    high: float
+    n: int
+
+
+def verdict(study: Study, arm: Arm, length: int) -> Verdict | None:
+    """`better`, `worse` or `no difference`; None with fewer than three seeds in common."""
+    metric, first = study.metric, study.arms[0]
+    ours, theirs = arm.values(metric, length), first.values(metric, length)
+    seeds = sorted(ours.keys() & theirs.keys())
+    if len(seeds) < 3:
+        return None
+    differences = [ours[seed].value - theirs[seed].value for seed in seeds]
+    mean, error = mean_error(differences)
+    half = T975[min(len(seeds) - 2, len(T975) - 1)] * (error or 0.0)
+    low, high = mean - half, mean + half
+    up, down = ("worse", "better") if METRICS[metric].lower_is_better else ("better", "worse")
+    word = up if low > 0 else down if high < 0 else "no difference"
+    return Verdict(word, mean, low, high, len(seeds))

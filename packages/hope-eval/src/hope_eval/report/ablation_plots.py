@@ -1,0 +1,86 @@
+"""Pictures of the ablations: accuracy by length with chance, or one measure by arm."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from hope_eval.report.ablation_data import Study, mean_error
+from hope_eval.report.plots import COLOURS, STYLE, WIDTH, save
+from hope_eval.results import METRICS
+
+MARKERS = "osD^vPX*"
+
+
+def draw(studies: Sequence[Study], folder: Path) -> Iterator[tuple[str, str]]:
+    """A picture for every study with results; yields its name and the file's."""
+    for study in studies:
+        if not study.lengths:
+            continue
+        with mpl.rc_context(STYLE):
+            figure = by_length(study) if len(study.lengths) > 1 else by_arm(study)
+            save(figure, folder / f"ablation_{study.name}.png")
+        yield study.name, f"ablation_{study.name}.png"
+
+
+def by_length(study: Study) -> Figure:
+    """Lines over tokens; bars are one standard error over seeds, small dots are seeds."""
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots()
+    shown = [(n, arm) for n, arm in enumerate(study.arms) if arm.seeds]
+    for place, (n, arm) in enumerate(shown):
+        # A few per cent aside, so that equal values do not hide each other.
+        shift = 1.03 ** (place - (len(shown) - 1) / 2)
+        points = [
+            (length, [v.value for v in arm.values(study.metric, length).values()]) for length in study.lengths
+        ]
+        points = [(length, values) for length, values in points if values]
+        found = [mean_error(values) for _, values in points]
+        colour = COLOURS[n % len(COLOURS)]
+        axes.errorbar(
+            [length * shift for length, _ in points],
+            [mean for mean, _ in found],
+            yerr=[error or 0.0 for _, error in found],
+            color=colour,
+            marker=MARKERS[n % len(MARKERS)],
+            capsize=3,
+            label=f"{arm.name} ({len(arm.seeds)} seed{'s' if len(arm.seeds) > 1 else ''})",
+        )
+        dots = [(length * shift, value) for length, values in points for value in values]
+        axes.plot(*zip(*dots, strict=True), ".", color=colour, alpha=0.4, markersize=5)
+    chances = [
+        v.chance for arm in study.arms for t in arm.seeds.values() for v in t.metrics if v.chance is not None
+    ]
+    if chances:
+        axes.axhline(chances[0], color="black", linestyle="--", linewidth=1.2, label="chance")
+    trained = study.arms[0].plan.length
+    axes.axvline(trained, color="#888888", linestyle=":", linewidth=1.2, label="trained at")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(study.lengths, [str(length) for length in study.lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("tokens of the sequence")
+    axes.set_ylabel(f"{METRICS[study.metric].unit} ± 1 s.e. over seeds")
+    if study.metric == "task_accuracy":
+        axes.set_ylim(0, 1.03)
+    axes.set_title(f"{study.name}: {study.plan.question}")
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def by_arm(study: Study) -> Figure:
+    """One place per arm: dots are seeds, the bar is the mean with its standard error."""
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    axes = figure.subplots()
+    shown, length = [arm for arm in study.arms if arm.seeds], study.lengths[0]
+    for place, arm in enumerate(shown):
+        values = [v.value for v in arm.values(study.metric, length).values()]
+        if not values:
+            continue
+        mean, error = mean_error(values)
+        axes.plot([place] * len(values), values, ".", color=COLOURS[0], alpha=0.5)
+        axes.errorbar([place + 0.12], [mean], yerr=[error or 0.0], color="black", marker="_", capsize=3)
+    axes.set_xticks(range(len(shown)), [arm.name for arm in shown])
+    axes.set_ylabel(f"{METRICS[study.metric].unit} ± 1 s.e. over seeds")
+    axes.set_title(f"{study.name}: {study.plan.question}")
+    return figure

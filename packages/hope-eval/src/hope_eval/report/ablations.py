@@ -1,0 +1,183 @@
+"""The ablations' page: a question each, its table and picture, and sentences that the numbers decide."""
+
+import os
+from pathlib import Path
+
+from hope_data.files import write_atomic
+from hope_eval.report import ablation_plots
+from hope_eval.report.ablation_data import Arm, Study, load, mean_error, verdict
+from hope_eval.results import METRICS, value
+
+SOLVED = 0.99
+INTRODUCTION = """\
+Written by `hope-eval ablations` from the JSON files of `hope-train ablations`; nothing here is typed by hand. Every arm
+gets its own learning rate: the best of several on validation, with a seed of its own. Then come the seeds that count.
+Numbers are means over seeds ± one standard error over seeds. A verdict compares an arm with the first one, paired over
+seeds, by Student's 95 % interval; intervals are not corrected for their number. All arms of a study see equally many
+tokens; seconds are of training on one thread of whatever machine it was, shared or not, FLOPs are counted."""
+
+
+def write(results: Path, out: Path, plots: Path) -> None:
+    """Draw the pictures and write the page.
+
+    Args:
+        results: folder with `plan.json` and a folder per study.
+        out: Markdown file.
+        plots: folder for the pictures.
+    """
+    studies = load(results)
+    images = {
+        name: os.path.relpath(plots / file, out.parent) for name, file in ablation_plots.draw(studies, plots)
+    }
+    write_atomic(out, page(studies, images).encode())
+
+
+def page(studies: list[Study], images: dict[str, str]) -> str:
+    """The Markdown page; `images` by study."""
+    done, planned = sum(s.done for s in studies), sum(s.planned for s in studies)
+    parts = ["# Ablations", INTRODUCTION, f"**{done} of {planned} trainings are done.**", _overview(studies)]
+    for study in studies:
+        parts += [f"## {study.name}", study.plan.question]
+        if not study.done:
+            parts.append(f"not run ({study.planned} trainings)")
+        else:
+            parts += [_sentences(study), _table(study)]
+            if study.name in images:
+                parts.append(f"![{study.plan.question}]({images[study.name]})")
+            parts += [_rates(study), _provenance(study)]
+        missing = [
+            f"- `{arm.name}` cannot be run: {arm.plan.missing}." for arm in study.arms if arm.plan.missing
+        ]
+        parts.append("\n".join(missing))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _overview(studies: list[Study]) -> str:
+    rows = ["| study | trainings | what the numbers say |", "|---|---|---|"]
+    for study in studies:
+        said = "; ".join(_short(study, arm) for arm in study.arms[1:] if not arm.plan.missing)
+        counted = f"{study.done} of {study.planned}"
+        rows.append(f"| [{study.name}](#{study.name}) | {counted} | {said if study.done else 'not run'} |")
+    return "\n".join(rows)
+
+
+def _short(study: Study, arm: Arm) -> str:
+    found = [(length, verdict(study, arm, length)) for length in study.lengths]
+    words = [f"{v.word} at {length}" for length, v in found if v]
+    return f"{arm.name}: {', '.join(words) if words else 'not decided'}"
+
+
+def _sentences(study: Study) -> str:
+    """Verdicts, what was solved, and facts of the definition that a reader has to know."""
+    lines = [sentence for arm in study.arms[1:] for sentence in [_verdict(study, arm)] if sentence]
+    if study.metric == "task_accuracy":
+        lines += [_solved(study, arm) for arm in study.arms if arm.seeds]
+    for arm in study.arms:
+        plan, deep = arm.plan, arm.plan.variant.startswith(("hope", "self_modifying", "titans"))
+        if deep and arm.plan.variant != "hope_attention" and plan.length <= plan.chunk:
+            lines.append(
+                f"`{arm.name}` was trained on {plan.length} tokens, its memory's chunk is {plan.chunk}: training never "
+                "saw a chunk's boundary, longer tests do."
+            )
+        if plan.segment and plan.length <= plan.segment:
+            lines.append(
+                f"`{arm.name}`: the CMS writes every {plan.segment} tokens at most, so it never wrote in training."
+            )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _verdict(study: Study, arm: Arm) -> str:
+    first, parts = study.arms[0].name, []
+    if not arm.seeds or not study.arms[0].seeds:
+        return ""
+    for length in study.lengths:
+        found = verdict(study, arm, length)
+        if found is None:
+            common = len(
+                arm.values(study.metric, length).keys() & study.arms[0].values(study.metric, length).keys()
+            )
+            parts.append(f"not decided at {length} ({common} seeds in common)")
+        else:
+            interval = f"{found.difference:+.3f}, 95 % [{found.low:+.3f}, {found.high:+.3f}], {found.n} seeds"
+            parts.append(f"{found.word} at {length} ({interval})")
+    return f"`{arm.name}` against `{first}`: {'; '.join(parts)}."
+
+
+def _solved(study: Study, arm: Arm) -> str:
+    means = {length: arm.values(study.metric, length) for length in study.lengths}
+    solved = [n for n, vs in means.items() if vs and min(v.value for v in vs.values()) >= SOLVED]
+    text = (
+        f"solves it (≥ {SOLVED} with every seed, {len(arm.seeds)} of them) at {', '.join(map(str, solved))}"
+    )
+    return f"`{arm.name}` {text if solved else 'solves it at no length'}."
+
+
+def _table(study: Study) -> str:
+    chances = {
+        v.chance for arm in study.arms for t in arm.seeds.values() for v in t.metrics if v.chance is not None
+    }
+    info = METRICS[study.metric]
+    better = "lower" if info.lower_is_better else "higher"
+    counts = {v.n for arm in study.arms for t in arm.seeds.values() for v in t.metrics}
+    asked = f", n {min(counts)} each" if counts else ""
+    chance = f", chance {min(chances):.3g}" if chances else ""
+    head = [f"{info.title} at {length}" for length in study.lengths]
+    cost = ["parameters", "tokens", "seconds", "tokens/s", "FLOPs"]
+    rows = [
+        f"{info.title} by tokens of the sequence; {better} is better{asked}{chance}. Trained at "
+        f"{study.arms[0].plan.length} tokens.",
+        "",
+        "| " + " | ".join(["arm", "learning rate", "seeds", *head, *cost]) + " |",
+        "|---|" + "---:|" * (2 + len(head) + len(cost)),
+    ]
+    rows += ["| " + " | ".join(_cells(study, arm)) + " |" for arm in study.arms]
+    return "\n".join(rows)
+
+
+def _cells(study: Study, arm: Arm) -> list[str]:
+    cells = [arm.name]
+    trainings = list(arm.seeds.values())
+    if not trainings:
+        word = "cannot be run" if arm.plan.missing else "not run"
+        return [*cells, word, "0", *["-"] * len(study.lengths), f"{arm.plan.parameters:,}", *["-"] * 4]
+    failed = sum(bool(t.failed) for t in trainings)
+    cells += [f"{trainings[0].lr:.2g}", str(len(trainings)) + (f", {failed} diverged" if failed else "")]
+    for length in study.lengths:
+        values = [v.value for v in arm.values(study.metric, length).values()]
+        cells.append(value(*mean_error(values)) if values else "-")
+    whole = [t for t in trainings if not t.failed]
+    cells.append(f"{arm.plan.parameters:,}")
+    if not whole:
+        return [*cells, *["-"] * 4]
+    seconds, tokens = mean_error([t.seconds for t in whole])[0], whole[0].tokens
+    return [*cells, f"{tokens:,}", f"{seconds:.0f}", f"{tokens / seconds:,.0f}", f"{whole[0].flops:.2g}"]
+
+
+def _rates(study: Study) -> str:
+    """Validation losses by learning rate; a choice at the end of what was tried may not be the best."""
+    rows = []
+    for arm in study.arms:
+        losses = [
+            f"{t.lr:.2g}: {'diverged' if t.failed else format(t.validation['val_loss'], '.4f')}"
+            for _, t in sorted(arm.tuned.items())
+        ]
+        if not losses:
+            continue
+        tried = sorted(arm.tuned)
+        note = ""
+        if len(tried) < len(study.plan.rates):
+            note = " (not all tried yet)"
+        elif arm.chosen in (tried[0], tried[-1]):
+            note = " (the best is at the end of what was tried)"
+        rows.append(f"- {arm.name}: {', '.join(losses)}{note}")
+    return "\n".join(["Validation loss by learning rate:", "", *rows])
+
+
+def _provenance(study: Study) -> str:
+    trainings = [t for arm in study.arms for t in (*arm.tuned.values(), *arm.seeds.values())]
+    revisions = sorted(
+        {t.revision[:12] + ("-dirty" if t.revision.endswith("-dirty") else "") for t in trainings}
+    )
+    plan = study.plan
+    seeds = ", ".join(map(str, plan.seeds))
+    return f"Seeds {seeds}, learning rates with seed {plan.tune_seed}; revision {', '.join(revisions)}."

@@ -1,0 +1,92 @@
+"""Command lines of the synthetic tasks and of the ablations' report."""
+
+import argparse
+import time
+from pathlib import Path
+
+from hope_data.files import write_atomic
+from hope_eval import results as schema
+from hope_eval.commands import Parsers, evaluator, positive
+
+
+def add(commands: Parsers) -> None:
+    """Both of them."""
+    task = commands.add_parser(
+        "task",
+        help="accuracy by length on the synthetic task a checkpoint was trained on",
+        description="Fresh sequences of each length, the same for every checkpoint of a task; standard errors are "
+        "over sequences. Task and training length come from the checkpoint.",
+        epilog="example:\n  hope-eval task --checkpoint runs/parity/checkpoint --lengths 1x 2x 8x --json parity.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    task.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    task.add_argument(
+        "--lengths",
+        nargs="+",
+        type=_length,
+        default=["1x", "2x", "4x", "8x"],
+        metavar="T",
+        help="tokens, or 2x for twice the training length; default: 1x 2x 4x 8x",
+    )
+    task.add_argument(
+        "--count", type=positive, default=256, metavar="N", help="sequences per length; default: %(default)s"
+    )
+    task.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the sequences; default: %(default)s"
+    )
+    task.add_argument(
+        "--json", type=Path, required=True, metavar="FILE", help="the whole result, item by item"
+    )
+    task.add_argument("--device", default="cpu", help="default: %(default)s")
+    task.add_argument("--batch-tokens", type=positive, default=4096, metavar="N", help="default: %(default)s")
+    task.set_defaults(function=_task)
+
+    page = commands.add_parser(
+        "ablations",
+        help="a page and pictures from the results of `hope-train ablations`",
+        description="Tables, plots and verdicts computed from the numbers; what has no result says so.",
+    )
+    page.add_argument("--results", type=Path, required=True, metavar="DIR", help="with plan.json")
+    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown page")
+    page.add_argument("--plots", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    page.set_defaults(function=_ablations)
+
+
+def _length(text: str) -> str:
+    if not text.removesuffix("x").isdigit() or not int(text.removesuffix("x")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no length; write 64 or 2x")
+    return text
+
+
+def _task(arguments: argparse.Namespace) -> None:
+    from hope_eval.progress import Display  # noqa: PLC0415
+    from hope_eval.tasks import synthetic  # noqa: PLC0415
+
+    start = time.monotonic()
+    model, task, trained, about = synthetic.load(arguments.checkpoint, arguments.device)
+    lengths = [int(t.removesuffix("x")) * (trained if t.endswith("x") else 1) for t in arguments.lengths]
+    with Display() as display:
+        display.begin(str(task["name"]), arguments.count * sum(lengths))
+        measured = synthetic.measure(
+            model,
+            task,
+            lengths,
+            count=arguments.count,
+            seed=arguments.seed,
+            batch_tokens=arguments.batch_tokens,
+            device=arguments.device,
+            advance=display.advance,
+        )
+    seconds = round(time.monotonic() - start, 3)
+    result = schema.Results(schema.SCHEMA, about, evaluator(arguments.device), [measured], seconds)
+    write_atomic(arguments.json, schema.dumps(result).encode())
+    for metric in measured.metrics:
+        if metric.name == "task_accuracy":
+            print(f"{measured.task}, {metric.group}: {schema.line(metric)}")
+
+
+def _ablations(arguments: argparse.Namespace) -> None:
+    from hope_eval.report import ablations  # noqa: PLC0415
+
+    ablations.write(arguments.results, arguments.out, arguments.plots)
+    print(arguments.out)

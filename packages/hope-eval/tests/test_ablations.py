@@ -1,0 +1,153 @@
+"""The ablations' page: verdicts by Student's t over seeds, holes told as holes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hope_data.errors import InputError
+from hope_eval.cli import main
+from hope_eval.report import ablation_data, ablations
+
+SEEDS = (0, 1, 2)
+
+
+def training(
+    arm: str, seed: int, rate: float, loss: float, values: dict[int, float], name: str
+) -> dict[str, object]:
+    return {
+        "schema": 1,
+        "sha256": f"{arm}-{rate}-{seed}",
+        "study": "tiny",
+        "arm": arm,
+        "tune": seed == 100,
+        "seed": seed,
+        "rate": rate,
+        "lr": 0.01 * rate,
+        "matrix_lr": 0.01 * rate,
+        "variant": "hope",
+        "parameters": 1000,
+        "steps": 10,
+        "tokens": 4000,
+        "seconds": 8.0,
+        "wall_seconds": 10.0,
+        "flops": 1e9,
+        "revision": "abc",
+        "failed": "",
+        "validation": {"val_loss": loss},
+        "curve": [],
+        "metrics": [
+            {"name": name, "length": n, "n": 256, "value": v, "stderr": 0.01, "chance": 0.5}
+            for n, v in values.items()
+        ],
+    }
+
+
+def results(folder: Path, measured: dict[str, list[dict[int, float]]], name: str = "task_accuracy") -> Path:
+    """A study whose arms have these values by seed and length; learning rate factor 1 validates best."""
+    arms = {}
+    for arm, rows in measured.items():
+        made = [training(arm, 100, rate, abs(rate - 1), {}, name) for rate in (0.3, 1.0, 3.0)] if rows else []
+        made += [training(arm, seed, 1.0, 0.5, values, name) for seed, values in enumerate(rows)]
+        (folder / "tiny" / arm).mkdir(parents=True)
+        for one in made:
+            unit = f"rate{one['rate']:g}-seed{one['seed']}"
+            (folder / "tiny" / arm / f"{unit}.json").write_text(json.dumps(one))
+        units = {f"rate{r:g}-seed{s}": f"{arm}-{r}-{s}" for r in (0.3, 1.0, 3.0) for s in (100, *SEEDS)}
+        arms[arm] = {
+            "parameters": 1000,
+            "missing": "",
+            "variant": "hope",
+            "length": 32,
+            "chunk": 32,
+            "segment": 64,
+        }
+        arms[arm]["units"] = units
+    arms["never"] = {**arms[next(iter(arms))], "missing": "no switch", "units": {}}
+    study = {"question": "Which?", "order": 1, "scale": "suite", "rates": [0.3, 1.0, 3.0], "tune_seed": 100}
+    plan = {"tiny": {**study, "seeds": list(SEEDS), "lengths": ["1x"], "arms": arms}}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder
+
+
+MEASURED = {
+    "hope": [{32: 1.0, 64: 0.70}, {32: 1.0, 64: 0.80}, {32: 0.99, 64: 0.75}],
+    "better": [{32: 1.0, 64: 0.90}, {32: 1.0, 64: 1.02}, {32: 0.99, 64: 0.96}],
+    "unsure": [{32: 0.9, 64: 0.90}, {32: 1.0, 64: 0.70}, {32: 0.99, 64: 0.85}],
+    "few": [{32: 0.2, 64: 0.1}],
+    "none": [],
+}
+
+
+def test_verdicts_by_hand(tmp_path: Path) -> None:
+    study = ablation_data.load(results(tmp_path, MEASURED))[0]
+    arms = {arm.name: arm for arm in study.arms}
+    found = ablation_data.verdict(study, arms["better"], 64)
+    assert found is not None
+    # Differences 0.20, 0.22, 0.21: mean 0.21, standard error 0.01 / sqrt 3, t(2) = 4.303.
+    assert (found.word, found.n) == ("better", 3)
+    assert found.difference == pytest.approx(0.21)
+    assert found.low == pytest.approx(0.21 - 4.303 * 0.01 / 3**0.5)
+    words = {name: ablation_data.verdict(study, arms[name], 64) for name in ("unsure", "few", "none")}
+    assert words["unsure"] is not None
+    assert words["unsure"].word == "no difference"
+    assert (words["few"], words["none"]) == (None, None)
+    same = ablation_data.verdict(study, arms["better"], 32)
+    assert same is not None
+    assert (same.word, same.difference, same.low) == ("no difference", 0.0, 0.0)
+
+
+def test_lower_bits_are_better(tmp_path: Path) -> None:
+    values = {"hope": [{512: 2.0}, {512: 2.1}, {512: 2.2}], "more": [{512: 2.5}, {512: 2.61}, {512: 2.7}]}
+    study = ablation_data.load(results(tmp_path, values, "bits_per_byte"))[0]
+    found = ablation_data.verdict(study, study.arms[1], 512)
+    assert found is not None
+    assert found.word == "worse"
+
+
+def test_results_of_another_definition_do_not_count(tmp_path: Path) -> None:
+    folder = results(tmp_path, MEASURED)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["tiny"]["arms"]["better"]["units"]["rate1-seed2"] = "changed"
+    (folder / "plan.json").write_text(json.dumps(plan))
+    study = ablation_data.load(folder)[0]
+    assert sorted(study.arms[1].seeds) == [0, 1]
+    assert ablation_data.verdict(study, study.arms[1], 64) is None
+
+
+def test_the_page_says_what_was_found_and_what_was_not_run(tmp_path: Path) -> None:
+    folder = results(tmp_path / "results", MEASURED)
+    out, plots = tmp_path / "page.md", tmp_path / "plots"
+    arguments = ["--results", str(folder), "--out", str(out), "--plots", str(plots)]
+    assert main(["ablations", *arguments]) == 0
+    page = out.read_text()
+    assert "**22 of 30 trainings are done.**" in page
+    assert "better at 64 (+0.210, 95 % [+0.185, +0.235], 3 seeds)" in page
+    assert "`few` against `hope`: not decided at 32 (1 seeds in common)" in page
+    assert "`hope` solves it (≥ 0.99 with every seed, 3 of them) at 32." in page
+    assert "`few` solves it at no length." in page
+    assert "training never saw a chunk's boundary" in page
+    assert "| none | not run | 0 |" in page
+    assert "`never` cannot be run: no switch." in page
+    assert "| hope | 0.01 | 3 | 0.997 ± 0.003 | 0.750 ± 0.029 | 1,000 | 4,000 | 8 | 500 | 1e+09 |" in page
+    first = (plots / "ablation_tiny.png").read_bytes()
+    assert first[:8] == b"\x89PNG\r\n\x1a\n"
+    ablations.write(folder, out, plots)
+    assert (plots / "ablation_tiny.png").read_bytes() == first
+    assert out.read_text() == page
+
+
+def test_a_study_without_results_is_not_run(tmp_path: Path) -> None:
+    page = ablations.page(ablation_data.load(results(tmp_path, {"hope": [], "other": []})), {})
+    assert "**0 of 12 trainings are done.**" in page
+    assert "not run (12 trainings)" in page
+
+
+def test_a_spoilt_result_is_named(tmp_path: Path) -> None:
+    folder = results(tmp_path, MEASURED)
+    path = folder / "tiny" / "hope" / "rate1-seed0.json"
+    path.write_text(path.read_text().replace('"seconds": 8.0', '"seconds": "8"'))
+    with pytest.raises(InputError, match=r"rate1-seed0.json: seconds: .*remove the file"):
+        ablation_data.load(folder)
+    with pytest.raises(InputError, match="run `hope-train ablations` first"):
+        ablation_data.load(tmp_path / "nowhere")

@@ -1,0 +1,383 @@
+"""Runs the studies: in a fixed order, skipping what is done, a small JSON for each training as it finishes.
+
+The JSONs are the whole memory: with them (in git, say) another machine goes on where this one stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from threading import Event, Lock
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from hope_data.files import write_atomic
+from hope_model.errors import InputError
+from hope_train import config as configuration
+from hope_train.provenance import revision
+from hope_train.run import RESUMABLE
+from hope_train.study import Chain, Unit
+
+SCHEMA = 1
+GRACE = 60.0  # seconds that a training has to save
+DIVERGED = re.compile(r"loss is .* and gradient norm")
+ASSUMED = 60.0  # seconds of a training nobody has measured
+
+
+class StoppedError(Exception):
+    """Asked to stop; what was running can go on."""
+
+
+@dataclass
+class Suite:
+    """Studies, and where they are run.
+
+    Attributes:
+        chains: arms in order.
+        results: folder of the JSONs.
+        work: folder of unfinished trainings.
+        jobs: trainings at a time, one thread each.
+    """
+
+    chains: list[Chain]
+    results: Path
+    work: Path
+    jobs: int = 1
+    stop: Event = field(default_factory=Event)
+    display: _Display = field(init=False)
+    _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    _guard: Lock = field(default_factory=Lock)
+    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Read what is there."""
+        for path in sorted(self.results.glob("*/*/*.json")):
+            record = _read(path)
+            if record and record["sha256"] not in self._known:
+                self._known[record["sha256"]] = record
+        self._revision = revision()
+
+    def run(self) -> bool:
+        """Everything that is not done; whether it came to the end."""
+        todo = [chain for chain in self.chains if not chain.missing]
+        with _Display(self, todo) as self.display, ThreadPoolExecutor(self.jobs) as pool:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            futures = [pool.submit(self._chain, chain) for chain in todo]
+            try:
+                for future in futures:
+                    future.result()
+            except StoppedError:
+                return False
+            except KeyboardInterrupt:
+                self.display.say("stopping: running trainings save; the same command goes on")
+                return False
+            finally:
+                self._end()
+        return True
+
+    def _end(self) -> None:
+        """No new training; running ones save."""
+        self.stop.set()
+        with self._guard:
+            running = list(self._running)
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def write_plan(self) -> None:
+        """`plan.json`: what there is to be known, done or not; reports read it."""
+        studies: dict[str, Any] = {}
+        for chain in self.chains:
+            study = chain.definition
+            known = ("question", "order", "scale", "rates", "tune_seed", "seeds", "lengths")
+            entry = studies.setdefault(chain.study, {key: asdict(study)[key] for key in known} | {"arms": {}})
+            entry["arms"][chain.arm] = self._planned(chain)
+        path = self.results / "plan.json"
+        former = json.loads(path.read_text()) if path.is_file() else {}
+        merged = sorted(({**former, **studies}).items(), key=lambda item: (item[1]["order"], item[0]))
+        write_atomic(path, (json.dumps(dict(merged), indent=1) + "\n").encode())
+
+    @staticmethod
+    def _planned(chain: Chain) -> dict[str, Any]:
+        model, study = chain.config.model, chain.definition
+        units = chain.tuning() + [chain.unit(rate, seed) for rate in study.rates for seed in study.seeds]
+        teaches = model.variant.startswith("hope") and model.cms.teach_scale > 0
+        return {
+            "parameters": chain.parameters,
+            "missing": chain.missing,
+            "variant": model.variant,
+            "length": chain.config.length,
+            "chunk": model.memory.chunk,
+            "segment": min(model.cms.chunks()) if teaches else 0,
+            "units": {Path(unit.config.run).name: unit.sha256[:16] for unit in units},
+        }
+
+    def path(self, unit: Unit) -> Path:
+        """Where a training's result lies."""
+        return self.results / f"{unit.config.run}.json"
+
+    def result(self, unit: Unit) -> dict[str, Any] | None:
+        """A training's result, if it is there and of this very definition."""
+        record = _read(self.path(unit))
+        return record if record and record["sha256"] == unit.sha256 else None
+
+    def seconds(self, chain: Chain) -> float:
+        """What a training of this arm takes: measured, else as others of its variant, else of all."""
+        same = [
+            r["wall_seconds"]
+            for r in self._known.values()
+            if (r["study"], r["arm"]) == (chain.study, chain.arm)
+        ]
+        alike = [
+            r["wall_seconds"] for r in self._known.values() if r["variant"] == chain.config.model.variant
+        ]
+        every = [r["wall_seconds"] for r in self._known.values()]
+        return fmean(same or alike or every or [ASSUMED])
+
+    def measured(self) -> int:
+        """Arms that have a result."""
+        known = {(r["study"], r["arm"]) for r in self._known.values()}
+        return sum((c.study, c.arm) in known for c in self.chains if not c.missing)
+
+    def left(self, chain: Chain) -> int:
+        """Trainings of an arm that are to be done, as far as can be known before a learning rate is chosen."""
+        tuned = [self.result(unit) for unit in chain.tuning()]
+        missing = sum(record is None for record in tuned)
+        if missing:
+            return missing + len(chain.definition.seeds)
+        return sum(self.result(unit) is None for unit in self._final(chain))
+
+    def _final(self, chain: Chain) -> list[Unit]:
+        """The runs that count, with the learning rate that validated best; a run that diverged never does."""
+        tuned = {unit.rate: self.result(unit) for unit in chain.tuning()}
+        losses = {rate: r["validation"].get("val_loss", float("inf")) for rate, r in tuned.items() if r}
+        best = min(losses, key=lambda rate: losses[rate])
+        return [chain.unit(best, seed) for seed in chain.definition.seeds]
+
+    def _chain(self, chain: Chain) -> None:
+        for unit in chain.tuning():
+            self._unit(unit, tune=True)
+        for unit in self._final(chain):
+            self._unit(unit, tune=False)
+
+    def _unit(self, unit: Unit, *, tune: bool) -> None:
+        if self.result(unit):
+            return
+        if self.stop.is_set():
+            raise StoppedError
+        record = dict(self._known.get(unit.sha256, {}))
+        if not record or (not tune and not record["metrics"] and not record["failed"]):
+            record = self._train(unit, tune=tune)
+        record |= {"study": unit.chain.study, "arm": unit.chain.arm, "rate": unit.rate, "tune": tune}
+        self._known[unit.sha256] = record
+        write_atomic(self.path(unit), (json.dumps(record, indent=1) + "\n").encode())
+        self.display.finished(unit, record)
+
+    def _train(self, unit: Unit, *, tune: bool) -> dict[str, Any]:
+        folder, config = self.work / unit.config.run, unit.config
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "config.yaml", configuration.dump(config).encode())
+        with _locked(folder) as lock:
+            start = time.monotonic()
+            command = [
+                sys.executable,
+                "-m",
+                "hope_train",
+                "run",
+                str(folder / "config.yaml"),
+                "--fresh-on-mismatch",
+            ]
+            command += ["--out", str(folder), "--json", str(folder / "train.json")]
+            status = self._call(folder, lock, command)
+            said = _last_line(folder)
+            if status and not DIVERGED.search(said):
+                raise InputError(f"{unit.config.run}: {said.removeprefix('error: ')}")
+            metrics: list[dict[str, Any]] = []
+            if status == 0 and not tune:
+                metrics = self._evaluate(unit, folder, lock)
+            record = self._record(unit, folder, metrics, "" if status == 0 else said)
+            record["wall_seconds"] = max(round(time.monotonic() - start, 1), record["seconds"])
+        shutil.rmtree(folder)
+        return record
+
+    def _evaluate(self, unit: Unit, folder: Path, lock: int) -> list[dict[str, Any]]:
+        if not unit.config.data.task:
+            told = json.loads((folder / "train.json").read_text())
+            value = {"value": told["val_bpb"], "stderr": told.get("val_bpb_se"), "chance": None}
+            return [
+                {
+                    "name": "bits_per_byte",
+                    "length": unit.config.length,
+                    "n": int(told["val_windows"]),
+                    **value,
+                }
+            ]
+        script = str(Path(sys.executable).with_name("hope-eval"))
+        lengths = unit.chain.definition.lengths
+        out = str(folder / "task.json")
+        command = [
+            script,
+            "task",
+            "--checkpoint",
+            str(folder / "checkpoint"),
+            "--json",
+            out,
+            "--lengths",
+            *lengths,
+        ]
+        if self._call(folder, lock, command):
+            raise InputError(f"{unit.config.run}: {_last_line(folder).removeprefix('error: ')}")
+        found = json.loads((folder / "task.json").read_text())["tasks"][0]["metrics"]
+        return [
+            {"name": m["name"], "length": int(m["group"].removeprefix("length="))}
+            | {key: m[key] for key in ("n", "value", "stderr", "chance")}
+            for m in found
+        ]
+
+    def _call(self, folder: Path, lock: int, command: list[str]) -> int:
+        """Run in the training's folder, its words into a file; raises `StoppedError` where it was stopped."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+        with (folder / "said.txt").open("wb") as said, self._guard:
+            if self.stop.is_set():
+                raise StoppedError
+            # In a session of its own Ctrl-C does not reach it, and the one SIGTERM it gets makes it save.
+            process = subprocess.Popen(
+                command, stdout=said, stderr=said, env=environment, pass_fds=[lock], start_new_session=True
+            )
+            self._running.add(process)
+        status = process.wait()
+        with self._guard:
+            self._running.discard(process)
+        if status == RESUMABLE or self.stop.is_set():
+            raise StoppedError
+        return status
+
+    def _record(self, unit: Unit, folder: Path, metrics: list[dict[str, Any]], failed: str) -> dict[str, Any]:
+        told = json.loads((folder / "train.json").read_text()) if not failed else {}
+        log = folder / "log.jsonl"
+        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        keys = ("step", "tokens", "val_loss", "val_accuracy", "val_bpb")
+        return {
+            "schema": SCHEMA,
+            "sha256": unit.sha256,
+            "seed": unit.config.seed,
+            "lr": unit.config.optim.lr,
+            "matrix_lr": unit.config.optim.matrix_lr,
+            "variant": unit.config.model.variant,
+            "parameters": unit.chain.parameters,
+            "steps": int(told.get("steps", 0)),
+            "tokens": int(told.get("tokens", 0)),
+            "seconds": round(told.get("seconds", 0.0), 1),
+            "flops": told.get("flops_per_token", 0.0) * told.get("tokens", 0),
+            "revision": self._revision,
+            "failed": failed,
+            "validation": {k: v for k, v in told.items() if k.startswith("val_")},
+            "curve": [{k: row[k] for k in keys if k in row} for row in rows if "val_loss" in row],
+            "metrics": metrics,
+        }
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """One process at a time: a child that outlived its parent holds the lock it inherited."""
+    handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if record.get("schema") == SCHEMA else None
+
+
+def _last_line(folder: Path) -> str:
+    lines = (folder / "said.txt").read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no message"
+
+
+class _Display:
+    """A bar over trainings on a terminal, a line for each elsewhere; both with the time left."""
+
+    def __init__(self, suite: Suite, todo: list[Chain]) -> None:
+        self._suite, self._todo = suite, todo
+        self._console = Console(stderr=True)
+        columns = (
+            TextColumn("ablations"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._total = sum(map(len, todo))
+        self._task = self._bar.add_task("", total=self._total, note="")
+
+    def __enter__(self) -> _Display:
+        self._bar.start()
+        self.say(estimate(self._suite))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def finished(self, unit: Unit, record: dict[str, Any]) -> None:
+        done, hours = progress(self._suite)
+        self._bar.update(self._task, completed=done, note=f"about {hours:.1f} h left")
+        score = "; ".join(
+            f"{m['length']}: {m['value']:.3f}" for m in record["metrics"] if m["name"] != "task_exact"
+        )
+        found = record["failed"] or score or f"validation {record['validation'].get('val_loss', 0):.4f}"
+        self.say(
+            f"{done}/{self._total} {unit.config.run}: {found} ({record['wall_seconds']:.0f} s); {hours:.1f} h left"
+        )
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def progress(suite: Suite) -> tuple[int, float]:
+    """Trainings done, and hours that the others will take."""
+    chains = [chain for chain in suite.chains if not chain.missing]
+    left = {id(chain): suite.left(chain) for chain in chains}
+    done = sum(len(chain) - left[id(chain)] for chain in chains)
+    return done, sum(suite.seconds(chain) * left[id(chain)] for chain in chains) / suite.jobs / 3600
+
+
+def estimate(suite: Suite) -> str:
+    """One line: how much is done and how long the rest will take."""
+    done, hours = progress(suite)
+    chains = [chain for chain in suite.chains if not chain.missing]
+    total = sum(map(len, chains))
+    whole = sum(suite.seconds(chain) * len(chain) for chain in chains) / suite.jobs / 3600
+    basis = f"{suite.measured()} of {len(chains)} arms measured, the others by their like"
+    if not suite.measured():
+        basis = f"at an assumed {ASSUMED:.0f} s each"
+    return (
+        f"{done} of {total} trainings done; the rest takes about {hours:.1f} h, all of them {whole:.1f} h, "
+        f"on {suite.jobs} processes ({basis})"
+    )

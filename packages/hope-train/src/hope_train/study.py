@@ -1,0 +1,145 @@
+"""What an ablation is: arms that differ in one thing, each with its own learning rate and several seeds.
+
+A study is a file of conf/study; Hydra composes each arm's run from it and from the other groups of conf/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from hope_model import counting
+from hope_model.errors import InputError
+from hope_train.compose import Params, compose
+from hope_train.config import TrainConfig, fingerprint
+from hope_train.values import read_yaml, strict
+
+
+@dataclass  # not frozen: OmegaConf could not fill it inside a mapping
+class Arm:
+    """One side of a comparison.
+
+    Attributes:
+        run: a file of conf/run.
+        overrides: Hydra overrides, `model.memory.self_modify=false`.
+        missing: why it cannot be run yet; reports say so.
+    """
+
+    run: str = "hope"
+    overrides: list[str] = field(default_factory=list)
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question and the arms that answer it; the first is the one the others are compared with.
+
+    Attributes:
+        question: one sentence.
+        order: place among the studies, then by name.
+        scale: a file of conf/scale.
+        overrides: of all arms, before their own.
+        arms: by name.
+        rates: factors of the scale's learning rates; validation chooses one for each arm.
+        tune_seed: seed of the runs that choose.
+        seeds: of the runs that count.
+        lengths: at which a task is evaluated, `2x` being twice the training length.
+        tolerance: allowed difference of parameters, as a share of the first arm's.
+    """
+
+    question: str = MISSING
+    order: int = 0
+    scale: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+    arms: dict[str, Arm] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
+    tune_seed: int = 100
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    lengths: list[str] = field(default_factory=lambda: ["1x", "2x", "4x", "8x"])
+    tolerance: float = 0.03
+
+    def __post_init__(self) -> None:
+        """Refuse a comparison that cannot be fair."""
+        if len(self.rates) < 3 or len(set(self.seeds)) < 3 or self.tune_seed in self.seeds:
+            raise InputError("at least three 'rates' and three 'seeds', 'tune_seed' not among them")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One arm of a study, composed: what its runs have in common."""
+
+    study: str
+    arm: str
+    definition: Study
+    config: TrainConfig
+    parameters: int
+    missing: str
+
+    def unit(self, rate: float, seed: int) -> Unit:
+        """The run with one learning rate and one seed."""
+        optim = self.config.optim
+        optim = dataclasses.replace(optim, lr=optim.lr * rate, matrix_lr=optim.matrix_lr * rate)
+        name = f"{self.study}/{self.arm}/rate{rate:g}-seed{seed}"
+        return Unit(self, rate, dataclasses.replace(self.config, run=name, seed=seed, optim=optim))
+
+    def tuning(self) -> list[Unit]:
+        """The runs that choose a learning rate."""
+        return [self.unit(rate, self.definition.tune_seed) for rate in self.definition.rates]
+
+    def __len__(self) -> int:
+        return len(self.definition.rates) + len(self.definition.seeds)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training."""
+
+    chain: Chain
+    rate: float
+    config: TrainConfig
+
+    @property
+    def sha256(self) -> str:
+        """Of what is trained and how it is measured, whatever study asks for it."""
+        lengths = self.chain.definition.lengths if self.config.data.task else []
+        return fingerprint(dataclasses.replace(self.config, run=":".join(lengths)))
+
+
+def load(conf: Path, only: list[str]) -> dict[str, Study]:
+    """The studies of conf/study in their order.
+
+    Raises:
+        InputError: a file that is no study, or a name that is none.
+    """
+    files = {path.stem: path for path in sorted((conf / "study").glob("*.yaml"))}
+    wanted = [name.split("/")[0] for name in only] or list(files)
+    if unknown := [name for name in wanted if name not in files]:
+        raise InputError(f"--only {unknown[0]}: no such study; choose among {', '.join(files)}")
+    studies = {
+        name: strict(Study, read_yaml(files[name]), str(files[name])) for name in dict.fromkeys(wanted)
+    }
+    return dict(sorted(studies.items(), key=lambda item: (item[1].order, item[0])))
+
+
+def chains(name: str, study: Study, conf: Path, corpora: list[str], scale: str = "") -> list[Chain]:
+    """Every arm of a study, composed, its parameters counted.
+
+    Raises:
+        InputError: an arm that does not compose, or of another size.
+    """
+    made: list[Chain] = []
+    for arm, what in study.arms.items():
+        params = Params(scale=scale or study.scale, teach_scale=0.1, seed=0, corpora=corpora)
+        config = compose(what.run, conf, params, [*study.overrides, *what.overrides])
+        count = counting.parameters(config.model)
+        first = made[0].parameters if made else count
+        if abs(count / first - 1) > study.tolerance:
+            raise InputError(
+                f"{conf}/study/{name}.yaml: arm '{arm}' has {count:,} parameters, '{made[0].arm}' {first:,}: "
+                f"more than {study.tolerance:.0%} apart"
+            )
+        made.append(Chain(name, arm, study, config, count, what.missing))
+    return made

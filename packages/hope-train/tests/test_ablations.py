@@ -1,0 +1,178 @@
+"""The runner of studies: fair arms only, a learning rate for each, nothing done twice, interruptible anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hope_model.errors import InputError
+from hope_train import study
+from hope_train.ablations import ASSUMED, DIVERGED, Suite
+from hope_train.cli import main
+
+ROOT = Path(__file__).parents[3]
+TINY = {
+    "question": "Which one?",
+    "scale": "suite",
+    "overrides": ["task=parity", "steps=2", "batch_size=2", "length=8", "model.dim=32", "model.layers=1"],
+    "arms": {
+        "delta": {"run": "gated_deltanet"},
+        "full": {"run": "transformer"},
+        "none": {"missing": "no switch"},
+    },
+    "lengths": ["1x", "2x"],
+    "tolerance": 0.5,
+}
+
+
+def project(tmp_path: Path, **changes: object) -> Path:
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    for part in ("config.yaml", "run", "scale", "task", "optim"):
+        (conf / part).symlink_to(ROOT / "conf" / part)
+    (conf / "study").mkdir()
+    (conf / "study" / "tiny.yaml").write_text(yaml.safe_dump(TINY | changes, sort_keys=False))
+    return conf
+
+
+def suite(tmp_path: Path, conf: Path) -> Suite:
+    loaded = study.load(conf, [])
+    return Suite(study.chains("tiny", loaded["tiny"], conf, []), tmp_path / "results", tmp_path / "work")
+
+
+class Fake(Suite):
+    """Trains nothing: the validation loss is what `losses` says of the rate."""
+
+    losses: dict[float, float | None]
+    trained: list[str]
+    most: int
+
+    def _train(self, unit: study.Unit, *, tune: bool) -> dict[str, Any]:
+        if len(self.trained) == self.most:
+            raise KeyboardInterrupt
+        self.trained.append(unit.config.run)
+        value = self.losses[unit.rate]
+        record = self._record(unit, self.work, [], "diverged" if value is None else "")
+        metrics = [] if tune else [{"name": "task_accuracy", "length": 8, "value": 0.5}]
+        known = {} if value is None else {"val_loss": value}
+        return record | {"wall_seconds": 3.0, "validation": known, "metrics": metrics}
+
+
+def fake(tmp_path: Path, conf: Path, losses: dict[float, Any], most: int = 100) -> Fake:
+    made = suite(tmp_path, conf)
+    made = Fake(made.chains, made.results, made.work)
+    made.losses, made.trained, made.most = losses, [], most
+    made.work.mkdir(exist_ok=True)
+    (made.work / "train.json").write_text("{}")
+    return made
+
+
+def test_the_best_rate_on_validation_is_the_one_that_counts(tmp_path: Path) -> None:
+    first = fake(tmp_path, project(tmp_path), {0.3: 0.7, 1.0: None, 3.0: 0.5})
+    assert first.run()
+    tuning = [f"tiny/delta/rate{rate}-seed100" for rate in ("0.3", "1", "3")]
+    assert first.trained[:6] == [*tuning, *[f"tiny/delta/rate3-seed{seed}" for seed in (0, 1, 2)]]
+    assert len(first.trained) == 12  # the arm that cannot be run is left alone
+    records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("results/tiny/full/*.json"))]
+    assert [(r["rate"], r["seed"], r["tune"]) for r in records] == [
+        (0.3, 100, True),
+        (1.0, 100, True),
+        (3.0, 0, False),
+        (3.0, 1, False),
+        (3.0, 100, True),
+        (3.0, 2, False),
+    ]
+    assert records[2]["lr"] == pytest.approx(9e-3)
+
+
+def test_what_is_done_is_not_done_again_until_its_definition_changes(tmp_path: Path) -> None:
+    conf = project(tmp_path)
+    losses = {0.3: 0.7, 1.0: 0.2, 3.0: 0.5}
+    stopped = fake(tmp_path, conf, losses, most=4)
+    assert not stopped.run()
+    again = fake(tmp_path, conf, losses)
+    assert [again.left(chain) for chain in again.chains[:2]] == [2, 6]
+    assert again.seconds(again.chains[0]) == 3.0
+    assert again.run()
+    assert len(again.trained) == 8
+    assert not set(stopped.trained) & set(again.trained)
+    assert not fake(tmp_path, conf, losses, most=0).trained
+    values = yaml.safe_load((conf / "study/tiny.yaml").read_text())
+    values["arms"]["full"]["overrides"] = ["optim.clip=0.5"]
+    (conf / "study/tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    changed = fake(tmp_path, conf, losses)
+    assert [changed.left(chain) for chain in changed.chains[:2]] == [0, 6]
+
+
+def test_equal_runs_of_two_studies_are_trained_once(tmp_path: Path) -> None:
+    conf = project(tmp_path)
+    first = fake(tmp_path, conf, {0.3: 0.7, 1.0: 0.2, 3.0: 0.5})
+    assert first.run()
+    twin = TINY | {"arms": {"same": {"run": "transformer"}}}
+    (conf / "study/twin.yaml").write_text(yaml.safe_dump(twin))
+    chains = study.chains("twin", study.load(conf, [])["twin"], conf, [])
+    second = fake(tmp_path, conf, first.losses)
+    second.chains = chains
+    assert second.run()
+    assert not second.trained
+    record = json.loads((tmp_path / "results/twin/same/rate1-seed2.json").read_text())
+    assert (record["study"], record["arm"], record["seed"]) == ("twin", "same", 2)
+
+
+def test_a_real_training_leaves_its_json_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = project(tmp_path, arms={"delta": {"run": "gated_deltanet"}})
+    real = suite(tmp_path, conf)
+    assert real.seconds(real.chains[0]) == ASSUMED
+    unit = real.chains[0].unit(1.0, 0)
+    real.display = type("Silent", (), {"finished": lambda *_: None})()  # type: ignore[assignment]
+    real._unit(unit, tune=False)
+    record = real.result(unit)
+    assert record is not None
+    assert [(m["name"], m["length"], m["n"]) for m in record["metrics"]] == [
+        (name, length, 256) for name in ("task_accuracy", "task_exact") for length in (8, 16)
+    ]
+    assert (record["steps"], record["tokens"], record["failed"]) == (2, 32, "")
+    assert record["flops"] > 0
+    assert not list((tmp_path / "work").rglob("*.safetensors"))
+
+
+def test_a_diverged_run_is_told_from_a_broken_one() -> None:
+    assert DIVERGED.search("error: run 'x': loss is nan and gradient norm nan at step 3 (samples ...")
+    assert not DIVERGED.search("error: data/shards: no such folder")
+
+
+def test_unfair_comparisons_are_refused(tmp_path: Path) -> None:
+    conf = project(tmp_path, tolerance=0.001)
+    with pytest.raises(
+        InputError, match=r"arm 'full' has [\d,]+ parameters, 'delta' [\d,]+: more than 0% apart"
+    ):
+        suite(tmp_path, conf)
+    values = TINY | {"seeds": [0, 1]}
+    (conf / "study/tiny.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match="at least three 'rates' and three 'seeds'"):
+        study.load(conf, [])
+
+
+def test_every_study_of_the_repository_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Composes one arm of each study here; `hope-train ablations --plan` composes all of them."""
+    studies = study.load(ROOT / "conf", [])
+    orders = [one.order for one in studies.values()]
+    assert orders == sorted(set(orders))
+    for name, one in studies.items():
+        assert len(one.arms) > 1, name
+        assert len(one.seeds) >= 3
+        assert len(one.rates) >= 3
+    stages = yaml.safe_load((ROOT / "reports/dvc.yaml").read_text())["stages"]
+    assert stages["ablation"]["matrix"]["study"] == list(studies)
+    common = ["--conf", str(ROOT / "conf"), "--params", str(ROOT / "params.yaml"), "--results", str(tmp_path)]
+    assert main(["ablations", "--plan", "--only", "nothing", *common]) == 2
+    assert "--only nothing: no such study; choose among" in capsys.readouterr().err
+    assert main(["ablations", "--plan", "--only", "order", *common]) == 0
+    assert capsys.readouterr().out.startswith("0 of 12 trainings done; the rest takes about 0.2 h")
+    assert list(json.loads((tmp_path / "plan.json").read_text())["order"]["arms"]) == ["first", "second"]
