@@ -82,7 +82,7 @@ def test_self_modifying_is_the_token_loop(
 
 @pytest.mark.parametrize("variant", ["self_modifying_titans", "titans"])
 def test_one_head_alone_is_one_head_in_a_batch(variant: str) -> None:
-    """First weights are one copy for the batch; with one head a copy for each sequence may have no memory of its own."""
+    """First weights are one copy for the batch; with one head, spreading them may give a view."""
     memory = MemoryConfig(chunk=4)
     config = ModelConfig(variant=variant, vocab_size=16, dim=8, layers=1, head_dim=8, memory=memory)
     model, tokens = LanguageModel(config).double(), torch.arange(22).view(2, 11) % 16

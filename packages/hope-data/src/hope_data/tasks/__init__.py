@@ -42,7 +42,8 @@ def build(values: Mapping[str, Any]) -> Task:
     for key, value in given.items():
         if key not in known:
             raise InputError(f"task {name}: unknown key '{key}'; known: {', '.join(known) or 'none'}")
-        if type(value) is not known[key] or (known[key] is int and int(value) < 1):
+        too_small = isinstance(value, int) and not isinstance(value, bool) and value < 1
+        if type(value) is not known[key] or too_small:
             raise InputError(
                 f"task {name}: '{key}' is {value!r}; it must be a {known[key].__name__}, positive"
             )
