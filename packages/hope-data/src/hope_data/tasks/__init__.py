@@ -39,11 +39,11 @@ def build(values: Mapping[str, Any]) -> Task:
     kind = TASKS[name]
     known: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(kind)}
     given = {key: value for key, value in values.items() if key != "name"}
-    value: Any
     for key, value in given.items():
         if key not in known:
             raise InputError(f"task {name}: unknown key '{key}'; known: {', '.join(known) or 'none'}")
-        if type(value) is not known[key] or (known[key] is int and value < 1):
+        positive = known[key] is not int or (isinstance(value, int) and value >= 1)
+        if not positive or type(value) is not known[key]:
             raise InputError(
                 f"task {name}: '{key}' is {value!r}; it must be a {known[key].__name__}, positive"
             )
