@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 WORDS = Path(__file__).with_name("words.txt").read_text().split()
 
 
-def save_model(folder: Path, kind: str, texts: list[str], vocab: int = 600, **sizes: int) -> Path:
+def save_model(
+    folder: Path, kind: str, texts: list[str], vocab: int = 600, *, init: float = 0.15, **sizes: int
+) -> Path:
     """A causal model of transformers with weights drawn large enough that answers differ."""
     import transformers
 
@@ -27,7 +30,7 @@ def save_model(folder: Path, kind: str, texts: list[str], vocab: int = 600, **si
             n_layer=shape["layers"],
             n_head=shape["heads"],
             n_positions=shape["length"],
-            initializer_range=0.15,
+            initializer_range=init,
             eos_token_id=0,
             bos_token_id=0,
         )
@@ -40,7 +43,7 @@ def save_model(folder: Path, kind: str, texts: list[str], vocab: int = 600, **si
             num_attention_heads=shape["heads"],
             num_key_value_heads=shape["heads"] // 2,
             max_position_embeddings=shape["length"],
-            initializer_range=0.15,
+            initializer_range=init,
             eos_token_id=0,
             bos_token_id=0,
         )
@@ -66,6 +69,50 @@ def tokenizer_of(texts: list[str], vocab: int) -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token=end, bos_token=end, unk_token=end
     )
+
+
+def load_tasks(folder: Path, tasks: tuple[str, ...], limit: int | None = None) -> Any:
+    """Tasks of lm-eval with rows of a mirror."""
+    import tempfile
+
+    from lm_eval.tasks import TaskManager
+
+    from hope_eval.zeroshot import mirror
+
+    with tempfile.TemporaryDirectory() as made:
+        mirror.write_tasks(Path(made), folder, list(tasks), limit)
+        return TaskManager(include_path=made, include_defaults=False).load(list(tasks))
+
+
+def samples(lm: Any, loaded: Any) -> dict[str, Any]:
+    """Every row's responses and accuracy by lm-eval's own evaluation."""
+    from lm_eval import evaluator
+
+    found = evaluator.evaluate(lm, loaded, bootstrap_iters=0)
+    return {task: found["samples"][task] for task in loaded["tasks"]}
+
+
+def hf_lm(folder: Path, batch: int = 4, dtype: str = "float32") -> Any:
+    """lm-eval's own model."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(folder), device="cpu", batch_size=batch, dtype=dtype)
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float = 1e-4) -> float:
+    """The same rows, log-likelihoods within the tolerance, accuracies equal; returns the largest deviation."""
+    worst = 0.0
+    for task, rows in theirs.items():
+        assert len(rows) == len(ours[task])
+        for mine, row in zip(ours[task], rows, strict=True):
+            assert mine["arguments"] == row["arguments"]
+            a, b = (np.array(x["filtered_resps"], float) for x in (mine, row))
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+            worst = max(worst, float(np.abs(a - b).max()))
+            assert {k: mine[k] for k in ("acc", "acc_norm") if k in mine} == {
+                k: row[k] for k in ("acc", "acc_norm") if k in row
+            }
+    return worst
 
 
 def write_mirror(folder: Path, count: int = 12) -> Path:

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hope_eval import cli
 from hope_eval import results as schema
 from hope_eval.cli import main
+from hope_eval.suite import Sizes, pieces
 
 TINY = ("--length", "48", "--limit", "6")
 
@@ -136,3 +138,18 @@ def test_compare_refuses_other_items(
     a, b = synthetic("a", 2.0, 0.5), synthetic("b", 2.0, 0.5, "other")
     assert main(["compare", str(a), str(b)]) == 2
     assert "perplexity: the two results are over different items" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_every_command_of_the_suite_is_understood(bounded: bool) -> None:
+    parser = cli._parser()
+    told = ["suite", "--checkpoint", "c", "--tokenizer", "t", "--shards", "s", "--json", "x.json"]
+    least = pieces(parser.parse_args(told), Sizes(), bounded=bounded)
+    told += ["--mirror", "m", "--text", "a.txt", "b.txt", "--babi", "qa1.txt", "--clinc150", "d"]
+    whole = pieces(parser.parse_args(told), Sizes(), bounded=bounded)
+    for command in (*least, *whole):
+        assert parser.parse_args(command).add
+    names = ["run", "zeroshot", "zeroshot", "needle", "babi", "books", "continual", "continual"]
+    assert [command[0] for command in whole] == names + ["run"] * bounded
+    assert [command[0] for command in least] == ["run", "needle", "continual"] + ["run"] * bounded
+    assert ("memorize" in least[2]) == bounded

@@ -18,6 +18,7 @@ from hope_eval.cli import main
 from hope_eval.lm import Scorer
 from hope_eval.memorize import Memorize
 from hope_eval.models import HopeModel, load
+from hope_eval.results import Items
 from hope_eval.tasks import choice, perplexity
 from hope_eval.tasks.base import Context
 from hope_model import LanguageModel, MemorySettings
@@ -38,6 +39,26 @@ def test_forgetting_and_transfer_by_hand() -> None:
     assert mirrored == found
     with pytest.raises(ValueError, match="must be"):
         continual.transfer(losses[:3], lower_is_better=True)
+
+
+def test_errors_of_forgetting_are_those_of_its_documents() -> None:
+    """Two domains; documents of the first are forgotten by 1 ± spread, so the error is spread / sqrt(n)."""
+    rng = np.random.default_rng(0)
+    n, spread = 400, 0.5
+    after, last = np.zeros(n), 1 + rng.normal(0, spread, n)
+    scores = np.concatenate([np.zeros(2 * n), after, np.zeros(n), last, np.zeros(n)])
+    stages, names = [str(i) for i in range(3) for _ in range(2 * n)], (["a"] * n + ["b"] * n) * 3
+    items = Items(
+        {"domain": names, "stage": stages},
+        list(range(2 * n)) * 3,
+        [1.0] * 6 * n,
+        {"bits_per_byte": scores.tolist()},
+    )
+    found = continual.transfer_errors(items, "bits_per_byte", ["a", "b"], lower_is_better=True)
+    assert found is not None
+    assert found.forgetting == pytest.approx(spread / n**0.5, rel=0.15)
+    assert found.backward == pytest.approx(spread / n**0.5, rel=0.15)
+    assert found.forward == 0.0
 
 
 def flags(checkpoint: Path, out: Path) -> list[str]:
@@ -164,7 +185,7 @@ def test_memorising_runs_both_and_pairs_them(context: Build, model: LanguageMode
     runs = lambda scorer: [choice.run(context(scorer=scorer), settings)]  # noqa: E731
     tasks, differences = memorize.both(whole.scorer, Memorize(), runs)
     off, on = tasks
-    assert (off.task, on.task) == ("choice", "choice+on")
+    assert (off.task, on.task) == ("choice+off", "choice+on")
     assert off.settings["memorize"] == "off"
     assert on.settings["memorize_steps"] == 1
     a, b = np.array(on.items.scores["choice_accuracy"]), np.array(off.items.scores["choice_accuracy"])
@@ -247,6 +268,36 @@ def test_run_with_memorize_writes_the_pair(corpora: Path, checkpoint_folder: Pat
     ]
     assert main(["run", *flags(checkpoint_folder, out), *folders, "--memorize"]) == 0
     result = schema.load(out)
-    assert [task.task for task in result.tasks] == ["perplexity", "choice", "perplexity+on", "choice+on"]
+    assert [task.task for task in result.tasks] == [
+        "perplexity+off",
+        "choice+off",
+        "perplexity+on",
+        "choice+on",
+    ]
     assert {row.metric for row in result.memorized} >= {"bits_per_byte", "choice_accuracy"}
     assert all(row.stderr is not None for row in result.memorized if row.group == "all")
+
+
+def test_a_stream_is_memorised_or_not_in_pairs(
+    corpora: Path, checkpoint_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "stream.json"
+    sizes = ["--shards", str(corpora / "shards"), "--tokens", "400", "--held-out", "200"]
+    assert main(["continual", *flags(checkpoint_folder, out), *sizes, "--memorize-steps", "2"]) == 0
+    result = schema.load(out)
+    assert [task.task for task in result.tasks] == [
+        "continual_stream_memorize+off",
+        "continual_stream_memorize+on",
+    ]
+    off, on = result.tasks
+    assert on.settings["memorize_steps"] == 2
+    # Frozen memories keep nothing of a stream but what stands in the convolutions' reach.
+    R = continual.matrix(off.metrics, "bits_per_byte", ["left", "right"])
+    written = continual.matrix(on.metrics, "bits_per_byte", ["left", "right"])
+    assert np.ptp(R, axis=0).max() < 0.5 * np.ptp(written, axis=0).max()
+    row = next(row for row in result.memorized if row.group == "cell=2>left")
+    assert row.difference == pytest.approx(written[2, 0] - R[2, 0], abs=1e-5)
+    assert next(row for row in result.memorized if row.group == "all").stderr is not None
+    for wrong in (["--memorize-oracle"], ["--learn", "train", "--memorize"]):
+        assert main(["continual", *flags(checkpoint_folder, out), *sizes, *wrong]) == 2
+    assert capsys.readouterr().err.count("leave out --memorize") == 2

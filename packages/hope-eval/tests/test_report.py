@@ -23,6 +23,13 @@ def logs(tmp_path: Path) -> Path:
             for n in range(1, 41)
         ]
         rows[-1]["val_loss"] = final + 0.1
+        for row in rows:
+            row |= {
+                "grad_norm": 2.0 / row["step"],
+                "eta": 0.05,
+                "gate_hit_rate_0": 1.0,
+                "gate_hit_rate_1": 0.5,
+            }
         (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "runs"
 
@@ -56,7 +63,7 @@ def test_page_holds_the_numbers_and_what_follows(synthetic: Write, tmp_path: Pat
     assert "every run beats it on every domain by more than three standard errors" in text
     assert "above chance (0.25): alpha (+" in text
     assert "not clearly above chance (0.25): beta (" in text
-    for name in ("loss", "perplexity", "choice", "passkey"):
+    for name in ("loss", "inside", "perplexity", "choice", "passkey"):
         assert f"](plots/{name}.png)" in text
         assert (out.parent / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -76,7 +83,7 @@ def test_same_numbers_same_bytes(synthetic: Write, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in out.parent.rglob("*.*")}
     report(tmp_path)
     assert before == {path.name: path.read_bytes() for path in out.parent.rglob("*.*")}
-    assert len(before) == 5
+    assert len(before) == 6
     assert all(b"Software" not in data for name, data in before.items() if name.endswith("png"))
 
 

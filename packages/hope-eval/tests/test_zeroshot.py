@@ -22,6 +22,7 @@ if any(importlib.util.find_spec(name) is None for name in ("lm_eval", "transform
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hf_models
+from hf_models import assert_same, hf_lm, load_tasks, samples
 
 from hope_eval.harness import HopeLM
 from hope_eval.zeroshot import mirror as mirrors
@@ -49,46 +50,15 @@ def gpt2_folder(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def one_by_one(checkpoint_folder: Path, mirror: Path) -> dict[str, Any]:
     lm = HopeLM(checkpoint_folder, corpora_tokenizer(checkpoint_folder), batch_size=1, share=False)
-    return samples(lm, mirror, MADE, 3)
-
-
-def samples(lm: Any, folder: Path, tasks: tuple[str, ...], limit: int | None = None) -> dict[str, Any]:
-    """Every row's responses and accuracy by lm-eval's own evaluation."""
-    import tempfile
-
-    from lm_eval import evaluator
-    from lm_eval.tasks import TaskManager
-
-    with tempfile.TemporaryDirectory() as made:
-        mirrors.write_tasks(Path(made), folder, list(tasks))
-        manager = TaskManager(include_path=made, include_defaults=False)
-        found = evaluator.evaluate(lm, manager.load(list(tasks)), limit=limit, bootstrap_iters=0)
-    return {task: found["samples"][task] for task in tasks}
-
-
-def hf_lm(folder: Path, batch: int = 4) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(pretrained=str(folder), device="cpu", batch_size=batch, dtype="float32")
-
-
-def assert_same(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float = 1e-4) -> None:
-    for task, rows in theirs.items():
-        assert len(rows) == len(ours[task])
-        for mine, row in zip(ours[task], rows, strict=True):
-            assert mine["arguments"] == row["arguments"]
-            a, b = (np.array(x["filtered_resps"], float) for x in (mine, row))
-            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
-            assert {k: mine[k] for k in ("acc", "acc_norm") if k in mine} == {
-                k: row[k] for k in ("acc", "acc_norm") if k in row
-            }
+    return samples(lm, load_tasks(mirror, MADE, 3))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_equal_to_lm_evals_hf_model(kind: str, hf_folder: Path, gpt2_folder: Path, mirror: Path) -> None:
     folder = hf_folder if kind == "llama" else gpt2_folder
-    theirs = samples(hf_lm(folder), mirror, MADE)
-    ours = samples(HopeLM(folder), mirror, MADE)
+    loaded = load_tasks(mirror, MADE)
+    theirs = samples(hf_lm(folder), loaded)
+    ours = samples(HopeLM(folder), loaded)
     # Rows must be told apart, or equality would say nothing.
     spread = [np.ptp([r[0] for r in row["filtered_resps"]]) for row in theirs["piqa"]]
     assert min(spread) > 0.1
@@ -101,7 +71,7 @@ def test_neither_batch_nor_prefix_changes_a_number(
 ) -> None:
     """HOPE carries a recurrent state, which padding would spoil."""
     lm = HopeLM(checkpoint_folder, corpora_tokenizer(checkpoint_folder), batch_size=batch, share=share)
-    assert_same(samples(lm, mirror, MADE, 3), one_by_one, 2e-4)
+    assert_same(samples(lm, load_tasks(mirror, MADE, 3)), one_by_one, 2e-4)
 
 
 def corpora_tokenizer(checkpoint: Path) -> Path:

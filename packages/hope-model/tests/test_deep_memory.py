@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hope_model import LanguageModel, MemoryConfig, ModelConfig
 from hope_model.ops.deep_memory import (
     FastWeights,
     Gates,
@@ -41,8 +42,14 @@ class Draw:
     def weights(self, memories: int) -> FastWeights:
         return FastWeights(self(B, H, memories, m, d), self(B, H, memories, d, m, scale=0.5))
 
+    def first(self, memories: int) -> FastWeights:
+        return FastWeights(self(H, memories, m, d), self(H, memories, d, m, scale=0.5))
 
-def self_modifying_inputs(T: int, rules: Rules, position: int, *, self_modify: bool) -> tuple[Any, ...]:
+
+def self_modifying_inputs(
+    T: int, rules: Rules, position: int, *, self_modify: bool, default: bool = True
+) -> tuple[Any, ...]:
+    """`default`: no erasing at the hidden layer, retention pulls to the first weights."""
     draw = Draw()
     written = R if self_modify else 1
     now = draw.weights(written)
@@ -50,10 +57,11 @@ def self_modifying_inputs(T: int, rules: Rules, position: int, *, self_modify: b
     scale = None if rules.tied_gates else draw(H, R)
     share = None if rules.tied_gates else draw(H, R)
     readout = Readout(draw(H, d), draw(H), scale, draw(H, d), draw(H), share)
-    gates = Gates(None, draw.strength(B, H, T), draw.strength(B, H, 1, T), None, None)
+    gates = Gates(None, None if default else draw.strength(B, H, T), draw.strength(B, H, 1, T), None, None)
     state = MemoryState(now, start, None, position)
     fixed = None if self_modify else draw.weights(4)
-    return draw.unit(B, H, T, d), draw.unit(B, H, T, d), gates, readout, state, rules, fixed
+    origin = draw.first(written) if default else None
+    return draw.unit(B, H, T, d), draw.unit(B, H, T, d), gates, readout, state, rules, fixed, origin
 
 
 @pytest.mark.parametrize("self_modify", [True, False])
@@ -72,13 +80,35 @@ def test_self_modifying_is_the_token_loop(
     )
 
 
-@pytest.mark.parametrize("activation", ["gelu", "silu"])
-@pytest.mark.parametrize(("stable", "tied"), [(True, True), (False, False), (False, True)])
+@pytest.mark.parametrize("variant", ["self_modifying_titans", "titans"])
+def test_one_head_alone_is_one_head_in_a_batch(variant: str) -> None:
+    """First weights are one copy for the batch; with one head, spreading them may give a view."""
+    memory = MemoryConfig(chunk=4)
+    config = ModelConfig(variant=variant, vocab_size=16, dim=8, layers=1, head_dim=8, memory=memory)
+    model, tokens = LanguageModel(config).double(), torch.arange(22).view(2, 11) % 16
+    both, _ = model(tokens)
+    both.logsumexp(-1).sum().backward()
+    whole = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for row, logits in zip(tokens, both, strict=True):
+        alone, _ = model(row[None])
+        assert (alone[0] - logits).abs().max() < 1e-12
+        alone.logsumexp(-1).sum().backward()
+    assert max((p.grad - g).abs().max() for p, g in zip(model.parameters(), whole, strict=True)) < 1e-10
+
+
+@pytest.mark.parametrize("origin", [True, False])
+@pytest.mark.parametrize("erase", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize(("stable", "tied"), [(True, False), (True, True), (False, False), (False, True)])
 def test_other_rules_are_the_token_loop(
-    assert_same: Assert, activation: str, *, stable: bool, tied: bool
+    assert_same: Assert, activation: str, *, stable: bool, tied: bool, erase: bool, origin: bool
 ) -> None:
     rules = Rules(chunk=4, activation=activation, stable=stable, tied_gates=tied)
-    assert_same(self_modifying_naive, self_modifying, *self_modifying_inputs(11, rules, 2, self_modify=True))
+    *args, fixed, first = self_modifying_inputs(11, rules, 2, self_modify=True)
+    draw = Draw(1)
+    args[2] = args[2]._replace(erase_NT=draw.strength(B, H, 11) if erase else None)
+    assert_same(self_modifying_naive, self_modifying, *args, fixed, first if origin else None)
 
 
 @pytest.mark.parametrize("momentum", [True, False])
@@ -86,44 +116,48 @@ def test_other_rules_are_the_token_loop(
 @pytest.mark.parametrize(
     ("T", "chunk", "position"), [(1, 4, 0), (11, 1, 0), (11, 4, 0), (11, 4, 3), (11, 64, 0)]
 )
-@pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize("form", ["written", "plain", "erasing, to zero"])
 def test_titans_memory_is_the_token_loop(
-    assert_same: Assert, T: int, chunk: int, position: int, *, momentum: bool, stable: bool, written: bool
+    assert_same: Assert, T: int, chunk: int, position: int, form: str, *, momentum: bool, stable: bool
 ) -> None:
     def chunked(*args: Any) -> Any:
-        return titans_memory(*args, written=written)
+        return titans_memory(*args, written=form == "written")
 
+    default = form != "erasing, to zero"
     draw, rules = Draw(), Rules(chunk=chunk, stable=stable)
     q, k, v = (draw.unit(B, H, T, d) for _ in range(3))
     log_a = F.logsigmoid(draw(B, H, T)).detach().requires_grad_()
     theta = F.logsigmoid(draw(B, H, T)).detach().requires_grad_() if momentum else None
     eta = draw.strength(B, H, 1, T, top=0.1)
-    gates = Gates(log_a, draw.strength(B, H, T), draw.strength(B, H, 1, T), eta, theta)
+    erase = None if default else draw.strength(B, H, T)
+    gates = Gates(log_a, erase, draw.strength(B, H, 1, T), eta, theta)
     now = draw.weights(1)
     start = now if position % chunk == 0 else draw.weights(1)
     state = MemoryState(now, start, draw.weights(1) if momentum else None, position)
-    assert_same(titans_memory_naive, chunked, q, k, v, gates, state, rules)
+    origin = draw.first(1) if default else None
+    assert_same(titans_memory_naive, chunked, q, k, v, gates, state, rules, origin)
 
 
 def test_written_out_backward_passes_gradcheck() -> None:
     args = self_modifying_inputs(5, Rules(chunk=3), 0, self_modify=True)
-    x, q, gates, readout, state, rules, fixed = args
+    x, q, gates, readout, state, rules, fixed, first = args
 
     def run(*leaves: Tensor) -> tuple[Tensor, ...]:
-        x, q, erase, output, W2, W1, eta = leaves
+        x, q, output, W2, W1, O2, O1, eta = leaves
         weights = FastWeights(W2, W1)
         o, after = self_modifying(
             x,
             q,
-            gates._replace(erase_NT=erase, output_NRT=output),
+            gates._replace(output_NRT=output),
             readout._replace(eta_Hd=eta),
             MemoryState(weights, weights, None, 0),
             rules,
             fixed,
+            FastWeights(O2, O1),
         )
         return o, *after.now
 
-    leaves = (x, q, gates.erase_NT, gates.output_NRT, *state.now, readout.eta_Hd)
+    leaves = (x, q, gates.output_NRT, *state.now, *first, readout.eta_Hd)
     assert torch.autograd.gradcheck(run, leaves, nondet_tol=1e-12)
 
 

@@ -237,7 +237,7 @@ def test_gates_can_be_observed(tokens: torch.Tensor) -> None:
 def test_hope_paper_is_the_papers_form() -> None:
     """Tied gates, and the frozen gradient as the output layer's write, whatever else is configured."""
     config = small("hope_paper")
-    assert config.memory == MemoryConfig(chunk=4, tied_gates=True, output_rule="gradient")
+    assert config.memory == MemoryConfig(chunk=4, tied_gates=True, output_rule="gradient", decay_to="zero")
     assert ModelConfig.from_dict(config.to_dict()) == config
     paper, default = LanguageModel(config), LanguageModel(small("hope"))
     names = {n.split(".", 2)[2] for n, _ in default.named_parameters() if n.startswith("blocks")} - {

@@ -39,8 +39,13 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=8, help="per node")
     parser.add_argument("--hours", type=int, default=24)
     parser.add_argument("--partition")
+    parser.add_argument(
+        "--cluster", help="slurm, or local to try it on this machine; default: slurm where it is"
+    )
     arguments = parser.parse_args()
-    executor = submitit.AutoExecutor(arguments.config.parent / "slurm", slurm_max_num_timeout=100)
+    executor = submitit.AutoExecutor(
+        arguments.config.parent / "slurm", cluster=arguments.cluster, slurm_max_num_timeout=100
+    )
     executor.update_parameters(
         name="hope-train",
         nodes=arguments.nodes,

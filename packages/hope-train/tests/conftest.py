@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,19 @@ from hope_data.cli import main as hope_data
 from hope_model import CMSConfig, ModelConfig
 from hope_train.config import DataConfig, LogConfig, TrainConfig
 
+Corpora = Callable[[Path, Mapping[str, list[str]]], Path]
+
 
 @pytest.fixture(scope="session")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with `shards/{left,right}` and `tokenizer` of 320 tokens."""
-    root = tmp_path_factory.mktemp("corpora")
-    for name, seed in (("left", 1), ("right", 2)):
+def make_corpora() -> Corpora:
+    """Writes `shards/NAME` of every corpus given, and `tokenizer` of 320 tokens, into a folder."""
+    return _make
+
+
+def _make(root: Path, corpora: Mapping[str, list[str]]) -> Path:
+    for name, texts in corpora.items():
         with (root / f"{name}.jsonl").open("w") as stream:
-            stream.writelines(json.dumps({"text": text}) + "\n" for text in documents(seed, 60))
+            stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
         manifest = {
             "kind": "jsonl",
             "content": "code",
@@ -30,11 +36,19 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         step("acquire", "--manifest", root / f"{name}.yaml", "--out", root / "raw" / name)
         step("filter", root / "raw" / name, "--out", root / "clean" / name)
     step("tokenizer", root / "clean", "--out", root / "tokenizer", "--vocab-size", 320, "--threads", 1)
-    for name in ("left", "right"):
+    for name in corpora:
         step(
             "shard", root / "clean" / name, "--tokenizer", root / "tokenizer", "--out", root / "shards" / name
         )
     return root
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory, make_corpora: Corpora) -> Path:
+    """Folder with `shards/{left,right}` and `tokenizer` of 320 tokens."""
+    return make_corpora(
+        tmp_path_factory.mktemp("corpora"), {"left": documents(1, 60), "right": documents(2, 60)}
+    )
 
 
 def documents(seed: int, count: int) -> list[str]:

@@ -2,9 +2,10 @@
 
     python kills.py CONFIG --kills 100 --processes 2
 
-Each attempt is a forked process (or several), killed with SIGKILL at a random moment: all of them, or one, whose
-loss the others must notice. Every fifth attempt instead finds its disk full at a random byte while it saves. After
-each, the checkpoint is verified; when a run has ended, its weights are compared with those of a run left alone.
+Each attempt is a forked process (or several), killed with SIGKILL at a random moment of what a quarter of the
+run takes: all of them, or one, whose loss the others must notice. Every fifth attempt instead finds its disk full at a
+random byte while it saves. After each, the checkpoint is verified; when a run has ended, its weights are compared with
+those of a run left alone, and another begins.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 import traceback
 from pathlib import Path
 
+from hope_model.counting import build_meta
 from hope_train import config as configuration
 from hope_train import files
 from hope_train.run import train
@@ -76,6 +78,7 @@ def wait(children: list[int], kill: list[int]) -> list[int]:
 
 def torment(config: configuration.TrainConfig, kills: int, size: int, seed: int = 0) -> dict[str, int]:
     """Kill `kills` times; returns counts of what happened."""
+    build_meta(config.model)  # imports what every child would import for seconds
     draw, counts = random.Random(seed), {"kills": 0, "full_disks": 0, "finished": 0, "verified": 0}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -93,7 +96,7 @@ def torment(config: configuration.TrainConfig, kills: int, size: int, seed: int 
             if full:
                 counts["full_disks"] += any(wait(children, []))
             else:
-                time.sleep(draw.random() * 0.9 * needed)
+                time.sleep(draw.random() * needed / 4)
                 one = draw.random() < 0.5
                 statuses = wait(children, [draw.choice(children)] if one else children)
                 counts["kills"] += any(statuses)

@@ -31,11 +31,11 @@ def stop(config: configuration.TrainConfig, out: Path) -> int:
     """Train, and have the last process alone told to stop in its third step."""
     real, calls = loop.forward_backward, [0]
 
-    def wrapped(*arguments: Any) -> Any:
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
         calls[0] += 1
         if calls[0] == 3 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
+        return real(*arguments, **keywords)
 
     loop.forward_backward = wrapped  # type: ignore[assignment]
     try:

@@ -77,6 +77,9 @@ def test_rows_hold_root_mean_squares_and_inner_metrics(tiny: TrainConfig, tmp_pa
         assert row["update_rms_muon"] == pytest.approx(0.2 * row["lr"], rel=0.3)
         # A context of one segment is over before anything is taught.
         assert ("teach_norm" in row) == (row["step"] > 3)
+        assert {"memory_norm", "eta", "alpha"} <= row.keys()
+        assert 0 < row["eta"] < 0.2  # twice eta_max at most
+        assert 0.5 < row["alpha"] < 1
 
 
 def test_mlflow_gets_the_rows(tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from hope_model import ModelConfig
+from hope_model.counting import build_meta, parameter_groups
+from hope_model.errors import InputError
 from hope_train.config import GroupConfig, OptimConfig
 from hope_train.optim import Named, Optimizer
 from hope_train.optim.muon import M3, Muon, newton_schulz
@@ -106,6 +109,18 @@ def test_groups_learn_at_their_own_pace() -> None:
     optimizer.step(1.0, [0.5, 0.0])
     moved = {name: float((before[name] - p.detach()).abs().max()) for name, p in named(groups).items()}
     assert moved == pytest.approx({"a.weight": 0.0, "embed": 0.05, "norm": 0.1, "memory": 0.1}, abs=1e-6)
+
+
+def test_every_level_of_the_cms_can_have_its_own_pace() -> None:
+    model = build_meta(ModelConfig(vocab_size=64, dim=64, layers=2, head_dim=32))
+    rules = [GroupConfig(match=f"*.channel.levels.{n}.*", lr=0.5**n) for n in range(4)]
+    optimizer = Optimizer(parameter_groups(model), OptimConfig(groups=rules))
+    levels = [p for name, p in optimizer.named.items() if ".channel.levels." in name]
+    ruled = [g for part in optimizer._parts for g in part.param_groups if g["rule"] >= 0]
+    assert {g["rule"] for g in ruled} == {0, 1, 2, 3}
+    assert sum(len(g["params"]) for g in ruled) == len(levels)
+    with pytest.raises(InputError, match=r"optim.groups: '\*\.channel\.level\.0\.\*' fits no parameter"):
+        Optimizer(parameter_groups(model), OptimConfig(groups=[GroupConfig(match="*.channel.level.0.*")]))
 
 
 def test_clip_bounds_the_global_norm_and_reports_the_former() -> None:

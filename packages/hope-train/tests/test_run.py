@@ -60,13 +60,13 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, how: str, at: int) -> None:
     """Make step `at` the last one: by a signal to this process, or by dying in the middle of it."""
     real, calls = loop.forward_backward, [0]
 
-    def wrapped(*arguments: Any) -> Any:
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
         calls[0] += 1
         if calls[0] == at and how == "kill":
             raise Interruption
         if calls[0] == at:
             os.kill(os.getpid(), signal.Signals[how])
-        return real(*arguments)
+        return real(*arguments, **keywords)
 
     monkeypatch.setattr(loop, "forward_backward", wrapped)
 

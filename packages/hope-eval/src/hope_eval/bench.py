@@ -110,7 +110,7 @@ def _requests(folder: Path, task: str, limit: int) -> list[Any]:
     from lm_eval.tasks import TaskManager  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as made:
-        mirror.write_tasks(Path(made), folder, [task])
+        mirror.write_tasks(Path(made), folder, [task], limit)
         loaded = TaskManager(include_path=made, include_defaults=False).load([task])["tasks"][task]
     loaded.build_all_requests(limit=limit, rank=0, world_size=1)
     return list(loaded.instances)

@@ -1,7 +1,9 @@
 """Console script of hope-eval."""
 
 import argparse
+import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     others.add_zeroshot(commands)
     long_commands.add(commands)
     task_commands.add(commands)
+    _add_suite(commands)
     _add_compare(commands)
     _add_report(commands)
     return parser
@@ -70,6 +73,9 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run.add_argument(
         "--json", type=Path, required=True, metavar="FILE", help="the whole result, item by item"
     )
+    run.add_argument(
+        "--add", action="store_true", help="keep other tasks of FILE, which must be of the same weights"
+    )
     run.add_argument("--metrics", type=Path, metavar="FILE", help="a few numbers, flat, for `dvc metrics`")
     run.add_argument(
         "--tasks", default="perplexity,choice,passkey", metavar="A,B", help="default: %(default)s"
@@ -90,6 +96,44 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     others.add_memorize(run)
     run.set_defaults(function=_run)
+
+
+def _add_suite(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "suite",
+        help="all evaluators in one go, small: the pack of a checkpoint",
+        description="Run every evaluator whose data is given, at sizes that a smoke model answers within minutes, "
+        "into one file. Each command is printed before it runs, to be repeated at other sizes.",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="one of ours")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="its tokenizer")
+    parser.add_argument("--shards", type=Path, required=True, metavar="DIR", help="a folder per corpus")
+    parser.add_argument("--mirror", type=Path, metavar="DIR", help="rows of the zero-shot tasks")
+    parser.add_argument(
+        "--text", type=Path, nargs="+", default=[], metavar="PATH", help="books: haystacks too"
+    )
+    parser.add_argument("--babi", type=Path, nargs="+", default=[], metavar="FILE", help="qa*.txt of bAbI")
+    parser.add_argument("--clinc150", type=Path, metavar="DIR", help="data_full.json and domains.json")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the pack")
+    parser.set_defaults(function=_suite)
+
+
+def _suite(arguments: argparse.Namespace) -> None:
+    from hope_eval.models import load  # noqa: PLC0415
+    from hope_eval.suite import Sizes, pieces  # noqa: PLC0415
+
+    bounded = load(arguments.checkpoint, arguments.tokenizer).model.max_length is None
+    # The former pack stays until the new one is whole.
+    whole = arguments.json
+    arguments.json = whole.with_name(whole.name + ".part")
+    arguments.json.unlink(missing_ok=True)
+    for command in pieces(arguments, Sizes(), bounded=bounded):
+        print(f"\nhope-eval {shlex.join(command)}", flush=True)
+        start = time.monotonic()
+        told = _parser().parse_args(command)
+        told.function(told)
+        print(f"{time.monotonic() - start:.1f} s", flush=True)
+    arguments.json.replace(whole)
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -143,6 +187,7 @@ def _report(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from hope_eval.evaluate import Request, evaluate  # noqa: PLC0415 (torch is slow to import, --help is not)
 
+    former = others.former_of(arguments)
     result = evaluate(
         Request(
             checkpoint=arguments.checkpoint,
@@ -158,13 +203,12 @@ def _run(arguments: argparse.Namespace) -> None:
             memorize=others.memorize_of(arguments),
         )
     )
-    write_atomic(arguments.json, schema.dumps(result).encode())
+    others.check_same(arguments.json, former, result.checkpoint.sha256)
+    pack = others.merge(former, result) if former else result
+    write_atomic(arguments.json, schema.dumps(pack).encode())
     if arguments.metrics:
         write_atomic(arguments.metrics, schema.dumps(schema.headline(result)).encode())
-    for task in result.tasks:
-        for metric in task.metrics:
-            if metric.group == "all":
-                print(schema.line(metric))
+    others.say(result)
 
 
 def _compare(arguments: argparse.Namespace) -> None:

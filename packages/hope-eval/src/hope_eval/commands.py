@@ -115,12 +115,9 @@ def evaluate(
     from hope_eval.progress import Display  # noqa: PLC0415
 
     start = time.monotonic()
-    former = schema.load(arguments.json) if arguments.add and arguments.json.is_file() else None
+    former = former_of(arguments)
     loaded = load(arguments.checkpoint, arguments.tokenizer, arguments.device)
-    if former and former.checkpoint.sha256 != loaded.about.sha256:
-        raise InputError(
-            f"{arguments.json}: holds results of other weights; leave out --add or name another file"
-        )
+    check_same(arguments.json, former, loaded.about.sha256)
     with Display() as display:
         scorer = Scorer(loaded.model, arguments.device, arguments.batch_tokens, display.advance)
         scorer.begin = display.begin
@@ -129,25 +126,40 @@ def evaluate(
     result = schema.Results(
         schema.SCHEMA, loaded.about, evaluator(arguments.device), tasks, seconds, differences
     )
-    if former:
-        result = merge(former, result)
-    write_atomic(arguments.json, schema.dumps(result).encode())
-    for task in tasks:
+    write_atomic(arguments.json, schema.dumps(merge(former, result) if former else result).encode())
+    say(result)
+    return result
+
+
+def former_of(arguments: argparse.Namespace) -> schema.Results | None:
+    """What the result file holds already, where it is to be kept."""
+    return schema.load(arguments.json) if arguments.add and arguments.json.is_file() else None
+
+
+def check_same(path: Path, former: schema.Results | None, sha256: str) -> None:
+    """Refuse to add to results of other weights."""
+    if former and former.checkpoint.sha256 != sha256:
+        raise InputError(f"{path}: holds results of other weights; leave out --add or name another file")
+
+
+def say(result: schema.Results) -> None:
+    """The overall numbers, one a line."""
+    for task in result.tasks:
         for metric in task.metrics:
             if metric.group == "all":
                 print(f"{task.task}: {schema.line(metric)}")
-    for row in differences:
+    for row in result.memorized:
         if row.group == "all":
             size = schema.value(row.difference, row.stderr)
             print(f"{row.task}, memories written ({row.mode}) minus frozen: {row.metric} {size} (n {row.n})")
-    return result
 
 
 def merge(former: schema.Results, new: schema.Results) -> schema.Results:
     """The pack of a checkpoint: what was measured before, replaced where it was measured again."""
     done = {task.task for task in new.tasks}
     kept = [task for task in former.tasks if task.task not in done]
-    memorized = [row for row in former.memorized if row.task not in done]
+    again = {(row.task, row.mode) for row in new.memorized}
+    memorized = [row for row in former.memorized if (row.task, row.mode) not in again]
     return replace(
         new,
         tasks=kept + new.tasks,

@@ -28,6 +28,7 @@ from hope_eval.results import Items, Metric, TaskResult, fingerprint, rounded
 from hope_eval.tasks.base import Stopwatch
 
 VERSION = 1
+DRAWS = 500
 Matrix = NDArray[np.float64]
 
 
@@ -79,6 +80,32 @@ def transfer(R: Matrix, *, lower_is_better: bool) -> Transfer:
     return Transfer(float(np.mean(forgetting)), float(np.mean(backward)), float(np.mean(forward)))
 
 
+def transfer_errors(
+    items: Items, score: str, domains: Sequence[str], *, lower_is_better: bool
+) -> Transfer | None:
+    """Standard errors of the three: `DRAWS` bootstraps over the held-out documents of each domain.
+
+    None where a domain has fewer than two documents.
+    """
+    places = np.array([domains.index(name) for name in items.labels["domain"]])
+    docs = len(places) // (len(domains) + 1)  # every stage asks the same ones, in the same order
+    sizes = np.bincount(places[:docs], minlength=len(domains))
+    if sizes.min() < 2:
+        return None
+    score_SN = np.array(items.scores[score]).reshape(-1, docs)
+    weight_N, member_NJ = np.array(items.weight[:docs]), np.eye(len(domains))[places[:docs]]
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(DRAWS):
+        times_N = np.zeros(docs)
+        for place, size in enumerate(sizes):
+            times_N[places[:docs] == place] = rng.multinomial(size, np.full(size, 1 / size))
+        R = (score_SN * times_N) @ member_NJ / ((weight_N * times_N) @ member_NJ)
+        found = transfer(R, lower_is_better=lower_is_better)
+        drawn.append([found.forgetting, found.backward, found.forward])
+    return Transfer(*np.std(drawn, axis=0, ddof=1).tolist())
+
+
 class Learner:
     """A model that learns streams in one of the two ways; the scorer's own model stays as it is."""
 
@@ -92,6 +119,14 @@ class Learner:
             raise InputError(
                 "continual --learn memorize: full attention has no bounded state; use --learn train"
             )
+        asked = scorer.memorize
+        if asked and asked.oracle:
+            raise InputError(
+                "continual: what is learned and what is asked differ; leave out --memorize-oracle"
+            )
+        if asked and learning.how != "memorize":
+            raise InputError("continual --learn train: weights learn, not memories; leave out --memorize")
+        self.steps = asked.steps if asked else 1
         self.learning, self.state = learning, None
         self.scorer = Scorer(copy.copy(model), scorer.device, scorer.batch_tokens, scorer.advance)
         if learning.how == "train":
@@ -101,10 +136,11 @@ class Learner:
             self.optimizer = torch.optim.AdamW(inner.parameters(), lr=learning.lr, weight_decay=0.0)
 
     def learn(self, tokens_T: Tokens) -> None:
-        """Read a stream, once."""
+        """Read a stream: once, or as often as memorisation wants."""
         if self.learning.how == "memorize":
-            for _, state in self.scorer.stream_logp(tokens_T, self.state):
-                self.state = state
+            for _ in range(self.steps):
+                for _, state in self.scorer.stream_logp(tokens_T, self.state):
+                    self.state = state
             return
         assert isinstance(self.scorer.model, HopeModel)  # noqa: S101
         model = self.scorer.model.model.train()
@@ -243,12 +279,14 @@ def _result(
     lower: bool,
 ) -> TaskResult:
     found, n = transfer(R, lower_is_better=lower), R.shape[1]
+    [score], domains = items.scores, list(dict.fromkeys(items.labels["domain"]))
+    error = transfer_errors(items, score, domains, lower_is_better=lower)
     derived = [
-        Metric(name, "all", value, None, n - 1, n - 1)
-        for name, value in (
-            ("forgetting", found.forgetting),
-            ("backward_transfer", found.backward),
-            ("forward_transfer", found.forward),
+        Metric(name, "all", value, stderr, n - 1, n - 1)
+        for name, value, stderr in (
+            ("forgetting", found.forgetting, error.forgetting if error else None),
+            ("backward_transfer", found.backward, error.backward if error else None),
+            ("forward_transfer", found.forward, error.forward if error else None),
         )
     ]
     tokens, seconds = watch.stop()

@@ -73,6 +73,7 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         budget = 2**62 if rows else batch_tokens
         self.scorer = Scorer(loaded.model, loaded.model.device, budget, batch_size=rows)
         self.answers: dict[str, str] = {}
+        self._encoded: dict[tuple[str, bool], list[int]] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -92,7 +93,13 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; None leaves special tokens to the tokenizer's habit."""
-        return self._tokenizer.encode(string, special=add_special_tokens is not False)
+        # lm-eval asks for a context anew with each of its answers.
+        asked = (string, add_special_tokens is not False)
+        if asked not in self._encoded:
+            if len(self._encoded) > 16:
+                self._encoded.clear()
+            self._encoded[asked] = self._tokenizer.encode(string, special=asked[1])
+        return list(self._encoded[asked])
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hope_eval.memorize import Memorize
 
 Tokens = NDArray[np.int64]
+LABELS = 32  # rows of a pass over labels
 PIECE = 512  # tokens fed at a time where only the end matters, so that memory does not grow with length
 
 
@@ -149,13 +150,22 @@ class Scorer:
 
     def labels(self, fork: Fork, labels: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """Log-likelihood per token of each label after the one sequence of a fork; each is read to its own end."""
-        by_size: dict[int, list[int]] = {}
-        for n, label in enumerate(labels):
-            by_size.setdefault(len(label), []).append(n)
         scored = np.zeros(len(labels))
-        for size, chosen in by_size.items():
-            rows_1KL = np.array([[labels[n] for n in chosen]], np.int64)
-            scored[chosen] = self.candidates(fork, rows_1KL)[0] / size
+        # Many short rows: one pass over copies of the state is four times as fast as a pass per label.
+        for start in range(0, len(labels), LABELS):
+            rows = [np.asarray(label, np.int64) for label in labels[start : start + LABELS]]
+            padded_KL = _padded(rows).to(self.device)
+            total_K = fork.logp_BV[0, padded_KL[:, 0]].double()
+            if padded_KL.shape[1] > 1:
+                copies = self.model.fork(
+                    fork.state, torch.zeros(len(rows), dtype=torch.int64, device=self.device)
+                )
+                logits_KTV, _ = self._forward(padded_KL[:, :-1], copies, final=True)
+                logp_KT = _picked(logits_KTV, padded_KL[:, 1:])
+                rest = [logp_T[: len(row) - 1].sum() for logp_T, row in zip(logp_KT, rows, strict=True)]
+                total_K = total_K + torch.stack(rest)
+                self._count(sum(len(row) - 1 for row in rows) - padded_KL[:, 1:].numel())
+            scored[start : start + LABELS] = _finite(total_K) / [len(row) for row in rows]
         return scored
 
     def _need_state(self) -> None:
@@ -171,9 +181,12 @@ class Scorer:
     def _prefill(self, prompts_BT: Tokens, state: Any) -> Fork:
         self._need_state()
         tokens_BT = torch.as_tensor(prompts_BT, device=self.device)
-        # The last token by itself: what a model puts off until the next token is known is then one token's worth,
-        # and forks need not each do it again for a whole segment.
-        for piece_BT in (*torch.split(tokens_BT[:, :-1], PIECE, 1), tokens_BT[:, -1:]):
+        pieces = torch.split(tokens_BT, PIECE, 1)
+        if self.model.defers:
+            # The last token by itself: what is put off until the next token is known is then one token's worth,
+            # and forks need not each do it again for a whole segment.
+            pieces = (*torch.split(tokens_BT[:, :-1], PIECE, 1), tokens_BT[:, -1:])
+        for piece_BT in pieces:
             if piece_BT.shape[1]:
                 last = torch.full((len(piece_BT),), piece_BT.shape[1] - 1, device=self.device)
                 ends = (torch.arange(len(piece_BT), device=self.device), last)

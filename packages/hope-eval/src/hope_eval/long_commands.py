@@ -206,10 +206,8 @@ def _add_continual(commands: Parsers) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="of what is drawn; default: %(default)s"
     )
-    parser.set_defaults(function=_continual, memorize=False, **dict.fromkeys(_MEMORIZE))
-
-
-_MEMORIZE = tuple(f"memorize_{key}" for key in ("steps", "paths", "threshold", "scale", "carry", "oracle"))
+    add_memorize(parser)
+    parser.set_defaults(function=_continual)
 
 
 def _continual(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,8 @@
     on       the context of each item is read with writes, `steps` times, by the chosen paths
     oracle   as on, but the item's correct answer is read with it: an upper bound, never a result
 
-Both runs and their paired difference stand in one file. Nothing but `oracle` may see an answer.
+Both runs and their paired difference stand in one file, as TASK+off and TASK+on or TASK+oracle; TASK by itself is
+the model as trained. Nothing but `oracle` may see an answer.
 """
 
 from collections.abc import Callable
@@ -96,14 +97,17 @@ def both(
         written = run(scorer)
     finally:
         (model.settings, scorer.memorize), scorer.carried = before, None
-    off = [replace(task, settings={**task.settings, "memorize": "off"}) for task in frozen]
+    off = [
+        replace(task, task=f"{task.task}+off", settings={**task.settings, "memorize": "off"})
+        for task in frozen
+    ]
     named = [
         replace(task, task=f"{task.task}+{memorize.mode}", settings={**task.settings, **memorize.record()})
         for task in written
     ]
     differences = [
         PairedDifference(
-            task=a.task,
+            task=a.task.removesuffix("+off"),
             mode=memorize.mode,
             metric=row.metric,
             group=row.group,

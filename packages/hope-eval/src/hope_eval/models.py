@@ -36,6 +36,7 @@ class CausalModel(Protocol):
     max_length: int | None
     copies_state: bool
     shares_state: bool
+    defers: bool
 
     def __call__(
         self, tokens_BT: Tensor, state: Any, at: Places | None = None, *, final: bool = False
@@ -65,11 +66,13 @@ class HopeModel:
     Attributes:
         max_length: tokens of context allowed; None where the state does not grow.
         copies_state: False: many forks run one after another on the same state, which costs no copy.
+        defers: writes of a segment wait until the token after it is known.
         settings: how memories are written at test time; None as in training.
     """
 
     copies_state = False
     shares_state = True
+    defers = True
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class HFModel:
     """Any causal model of transformers; its key-value cache is the state."""
 
     copies_state = True
+    defers = False
 
     def __init__(self, model: Any, device: str = "cpu") -> None:
         self.model, self.device = model.to(device).eval(), device

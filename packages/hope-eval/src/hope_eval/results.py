@@ -169,7 +169,7 @@ class PairedDifference:
     """Memories written at test time minus memories frozen, over the same items.
 
     Attributes:
-        task: name of the task with memories frozen.
+        task: without the mode.
         mode: `on`, or `oracle` where correct answers were read.
         metric: key of `METRICS`.
         group: as in `Metric`.
@@ -308,5 +308,7 @@ def line(metric: Metric) -> str:
 
 
 def value(number: float, stderr: float | None) -> str:
-    """A number with its standard error."""
+    """A number with its standard error; perplexities of untrained models are long."""
+    if abs(number) >= 1e5:
+        return f"{number:.3g}" if stderr is None else f"{number:.3g} ± {stderr:.2g}"
     return f"{number:.3f}" if stderr is None else f"{number:.3f} ± {stderr:.3f}"

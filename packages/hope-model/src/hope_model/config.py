@@ -11,7 +11,7 @@ from hope_model.errors import InputError
 
 # Variants that are a form of another one: the keys that make them so.
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
-    "hope_paper": {"memory": {"tied_gates": True, "output_rule": "gradient"}},
+    "hope_paper": {"memory": {"tied_gates": True, "output_rule": "gradient", "decay_to": "zero"}},
 }
 WINDOWED, WINDOW = ("transformer_window", "titans_mag", "titans_mac"), 512
 
@@ -34,6 +34,10 @@ class MemoryConfig:
     eta_max: float = 0.1  # bound of the hidden layer's inner learning rate, times 2 at most
     output_rule: str = "delta"  # "delta" (stable) or "gradient" (the paper's)
     tied_gates: bool = False  # the paper's one gate for erasing and writing
+    decay_to: str = (
+        "initial"  # what retention pulls fast weights to: the meta-learned ones, or "zero" (the paper's)
+    )
+    erase_hidden: bool = False  # a delta rule at the hidden layer too, with a gate of its own
     self_modify: bool = True  # False: k, v, eta, alpha keep their initial memories
     momentum: bool = True  # Titans only
     persistent: int = 8  # Titans with attention only: learned tokens that every query sees
@@ -94,6 +98,7 @@ class ModelConfig:
             object.__setattr__(self, "attention", dataclasses.replace(self.attention, window=WINDOW))
         choices = {
             "memory.activation": (self.memory.activation, ("relu", "gelu", "silu")),
+            "memory.decay_to": (self.memory.decay_to, ("initial", "zero")),
             "memory.output_rule": (self.memory.output_rule, ("delta", "gradient")),
             "cms.signal": (self.cms.signal, ("output", "layer")),
             "cms.wiring": (self.cms.wiring, ("sequential", "nested", "independent")),

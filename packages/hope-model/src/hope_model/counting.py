@@ -46,7 +46,7 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
         matrices -= model.embed.weight.numel()
     mixer, channel = variant_parts(config)
     D, d, m, C = config.dim, config.head_dim, config.memory_hidden, config.memory.chunk
-    titans = 14 * D * m + D * C * (3 * m / d + 4)
+    titans = 30 * D * m + D * C * (3 * m / d + 4)  # states, momenta and first weights
     per_layer = 0.0
     if mixer == "attention":
         per_layer += 4 * D * _keys_seen(config, length)
@@ -61,7 +61,7 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
         segment = min(length, config.attention.window)
         per_layer += titans + 4 * D * (segment + config.memory.persistent) + 10 * D * D + 4 * D * m
     elif mixer == "self_modifying":
-        per_layer += 90 * D * m + D * C * (5 * 2 * m / d + 12)
+        per_layer += 104 * D * m + D * C * (5 * 2 * m / d + 12)
     teaches = channel == "cms" and config.cms.teach_scale > 0
     if teaches:
         per_layer += _cms_writes(config, model, length)

@@ -10,38 +10,46 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from hope_data.loader import Loader
 from hope_model import counting
 from hope_model.errors import InputError
+from hope_train import state
 from hope_train.config import TrainConfig
 from hope_train.data import open_data
 from hope_train.distributed import World, pick_device
 from hope_train.loop import Run, Stop, fit
 from hope_train.optim import Optimizer
 from hope_train.run import build
-from hope_train.state import Progress
+from hope_train.state import Identity, Progress, Saved
 from hope_train.tracking import Display, Jsonl
 from hope_train.validate import token_losses
 
+_Clock = npt.NDArray[np.float64]
+
 
 def bench(config: TrainConfig, steps: int, rounds: int) -> dict[str, float]:
-    """Whole training steps beside the bare model's forward and backward, in turns; then the optimisers alone.
+    """Whole training steps beside the bare model's forward and backward, in turns; then optimisers and checkpoints.
 
     Args:
         config: of the run; its shards are read.
-        steps: in each turn.
+        steps: in each turn; 0 means as many as one row of the log takes.
         rounds: turns of each kind; the first is left out.
 
     Returns:
         Medians: `loop_tokens_per_s`, `bare_tokens_per_s`, `loop_over_bare` (of the ratios of neighbouring turns),
-        seconds per step `muon_s`, `adamw_s`, `m3_s`, their ratio, `optimizer_share` of the chosen one in a step.
+        `loop_over_bare_cpu` (the same in this process's CPU time, which others on the machine do not disturb; CPU
+        only), seconds per step `muon_s`, `adamw_s`, `m3_s`, their ratio, `optimizer_share` of the chosen one in a step,
+        `checkpoint_s`, and `checkpoint_share` of the time between two (where the run has any).
     """
+    every, steps = config.checkpoint_every, steps or config.log.every
     config = dataclasses.replace(
         config,
         steps=steps * (rounds + 1) + 1,
         checkpoint_every=steps,
+        milestone_every=0,
         eval_every=0,
         eval_windows=1,
         lengths={},
@@ -49,17 +57,17 @@ def bench(config: TrainConfig, steps: int, rounds: int) -> dict[str, float]:
     world = World(0, 1, pick_device(config.device))
     run = build(config, open_data(config), world)
     tokens = steps * config.batch_size * config.length
-    loop_s: list[float] = []
-    bare_s: list[float] = []
+    loops: list[_Clock] = []
+    bares: list[_Clock] = []
     clock = [_now(world)]
 
     def turn() -> None:
         """The loop calls it where it would save."""
-        loop_s.append(_now(world) - clock[0])
+        loops.append(_now(world) - clock[0])
         begin = _now(world)
         for _ in range(steps):
             _bare(run)
-        bare_s.append(_now(world) - begin)
+        bares.append(_now(world) - begin)
         clock[0] = _now(world)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -68,16 +76,35 @@ def bench(config: TrainConfig, steps: int, rounds: int) -> dict[str, float]:
         with Stop(display.say) as stop, display:
             fit(run, Progress(), sinks=[sink], display=display, save=turn, stop=stop)
         sink.close()
-    loop, bare = loop_s[1:], bare_s[1:]
+    loop, bare = np.array(loops[1:]), np.array(bares[1:])
+    loop_s, bare_s = np.median(loop[:, 0]), np.median(bare[:, 0])
+    ratio, cpu_ratio = np.median(bare / loop, axis=0)
     costs = {name: _optimizer_step(run, name, world) for name in ("muon", "adamw", "m3")}
+    saving = _checkpoint(run)
     return {
-        "loop_tokens_per_s": tokens / median(loop),
-        "bare_tokens_per_s": tokens / median(bare),
-        "loop_over_bare": median(b / a for a, b in zip(loop, bare, strict=True)),
+        "loop_tokens_per_s": float(tokens / loop_s),
+        "bare_tokens_per_s": float(tokens / bare_s),
+        "loop_over_bare": float(ratio),
+        **({"loop_over_bare_cpu": float(cpu_ratio)} if world.device.type == "cpu" else {}),
         **{f"{name}_s": cost for name, cost in costs.items()},
         "muon_over_adamw": costs["muon"] / costs["adamw"],
-        "optimizer_share": costs[config.optim.name] * steps / median(loop),
+        "optimizer_share": float(costs[config.optim.name] * steps / loop_s),
+        "checkpoint_s": saving,
+        **({"checkpoint_share": float(saving / (every * loop_s / steps))} if every else {}),
     }
+
+
+def _checkpoint(run: Run) -> float:
+    """Median seconds of saving everything, in the working folder: its disk is the one that counts."""
+    saved = Saved(Identity("", "", "", ""), dataclasses.asdict(run.config), Progress(), {}, {})
+
+    def save(folder: Path) -> float:
+        begin = time.perf_counter()
+        state.save(folder, run.optimizer, run.world, saved, {})
+        return time.perf_counter() - begin
+
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as root:
+        return _median(lambda: save(Path(root) / "checkpoint"))
 
 
 def _bare(run: Run) -> None:
@@ -104,7 +131,7 @@ def _optimizer_step(run: Run, name: str, world: World) -> float:
             p.grad = torch.full_like(p, 1e-3)
         begin = _now(world)
         optimizer.step(0.0)
-        return _now(world) - begin
+        return float((_now(world) - begin)[0])
 
     return _median(step)
 
@@ -114,7 +141,8 @@ def _median(timed: Callable[[], float], times: int = 7) -> float:
     return median(timed() for _ in range(times))
 
 
-def _now(world: World) -> float:
+def _now(world: World) -> _Clock:
+    """Seconds of the wall's clock, and of this process's CPU time."""
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)
-    return time.perf_counter()
+    return np.array((time.perf_counter(), time.process_time()))

@@ -67,7 +67,8 @@ BENCH = """\
 examples:
   hope-train bench runs/hope/config.yaml --steps 5 --rounds 5 --json bench.json
 
-Turns of whole training steps beside turns of the bare model's forward and backward; then a step of each optimiser.
+Turns of whole training steps (loader, optimiser, a row of the log) beside turns of the bare model's forward and
+backward, which has no optimiser; then a step of each optimiser, and a checkpoint.
 """
 
 
@@ -127,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
 
     five = _parser(commands.add_parser, "bench", "What the loop and the optimisers cost.", BENCH)
     five.add_argument("config", type=Path, metavar="CONFIG", help="as `hope-train compose` writes it")
-    five.add_argument("--steps", type=int, default=3, metavar="N", help="per turn; default: %(default)s")
+    five.add_argument("--steps", type=int, default=0, metavar="N", help="per turn; default: log.every")
     five.add_argument("--rounds", type=int, default=5, metavar="N", help="turns; default: %(default)s")
     five.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
 
@@ -235,7 +236,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.measure:
         numbers = check(config)
         print(
-            "foreseen {foreseen_gib:.3f} GiB, measured {measured_gib:.3f} GiB: {ratio:.2f}".format(**numbers)
+            "foreseen {foreseen_gib:.3f} GiB, measured {measured_gib:.3f} GiB: {ratio:.2f}; with freed blocks "
+            "that a run keeps {resident_gib:.3f} GiB".format(**numbers)
         )
     else:
         numbers = plan(config, arguments.device, arguments.count)

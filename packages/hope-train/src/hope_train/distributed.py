@@ -118,7 +118,7 @@ def share(network: nn.Module, parallel: str, world: World) -> nn.Module:
         mesh = init_device_mesh(world.device.type, (world.size,))
         fully_shard(network, mesh=mesh, reshard_after_forward=False)
         return network
-    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
 
 def accumulating(network: nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from hope_data.loader import Batch
 from hope_data.tasks.loader import TaskBatch
 from hope_model import LanguageModel
 from hope_model import state as model_state
+from hope_model.observe import Observations, observe
 from hope_train import distributed, schedule
 from hope_train.config import TrainConfig
 from hope_train.data import Data
@@ -141,11 +142,11 @@ def fit(
     while progress.step < end and not stopping:
         tick = time.perf_counter()
         batch = next(run.data.loader)
-        loss, state = forward_backward(run, batch, progress.step)
-        # One sum serves both: processes agree on the loss, and to stop after the same step.
-        loss, stops = run.world.sum([loss / run.world.size, float(stop.requested)])
         validate = progress.step + 1 == config.steps or _due(config.eval_every, progress.step + 1)
         report = validate or _due(config.log.every, progress.step + 1)
+        loss, inner = forward_backward(run, batch, progress.step, measure=report)
+        # One sum serves both: processes agree on the loss, and to stop after the same step.
+        loss, stops = run.world.sum([loss / run.world.size, float(stop.requested)])
         step = update(run, progress.step, loss, batch, measure=report)
         stopping = stops > 0
         progress.step += 1
@@ -159,7 +160,7 @@ def fit(
                 "tokens": progress.tokens,
                 "loss": math.fsum(progress.losses) / len(progress.losses),
                 **step,
-                **model_state.metrics(state),
+                **inner,
                 "tokens_per_s": speed,
             }
             if run.peak:
@@ -177,35 +178,45 @@ def fit(
     return measured
 
 
-def forward_backward(run: Run, batch: Batch | TaskBatch, step: int = 0) -> tuple[float, Any]:
+def forward_backward(
+    run: Run, batch: Batch | TaskBatch, step: int = 0, *, measure: bool = False
+) -> tuple[float, dict[str, float]]:
     """Add the gradient of the mean loss, over targets, of this process's part of a batch.
 
     Args:
         run: what the loop works with.
         batch: this process's sequences.
         step: steps done so far.
+        measure: also look into the memories.
 
     Returns:
-        The mean loss in nats per token, and the model's state after the last part of the batch.
+        The mean loss in nats per token; if wanted, what the memories hold after the last part of the batch
+        (`hope_model.state.metrics`), and their gates' means (`hope_model.observe`; not where compiled).
     """
     config = run.config
     cut = config.length // schedule.context(config, step)
     settings = schedule.memory(config.teach, run.model.settings(), step, config.steps, run.model.levels)
     columns = (torch.from_numpy(column) for column in (batch.inputs, batch.targets))
     parts = list(zip(*(c.to(run.world.device).chunk(config.accumulate) for c in columns), strict=True))
-    total, state = 0.0, None
+    total, inner = 0.0, dict[str, float]()
     for number, (inputs_BT, targets_BT) in enumerate(parts):
-        with distributed.accumulating(run.network, last=number + 1 == len(parts)):
-            with run.autocast():
+        last = number + 1 == len(parts)
+        looking = observe() if measure and last and not config.compile else nullcontext(Observations())
+        with distributed.accumulating(run.network, last=last):
+            with run.autocast(), looking as seen:
                 losses_BT, state = run.network(
                     inputs_BT.reshape(len(inputs_BT) * cut, -1),
                     targets_BT.reshape(len(targets_BT) * cut, -1),
                     settings,
                 )
+            if measure and last:
+                inner = model_state.metrics(state) | seen.means()
+            # A state's views keep whole activations; the backward pass needs the room.
+            del state
             loss = losses_BT.mean() / len(parts) / batch.share
             loss.backward()
         total += loss.item()
-    return total, state
+    return total, inner
 
 
 def update(run: Run, step: int, loss: float, batch: Batch | TaskBatch, *, measure: bool) -> dict[str, float]:

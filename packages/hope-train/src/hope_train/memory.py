@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +64,9 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def activations(config: TrainConfig, sequences: int, length: int, *, bf16: bool) -> float:
+def activations(
+    config: TrainConfig, sequences: int, length: int, *, bf16: bool, gradients: bool = False
+) -> float:
     """Bytes that forward and backward of one part of a batch need beside weights and gradients.
 
     Counted for two and for three layers and drawn on in a straight line.
@@ -72,16 +76,33 @@ def activations(config: TrainConfig, sequences: int, length: int, *, bf16: bool)
         sequences: in one part.
         length: tokens predicted per sequence.
         bf16: under autocast.
+        gradients: they are there from the start, as in every part but the first, and in DDP's buckets.
     """
-    few, more = (_traced(config, layers, sequences, length, bf16=bf16) for layers in (2, 3))
+    few, more = (
+        foreseen_peak(config, layers, sequences, length, bf16=bf16, gradients=gradients) for layers in (2, 3)
+    )
     return few + (config.model.layers - 2) * (more - few)
 
 
-def _traced(config: TrainConfig, layers: int, sequences: int, length: int, *, bf16: bool) -> float:
+def foreseen_peak(
+    config: TrainConfig, layers: int, sequences: int, length: int, *, bf16: bool, gradients: bool = False
+) -> float:
+    """`activations` of so many layers, counted."""
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        return counted_peak(config, layers, sequences, length, bf16=bf16, gradients=gradients)
+
+
+def counted_peak(
+    config: TrainConfig, layers: int, sequences: int, length: int, *, bf16: bool, gradients: bool = False
+) -> float:
+    """The same on whatever tensors are made here: real ones, unless a mode says otherwise."""
     model_config = dataclasses.replace(config.model, layers=layers)
-    with FakeTensorMode(), _Alive() as alive:
-        # The kernels compile nothing here, and gradients lie beside weights whatever the optimiser.
+    with _Alive() as alive:
+        # Nothing is compiled here: what its kernels keep is not known.
         network = Network(LanguageModel(model_config), dataclasses.replace(config, compile=False))
+        for p in network.parameters():
+            p.grad = torch.zeros_like(p) if gradients else None
         tokens = torch.zeros(sequences, length, dtype=torch.int64)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             losses_BT, state = network(tokens, tokens)
@@ -116,28 +137,42 @@ def foresee(config: TrainConfig, devices: int, *, bf16: bool) -> Memory:
     share = devices if config.parallel == "fsdp" and devices > 1 else 1
     kept = weights / share if share > 1 else 0.0
     sequences = max(1, config.batch_size // (devices * config.accumulate))
-    alive = activations(config, sequences, config.length, bf16=bf16)
-    # Logged steps hold the weights from before the update, and the difference, when activations are gone.
-    return Memory(weights + kept, weights + kept, slots / share, max(alive, 2 * weights / share))
+    early = config.accumulate > 1 or (devices > 1 and config.parallel == "ddp")
+    alive = activations(config, sequences, config.length, bf16=bf16, gradients=early)
+    # When activations are gone, logged steps hold the weights from before the update, and then either every
+    # matrix's update (float32, and bfloat16 once orthogonal) or what has changed.
+    updates = 6.0 * sizes["matrix"] if config.optim.name != "adamw" else 0.0
+    late = (weights + max(updates, weights)) / share
+    return Memory(weights + kept, weights + kept, slots / share, max(alive, late))
 
 
-def measure(config: TrainConfig) -> float:
-    """Peak bytes of two real steps of one part of a batch on this CPU, in a process of their own."""
+def measure(config: TrainConfig, *, keep: bool = False) -> float:
+    """Peak bytes of two real steps of one part of a batch on this CPU, in a process of their own.
+
+    Args:
+        config: of the run.
+        keep: count also what was freed and is kept for later, as a run does for speed (`keep_freed_memory`);
+            otherwise blocks from 64 KiB on go back at once, and the peak is what was needed.
+    """
+    environment = os.environ if keep else os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(dump(config), encoding="utf-8")
         command = [
             sys.executable,
             "-c",
-            "import sys; from hope_train.memory import _child; _child(sys.argv[1])",
+            "import sys; from hope_train.memory import _child; _child(sys.argv[1], keep=sys.argv[2] == 'True')",
         ]
-        done = subprocess.run([*command, str(path)], stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            [*command, str(path), str(keep)], stdout=subprocess.PIPE, text=True, check=True, env=environment
+        )
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _child(path: str) -> None:
+def _child(path: str, *, keep: bool) -> None:
     config = load(Path(path))
-    keep_freed_memory()
+    if keep:
+        keep_freed_memory()
     # Something tiny first: libraries set up what they need, and it shall not count.
     model = dataclasses.replace(config.model, vocab_size=64, dim=64, head_dim=32, layers=1)
     _steps(dataclasses.replace(config, model=model, length=64, lengths={}), 1)
@@ -158,7 +193,7 @@ def _steps(config: TrainConfig, sequences: int) -> None:
     tokens = torch.randint(config.model.vocab_size, (sequences, config.length))
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-            losses_BT, _ = network(tokens, tokens)
-        losses_BT.mean().backward()
+            loss = network(tokens, tokens)[0].mean()
+        loss.backward()
         optimizer.clip()
         optimizer.step(1.0)

@@ -60,8 +60,13 @@ def plan(config: TrainConfig, device: str, count: int) -> dict[str, Any]:
 def check(config: TrainConfig) -> dict[str, float]:
     """One part of a batch on this CPU, foreseen and measured, in GiB."""
     foreseen = foresee(config, 1, bf16=config.precision == "bf16").total / GIB
-    measured = measure(config) / GIB
-    return {"foreseen_gib": foreseen, "measured_gib": measured, "ratio": foreseen / measured}
+    measured, resident = (measure(config, keep=keep) / GIB for keep in (False, True))
+    return {
+        "foreseen_gib": foreseen,
+        "measured_gib": measured,
+        "ratio": foreseen / measured,
+        "resident_gib": resident,
+    }
 
 
 def table(numbers: dict[str, Any]) -> str:

@@ -38,12 +38,12 @@ def build(values: Mapping[str, Any]) -> Task:
         raise InputError(f"task {name!r}: choose one of {', '.join(TASKS)}")
     kind = TASKS[name]
     known: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(kind)}
-    given = {key: value for key, value in values.items() if key != "name"}
+    given: dict[str, Any] = {key: value for key, value in values.items() if key != "name"}
     for key, value in given.items():
         if key not in known:
             raise InputError(f"task {name}: unknown key '{key}'; known: {', '.join(known) or 'none'}")
-        positive = known[key] is not int or (isinstance(value, int) and value >= 1)
-        if not positive or type(value) is not known[key]:
+        too_small = isinstance(value, int) and not isinstance(value, bool) and value < 1
+        if type(value) is not known[key] or too_small:
             raise InputError(
                 f"task {name}: '{key}' is {value!r}; it must be a {known[key].__name__}, positive"
             )

@@ -39,6 +39,7 @@ SECTIONS = {
 }
 ALT = {
     "loss.png": "Training and validation loss by tokens and by time",
+    "inside.png": "Gradients, updates and the memories' own learning by tokens",
     "perplexity.png": "Bits per byte per domain and run, with the unigram model",
     "choice.png": "Accuracy of continuation choice per domain and run, with chance",
     "passkey.png": "Passkey retrieval by length and run, with chance",
@@ -89,6 +90,7 @@ def page(
     said = "\n".join(f"- {text}" for text in verdicts.sentences(named, compared))
     parts = ["# Results", INTRODUCTION, "## What the numbers say", said]
     parts += ["## Runs", tables.runs_table(named, curves), _picture("loss.png", images)]
+    parts += [_picture("inside.png", images)]
     for task, (title, text, names, label, against) in SECTIONS.items():
         if done(named, task):
             table = tables.metric_table(named, task, names, label, against)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hope_data.files import write_atomic
+from hope_eval.report.inside import inside
 from hope_eval.report.select import Done, Named, any_of, done, groups, plain
 from hope_eval.report.training import Curve
 from hope_eval.results import Metric
@@ -45,6 +46,7 @@ def draw_all(results: Named, curves: Sequence[Curve], folder: Path) -> list[str]
     colour = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(dict.fromkeys(names))}
     drawings: dict[str, Callable[[], Figure | None]] = {
         "loss.png": lambda: loss(curves, colour),
+        "inside.png": lambda: inside(curves, colour),
         "perplexity.png": lambda: bits_per_byte(results, colour),
         "choice.png": lambda: choice(results, colour),
         "passkey.png": lambda: passkey(results, colour),

@@ -99,8 +99,10 @@ def _needles(named: Named, tasks: Sequence[str]) -> str:
         )
         for length in lengths:
             cells = [_cell(r.task(task), "needle_match", f"length={length}") for _, r in named]
-            rows.append([f"{task} at {int(length):,}", *cells])
-    return table(["task", *(name for name, _ in named)], rows)
+            asked = (r.task(task) for _, r in named)
+            count = next(m.n for t in asked if t and (m := t.find("needle_match", f"length={length}")))
+            rows.append([f"{task} at {int(length):,}", *cells, f"{count:,}"])
+    return table(["task", *(name for name, _ in named), "n"], rows)
 
 
 def _stories(named: Named, tasks: Sequence[str]) -> str:

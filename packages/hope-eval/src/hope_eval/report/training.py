@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +20,7 @@ class Curve:
         loss: nats per token, per row.
         validation: (tokens, seconds, nats per token) where the trainer validated.
         tokens_per_s: median over the rows.
+        rows: all that was logged.
     """
 
     run: str
@@ -28,6 +29,7 @@ class Curve:
     loss: list[float]
     validation: list[tuple[float, float, float]]
     tokens_per_s: float
+    rows: list[dict[str, float]] = field(default_factory=list)
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
@@ -65,6 +67,7 @@ def load(path: Path) -> Curve:
             (row[0], at, row[3]) for row, at in zip(rows, seconds, strict=True) if row[3] is not None
         ],
         tokens_per_s=median(row[2] for row in rows),
+        rows=[json.loads(text) for text in lines],
     )
 
 

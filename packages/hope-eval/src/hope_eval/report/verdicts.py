@@ -7,7 +7,13 @@ from hope_eval.compare import Comparison, compare_tasks, same_items
 from hope_eval.report.select import Named, done, plain
 from hope_eval.results import METRICS, value
 
-COMPARED = ("bits_per_byte", "choice_accuracy", "choice_likelihood", "passkey_choice", "passkey_exact")
+COMPARED = {
+    "bits_per_byte": "perplexity",
+    "choice_accuracy": "choice",
+    "choice_likelihood": "choice",
+    "passkey_choice": "passkey",
+    "passkey_exact": "passkey",
+}
 
 
 Pairs = Sequence[tuple[str, str, Sequence[Comparison]]]
@@ -36,13 +42,13 @@ def sentences(results: Named, compared: Pairs) -> list[str]:
 
 
 def _against_others(first: str, compared: Pairs) -> Iterator[str]:
-    for metric in COMPARED:
+    for metric, task in COMPARED.items():
         said: dict[str, list[str]] = {"better": [], "worse": [], "no difference": [], "other items": []}
         measured = False
         for name_a, name_b, rows in compared:
             if name_a != first:
                 continue
-            row = next((row for row in rows if row.metric == metric), None)
+            row = next((row for row in rows if (row.task, row.metric) == (task, metric)), None)
             if row is None:
                 said["other items"].append(name_b)
             else:

@@ -163,11 +163,11 @@ def rows(folder: Path, task: str) -> list[Row]:
     return made
 
 
-def dataset(mirror: str, task: str, **_: object) -> dict[str, Any]:
+def dataset(mirror: str, task: str, limit: int | None = None, **_: object) -> dict[str, Any]:
     """What lm-eval's `custom_dataset` calls: {split: rows}."""
     import datasets  # noqa: PLC0415 (comes with lm-eval)
 
-    return {FILES[task].split: datasets.Dataset.from_list(rows(Path(mirror), task))}
+    return {FILES[task].split: datasets.Dataset.from_list(rows(Path(mirror), task)[:limit])}
 
 
 def pages(joined: str) -> list[str]:
@@ -187,18 +187,20 @@ def pages(joined: str) -> list[str]:
     return made
 
 
-def write_tasks(folder: Path, mirror: Path, tasks: list[str]) -> None:
-    """Definitions that include lm-eval's stock files and take their rows from the mirror."""
+def write_tasks(folder: Path, mirror: Path, tasks: list[str], limit: int | None = None) -> None:
+    """Definitions that include lm-eval's stock files and take their rows, the first `limit`, from the mirror."""
     import lm_eval  # noqa: PLC0415
 
     stock = Path(lm_eval.__file__).parent / "tasks"
     for task in tasks:
         source = FILES[task]
+        # lm-eval would look at every row, several times, before it takes the first few.
+        given = {"mirror": str(mirror.resolve()), "task": task, "limit": limit}
         lines = [
             f'include: {json.dumps(str(stock / source.yaml))[:-1]}.yaml"',
             f"task: {task}",
             "custom_dataset: !function hope_eval.zeroshot.mirror.dataset",
-            f"dataset_kwargs: {json.dumps({'mirror': str(mirror.resolve()), 'task': task})}",
+            f"dataset_kwargs: {json.dumps(given)}",
             # Zero-shot needs the rows that are asked and no others.
             *(
                 f"{split}_split: null"

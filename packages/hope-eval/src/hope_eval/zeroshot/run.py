@@ -45,7 +45,7 @@ def evaluate(
         for task in tasks:
             mirror.find(folder, mirror.FILES[task].file)
         with tempfile.TemporaryDirectory() as made:
-            mirror.write_tasks(Path(made), folder, list(tasks))
+            mirror.write_tasks(Path(made), folder, list(tasks), limit)
             manager = TaskManager(include_path=made, include_defaults=False)
             return [_task(lm, manager, task, limit) for task in tasks]
     os.environ.setdefault("HF_DATASETS_TRUST_REMOTE_CODE", "0")
@@ -65,7 +65,8 @@ def _task(lm: Any, manager: Any, name: str, limit: int | None) -> TaskResult:
         raise InputError(
             f"{name}: its data set is not to be had ({' '.join(str(error).split())[:120]}); use --mirror FOLDER"
         ) from None
-    lm.answers = _answers(loaded["tasks"][name]) if name in loaded["tasks"] else {}
+    asked = getattr(getattr(lm, "scorer", None), "memorize", None)
+    lm.answers = _answers(loaded["tasks"][name]) if asked and asked.oracle and name in loaded["tasks"] else {}
     start, before = time.monotonic(), getattr(getattr(lm, "scorer", None), "tokens", 0)
     found = evaluator.evaluate(lm, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
     seconds = round(time.monotonic() - start, 3)

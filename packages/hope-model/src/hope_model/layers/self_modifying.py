@@ -31,9 +31,11 @@ class SelfModifyingTitans(nn.Module):
         self.self_modify = config.memory.self_modify
         self.conv = CausalConv(config.dim, config.conv)
         self.query = linear(config.dim, config.dim, std)
-        self.strengths = None if self.rules.tied_gates else linear(config.dim, 2 * config.heads, std)
-        if self.rules.tied_gates and self.rules.stable:
-            self.strengths = linear(config.dim, config.heads, std)
+        # Strengths in (0, 2) of the output layer's delta rule and, if asked for, of the hidden layer's erasing.
+        self.erase = config.memory.erase_hidden and not self.rules.tied_gates
+        strengths = int(self.rules.stable) + int(self.erase)
+        self.strengths = linear(config.dim, strengths * config.heads, std) if strengths else None
+        self.decay_to = config.memory.decay_to
         self.memory = MemoryWeights(config, len(BANK))
         H, d = config.heads, config.head_dim
         self.eta_Hd = nn.Parameter(torch.randn(H, d) * d**-0.5)
@@ -63,16 +65,23 @@ class SelfModifyingTitans(nn.Module):
             x, q = (unit_heads(cast(part), self.heads, twice=twice) for part in (x_BTD, q))
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
-            strengths = (
-                ()
-                if raw is None
-                else (2 * cast(raw).transpose(1, 2).sigmoid()).chunk(raw.shape[-1] // self.heads, 1)
-            )
+            strengths: tuple[Tensor, ...] = ()
+            if raw is not None:
+                strengths = torch.split(2 * cast(raw).transpose(1, 2).sigmoid(), self.heads, 1)
             output = strengths[0][:, :, None] if self.rules.stable else None
-            gates = Gates(None, None if self.rules.tied_gates else strengths[-1], output, None, None)
-            fixed = None if self.self_modify else self.memory.fast(len(x))
-            o, memory = self_modifying(x, q, gates, self._readout(), state.memory, self.rules, fixed)
+            gates = Gates(None, strengths[-1] if self.erase else None, output, None, None)
+            o, memory = self_modifying(
+                x, q, gates, self._readout(), state.memory, self.rules, *self._firsts(len(x))
+            )
         return self.output(o, x_BTD), TitansState(memory, tail)
+
+    def _firsts(self, batch: int) -> tuple[FastWeights | None, FastWeights | None]:
+        """Meta-learned memories: those that project if only `memory` is written, and those that retention pulls to."""
+        first = self.memory.first()
+        if not self.self_modify:
+            first = FastWeights(*(W[:, -1:] for W in first))
+        fixed = None if self.self_modify else self.memory.fast(batch)
+        return fixed, first if self.decay_to == "initial" else None
 
     def _readout(self) -> Readout:
         return Readout(

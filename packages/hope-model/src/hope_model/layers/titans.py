@@ -50,8 +50,11 @@ class MemoryWeights(nn.Module):
 
     def fast(self, batch: int) -> FastWeights:
         """One copy per sequence, in the precision of states; gradients flow back to the parameters."""
-        weights = (self.W2_HRmd, self.W1_HRdm)
-        return FastWeights(*(W.to(_state_dtype(W)).expand(batch, *W.shape) for W in weights))
+        return FastWeights(*(W.expand(batch, *W.shape) for W in self.first()))
+
+    def first(self) -> FastWeights:
+        """[H, R, m, d] and [H, R, d, m], in the precision of states."""
+        return FastWeights(*(W.to(_state_dtype(W)) for W in (self.W2_HRmd, self.W1_HRdm)))
 
 
 def _state_dtype(weight: Tensor) -> torch.dtype:
@@ -68,7 +71,8 @@ class Titans(nn.Module):
         self.conv = CausalConv(3 * config.dim, config.conv)
         self.memory = MemoryWeights(config, 1)
         self.retention = RetentionGate(config, std)
-        self.gates = linear(config.dim, 4 * config.heads, std)
+        self.erase, self.decay_to = config.memory.erase_hidden, config.memory.decay_to
+        self.gates = linear(config.dim, (4 if self.erase else 3) * config.heads, std)
         self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
 
     def initial(self, batch: int) -> TitansState:
@@ -89,14 +93,17 @@ class Titans(nn.Module):
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             gates = self._gates(log_a, cast(raw))
-            o, memory = titans_memory(q, k, v, gates, state.memory, self.rules)
+            origin = self.memory.first() if self.decay_to == "initial" else None
+            o, memory = titans_memory(q, k, v, gates, state.memory, self.rules, origin)
         return self.output(o, x_BTD), TitansState(memory, tail)
 
     def _gates(self, log_a: Tensor, raw: Tensor) -> Gates:
-        eta, erase, output, theta = raw.transpose(1, 2).chunk(4, 1)
+        eta, output, theta, *erasing = torch.split(raw.transpose(1, 2), self.heads, 1)
         eta = self.rules.eta_max * eta.sigmoid()
         note("eta", eta)
-        erase = eta if self.rules.tied_gates else 2 * erase.sigmoid()
+        erase = 2 * erasing[0].sigmoid() if erasing else None
+        if self.rules.tied_gates:
+            erase = eta
         output = 2 * output.sigmoid()
         return Gates(
             log_a, erase, output[:, :, None], eta[:, :, None], F.logsigmoid(theta) if self.momentum else None

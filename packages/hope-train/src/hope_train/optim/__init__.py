@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from hope_model.errors import InputError
 from hope_train.config import OptimConfig
 from hope_train.distributed import is_shared, mine, whole
 from hope_train.optim.muon import M3, Muon
@@ -21,6 +22,9 @@ class Optimizer:
     Args:
         groups: named parameters under `matrix` and `other`, as `hope_model.counting.parameter_groups` gives.
         config: learning rates and the rest.
+
+    Raises:
+        InputError: an exception that fits no parameter.
     """
 
     def __init__(self, groups: Mapping[str, Named], config: OptimConfig) -> None:
@@ -31,6 +35,11 @@ class Optimizer:
         self.names = {config.name: [n for n, _ in matrix]} if matrix else {}
         self.names["adamw"] = [n for n, _ in adamw]
         self._config = config
+        for rule in config.groups:
+            if not any(fnmatchcase(name, rule.match) for name in self.named):
+                raise InputError(
+                    f"optim.groups: '{rule.match}' fits no parameter; names are such as {next(iter(self.named))}"
+                )
         self._parts: list[torch.optim.Optimizer] = []
         if matrix:
             self._parts.append(_matrix_optimizer(config, self._split(matrix)))

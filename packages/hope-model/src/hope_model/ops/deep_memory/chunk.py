@@ -15,7 +15,7 @@ from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor
 from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
 from hope_model.ops.deep_memory.written_projection import written_projection
 from hope_model.ops.deep_memory.written_span import written_span
-from hope_model.ops.deep_memory.written_step import StepGates, written_step
+from hope_model.ops.deep_memory.written_step import Bank, StepGates, written_step
 from hope_model.ops.gated_delta.chunk import (
     Decays,
     Momentum,
@@ -29,7 +29,10 @@ from hope_model.ops.gated_delta.chunk import (
 
 
 class Layer(NamedTuple):
-    """One layer of the memories inside one chunk. W2's rows of all memories are stacked: they share the key."""
+    """One layer of the memories inside one chunk. W2's rows of all memories are stacked: they share the key.
+
+    With an origin the recurrence is that of S - origin.
+    """
 
     S: Tensor  # W2: [N, R m, d]; W1: [N, R, d, m]
     key: Tensor  # W2: [N, d, C]; W1: [N, R, m, C]
@@ -71,6 +74,7 @@ def _write(
     target_NRdC: Tensor,
     gates: Gates,
     rules: Rules,
+    origin: FastWeights | None,
 ) -> tuple[Layer, Layer]:
     """Solve the writes of both layers. `hidden` is memory_forward(start, k)."""
     y, a_NRmC, slope, z = hidden
@@ -80,10 +84,17 @@ def _write(
     error = y - target_NRdC
     write2 = -eta_NRC[..., None, :] * slope * (state.start.W1_NRdm.transpose(-1, -2) @ error)
     strength1, recalled1, write1 = None, None, -eta_NRC[..., None, :] * error
+    W2_flat, W1 = state.now.W2_NRmd.flatten(-3, -2), state.now.W1_NRdm
+    recalled2 = z.flatten(-3, -2) if whole else None
     if rules.stable:
         strength1 = keep_NC[..., None, :] * _present(gates.output_NRT)
         write1 = (target_NRdC - k_N1dC) * strength1[..., None, :]
         recalled1 = y - k_N1dC if whole else None
+    held1 = None
+    if origin is not None:
+        W2_flat, W1, recalled2 = W2_flat - origin.W2_NRmd.flatten(-3, -2), W1 - origin.W1_NRdm, None
+        held1 = origin.W1_NRdm @ a_NRmC
+        recalled1 = None if recalled1 is None else recalled1 - held1
     strength2 = gates.erase_NT if gates.erase_NT is None or rules.tied_gates else keep_NC * gates.erase_NT
     decays2 = chunk_decays(log_a_NC)
     decays1 = _for_each_memory(decays2)
@@ -95,13 +106,12 @@ def _write(
         # An average, not a sum, of past surprises: the equilibrium of a write does not depend on theta.
         share = -torch.expm1(gates.log_theta_NT)[..., None, None, :]
         write1, write2 = write1 * share, write2 * share
-    W2_flat, recalled2 = state.now.W2_NRmd.flatten(-3, -2), z.flatten(-3, -2) if whole else None
     write2_flat = write2.flatten(-3, -2)
     writes2 = chunk_writes(W2_flat, k_NdC, write2_flat, strength2, decays2, momentum2, recalled2)
-    writes1 = chunk_writes(state.now.W1_NRdm, a_NRmC, write1, strength1, decays1, momentum1, recalled1)
+    writes1 = chunk_writes(W1, a_NRmC, write1, strength1, decays1, momentum1, recalled1, held1)
     return (
         Layer(W2_flat, k_NdC, writes2, decays2, momentum2),
-        Layer(state.now.W1_NRdm, a_NRmC, writes1, decays1, momentum1),
+        Layer(W1, a_NRmC, writes1, decays1, momentum1),
     )
 
 
@@ -111,11 +121,15 @@ def _present(gate: Tensor | None) -> Tensor:
     return gate
 
 
-def _after(layer2: Layer, layer1: Layer, state: MemoryState, rules: Rules) -> MemoryState:
+def _after(
+    layer2: Layer, layer1: Layer, state: MemoryState, rules: Rules, origin: FastWeights | None
+) -> MemoryState:
     W2, P2 = chunk_state(layer2.S, *layer2[1:])
     W1, P1 = chunk_state(layer1.S, *layer1[1:])
     shape = state.now.W2_NRmd.shape
     now = FastWeights(W2.view(shape), W1)
+    if origin is not None:
+        now = FastWeights(*(D + W for D, W in zip(now, origin, strict=True)))
     momentum = None if P1 is None or P2 is None else FastWeights(P2.view(shape), P1)
     position = state.position + layer2.key.shape[-1]
     return MemoryState(now, state.start if position % rules.chunk else now, momentum, position)
@@ -135,13 +149,17 @@ def _last(layer: Layer, rows: slice | int, decays: Decays) -> Layer:
     return Layer(take(layer.S), layer.key, writes, decays, momentum)
 
 
-def _read(layer2: Layer, layer1: Layer, q_NdC: Tensor, rules: Rules) -> Tensor:
+def _read(layer2: Layer, layer1: Layer, q_NdC: Tensor, rules: Rules, origin: FastWeights | None) -> Tensor:
     """Token-exact reads of the last memory: z_t = W2_t q_t, o_t = q_t + W1_t phi(z_t)."""
     m = layer1.key.shape[-2]
     last2 = _last(layer2, slice(layer2.S.shape[-2] - m, None), layer2.decays)
     last1 = _last(layer1, -1, layer2.decays)
     z = chunk_read(last2.S, last2.key, last2.writes, q_NdC, last2.decays, last2.momentum)
+    if origin is not None:
+        z = z + origin.W2_NRmd[..., -1, :, :] @ q_NdC
     phi, _ = _activate(z, rules)
+    if origin is not None:
+        q_NdC = q_NdC + origin.W1_NRdm[..., -1, :, :] @ phi
     momentum1 = None
     if last1.momentum is not None and last2.momentum is not None:
         momentum1 = last2.momentum._replace(P_NVK=last1.momentum.P_NVK)
@@ -171,18 +189,19 @@ def titans_memory(
     gates: Gates,
     state: MemoryState,
     rules: Rules,
+    origin: FastWeights | None = None,
     *,
     written: bool = True,
 ) -> tuple[Tensor, MemoryState]:
     """`titans_memory_naive`, a chunk at a time; `written=False` leaves the backward to autograd."""
     q_NdT, k_NdT, v_NdT = (x.transpose(-1, -2).contiguous() for x in (q_NTd, k_NTd, v_NTd))
-    written = written and _has_written_backward(rules) and state.momentum is not None
+    written = written and _has_written_backward(rules, gates, origin) and state.momentum is not None
     outputs = []
     lengths = _spans(state.position, q_NdT.shape[-1], rules.chunk)
     inputs = (torch.split(x, lengths, -1) for x in (q_NdT, k_NdT, v_NdT))
     for q, k, v, gates_C in zip(*inputs, _split(gates, lengths), strict=True):
         span = written_span if written and state.position % rules.chunk == 0 else _plain_span
-        o, state = span(q, k, v, gates_C, state, rules)
+        o, state = span(q, k, v, gates_C, state, rules, origin)
         outputs.append(o)
     return torch.cat(outputs, -1).transpose(-1, -2), state
 
@@ -195,16 +214,22 @@ def _spans(position: int, T: int, chunk: int) -> list[int]:
 
 
 def _plain_span(
-    q_NdT: Tensor, k_NdT: Tensor, v_NdT: Tensor, gates: Gates, state: MemoryState, rules: Rules
+    q_NdT: Tensor,
+    k_NdT: Tensor,
+    v_NdT: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    rules: Rules,
+    origin: FastWeights | None,
 ) -> tuple[Tensor, MemoryState]:
     outputs = []
     lengths = _pieces(state.position, q_NdT.shape[-1], rules.chunk)
     inputs = (torch.split(x, lengths, -1) for x in (q_NdT, k_NdT, v_NdT))
     for q_NdC, k_NdC, v_NdC, gates_C in zip(*inputs, _split(gates, lengths), strict=True):
         hidden = memory_forward(state.start, k_NdC, rules)
-        layers = _write(state, k_NdC, hidden, v_NdC[..., None, :, :], gates_C, rules)
-        outputs.append(_read(*layers, q_NdC, rules))
-        state = _after(*layers, state, rules)
+        layers = _write(state, k_NdC, hidden, v_NdC[..., None, :, :], gates_C, rules, origin)
+        outputs.append(_read(*layers, q_NdC, rules, origin))
+        state = _after(*layers, state, rules, origin)
     return torch.cat(outputs, -1), state
 
 
@@ -216,25 +241,30 @@ def self_modifying(
     state: MemoryState,
     rules: Rules,
     fixed: FastWeights | None = None,
+    origin: FastWeights | None = None,
     *,
     written: bool = True,
 ) -> tuple[Tensor, MemoryState]:
     """`self_modifying_naive`, a chunk at a time; `written=False` leaves the backward to autograd."""
     x_NdT, q_NdT = (x.transpose(-1, -2).contiguous() for x in (x_NTd, q_NTd))
     outputs = []
+    written = written and _has_written_backward(rules, gates, origin)
+    first = tuple(W.contiguous() for W in origin or ())
     lengths = _pieces(state.position, x_NdT.shape[-1], rules.chunk)
     for x_NdC, q_NdC, gates_C in zip(
         torch.split(x_NdT, lengths, -1), torch.split(q_NdT, lengths, -1), _split(gates, lengths), strict=True
     ):
-        whole = state.position % rules.chunk == 0
-        step = _written_chunk if written and whole and _has_written_backward(rules) else _plain_chunk
-        o, state = step(x_NdC, q_NdC, gates_C, readout, state, fixed, rules)
+        if written and state.position % rules.chunk == 0:
+            o, state, first = _written_chunk(x_NdC, q_NdC, gates_C, readout, state, fixed, first, rules)
+        else:
+            o, state = _plain_chunk(x_NdC, q_NdC, gates_C, readout, state, fixed, rules, origin)
         outputs.append(o)
     return torch.cat(outputs, -1).transpose(-1, -2), state
 
 
-def _has_written_backward(rules: Rules) -> bool:
-    return rules.stable and rules.activation == "relu" and not (rules.tied_gates or rules.twice)
+def _has_written_backward(rules: Rules, gates: Gates, origin: FastWeights | None) -> bool:
+    default = rules.stable and rules.activation == "relu" and not (rules.tied_gates or rules.twice)
+    return default and gates.erase_NT is None and origin is not None
 
 
 def _batch(W: Tensor) -> Tensor:
@@ -249,6 +279,7 @@ def _plain_chunk(
     state: MemoryState,
     fixed: FastWeights | None,
     rules: Rules,
+    origin: FastWeights | None,
 ) -> tuple[Tensor, MemoryState]:
     projecting = FastWeights(*(W[..., :4, :, :] for W in fixed or state.start))
     y = memory_forward(projecting, x_NdC, rules)[0]
@@ -264,8 +295,8 @@ def _plain_chunk(
     erase_NC = eta_NC if rules.tied_gates else gates.erase_NT
     output_NRC = None if gates.output_NRT is None else _by_memory(gates.output_NRT, readout, R)
     gates = Gates(log_a_NC, erase_NC, output_NRC, eta_NRC, None)
-    layers = _write(state, k_NdC, tuple(x[..., :C] for x in both), target_NRdC, gates, rules)
-    return _read(*layers, q_NdC, rules), _after(*layers, state, rules)
+    layers = _write(state, k_NdC, tuple(x[..., :C] for x in both), target_NRdC, gates, rules, origin)
+    return _read(*layers, q_NdC, rules, origin), _after(*layers, state, rules, origin)
 
 
 def _written_chunk(
@@ -275,27 +306,28 @@ def _written_chunk(
     readout: Readout,
     state: MemoryState,
     fixed: FastWeights | None,
+    first: tuple[Tensor, ...],
     rules: Rules,
-) -> tuple[Tensor, MemoryState]:
-    shape, R, C = q_NdC.shape, state.now.W2_NRmd.shape[-3], q_NdC.shape[-1]
+) -> tuple[Tensor, MemoryState, tuple[Tensor, ...]]:
+    """`first`: the origin, flat; comes back for the next chunk."""
+    shape, C = q_NdC.shape, q_NdC.shape[-1]
     W2, W1 = (_batch(W) for W in state.now)
     readers_NH2d = torch.stack((readout.eta_Hd, readout.alpha_Hd), 1).expand(*shape[:-2], 2, -1)
     readers = readers_NH2d.flatten(0, -3)
     if fixed is None:
         kv, raw, W2, W1 = written_projection(W2, W1, x_NdC.flatten(0, -3), readers)
     else:
-        first2, first1 = (_batch(W) for W in fixed)
-        kv, raw, *_ = written_projection(first2, first1, x_NdC.flatten(0, -3), readers)
-    log_a_NC, _, eta_NRC = _gates(raw.view(*shape[:-2], 2, C), readout, R, rules)
-    decays, keep_NC = chunk_decays(log_a_NC), log_a_NC.exp()
-    output_NRC = keep_NC[..., None, :] * _by_memory(_present(gates.output_NRT), readout, R)
-    scalars = (eta_NRC, output_NRC, keep_NC * _present(gates.erase_NT), *decays)
+        fixed2, fixed1 = (_batch(W) for W in fixed)
+        kv, raw, *_ = written_projection(fixed2, fixed1, x_NdC.flatten(0, -3), readers)
+    log_a_NC, _, eta_NRC = _gates(raw.view(*shape[:-2], 2, C), readout, W2.shape[1], rules)
+    output_NRC = log_a_NC.exp()[..., None, :] * _by_memory(_present(gates.output_NRT), readout, W2.shape[1])
+    scalars = (eta_NRC, output_NRC, *chunk_decays(log_a_NC))
     flat = StepGates(*(g.flatten(0, len(shape) - 3) for g in scalars))
-    o, W2_new, W1_new = written_step(W2, W1, kv, q_NdC.flatten(0, -3), flat)
-    now = FastWeights(W2_new.view(state.now.W2_NRmd.shape), W1_new.view(state.now.W1_NRdm.shape))
+    o, after = written_step(Bank(W2, W1, *first), kv, q_NdC.flatten(0, -3), flat)
+    now = FastWeights(*(W.view(like.shape) for W, like in zip(after[:2], state.now, strict=True)))
     position = state.position + C
     start = state.start if position % rules.chunk else now
-    return o.view(shape), MemoryState(now, start, None, position)
+    return o.view(shape), MemoryState(now, start, None, position), after[2:]
 
 
 def _gates(raw_N2C: Tensor, readout: Readout, R: int, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:

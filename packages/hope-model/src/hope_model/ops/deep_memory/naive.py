@@ -20,7 +20,12 @@ def _mlp(weights: FastWeights, x_NRd: Tensor, rules: Rules) -> tuple[Tensor, Ten
 
 
 def _write_token(
-    state: MemoryState, k_Nd: Tensor, target_NRd: Tensor, gates_t: Gates, rules: Rules
+    state: MemoryState,
+    k_Nd: Tensor,
+    target_NRd: Tensor,
+    gates_t: Gates,
+    rules: Rules,
+    origin: FastWeights | None,
 ) -> tuple[FastWeights, FastWeights | None]:
     """One gated delta write of every memory; the error is taken at the chunk's start (eq. 90)."""
     assert gates_t.log_a_NT is not None  # noqa: S101
@@ -50,12 +55,16 @@ def _write_token(
         )
         momentum = added
 
-    def delta(S: Tensor, erase: Tensor | float, key: Tensor, write: Tensor) -> Tensor:
-        return keep * S - erase * (S @ key[..., :, None]) @ key[..., None, :] + write
+    zero2, zero1 = origin or (torch.zeros_like(W) for W in state.now)
+    D2, D1 = state.now.W2_NRmd - zero2, state.now.W1_NRdm - zero1
 
+    def delta(D: Tensor, erase: Tensor | float, recalled: Tensor, key: Tensor, write: Tensor) -> Tensor:
+        return keep * D - erase * recalled[..., :, None] @ key[..., None, :] + write
+
+    # The output layer corrects all that it recalls, the hidden layer forgets only what was written.
     now = FastWeights(
-        delta(state.now.W2_NRmd, erase2, k_NRd, added.W2_NRmd),
-        delta(state.now.W1_NRdm, erase1, a, added.W1_NRdm),
+        zero2 + delta(D2, erase2, (D2 @ k_NRd[..., None])[..., 0], k_NRd, added.W2_NRmd),
+        zero1 + delta(D1, erase1, (state.now.W1_NRdm @ a[..., None])[..., 0], a, added.W1_NRdm),
     )
     return now, momentum
 
@@ -71,14 +80,23 @@ def _advance(state: MemoryState, now: FastWeights, momentum: FastWeights | None,
 
 
 def titans_memory_naive(
-    q_NTd: Tensor, k_NTd: Tensor, v_NTd: Tensor, gates: Gates, state: MemoryState, rules: Rules
+    q_NTd: Tensor,
+    k_NTd: Tensor,
+    v_NTd: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    rules: Rules,
+    origin: FastWeights | None = None,
 ) -> tuple[Tensor, MemoryState]:
-    """Titans' memory (arXiv 2501.00663, eq. 9-14): q, k and v given; only the memory is written."""
+    """Titans' memory (arXiv 2501.00663, eq. 9-14): q, k and v given; only the memory is written.
+
+    `origin`: the weights that retention pulls to, one copy for the batch [H, 1, ...]; None: zero.
+    """
     outputs = []
     for t in range(q_NTd.shape[-2]):
         gates_t = Gates(*(None if g is None else g[..., t] for g in gates))
         target = v_NTd[..., t, None, :]
-        now, momentum = _write_token(state, k_NTd[..., t, :], target, gates_t, rules)
+        now, momentum = _write_token(state, k_NTd[..., t, :], target, gates_t, rules, origin)
         state = _advance(state, now, momentum, rules)
         outputs.append(_read_token(now, q_NTd[..., t, :], rules))
     return torch.stack(outputs, -2), state
@@ -92,6 +110,7 @@ def self_modifying_naive(
     state: MemoryState,
     rules: Rules,
     fixed: FastWeights | None = None,
+    origin: FastWeights | None = None,
 ) -> tuple[Tensor, MemoryState]:
     """Self-modifying Titans (eq. 83-93): the memories make k, v, eta, alpha and their own targets.
 
@@ -103,6 +122,7 @@ def self_modifying_naive(
         state: Five memories (k, v, eta, alpha, memory), or one where `fixed` holds the other four.
         rules: The named choices.
         fixed: Projecting memories that are never written (self-modifier off).
+        origin: The weights that retention pulls to, one copy for the batch [H, R, ...]; None: zero.
     """
     outputs = []
     for t in range(x_NTd.shape[-2]):
@@ -124,7 +144,7 @@ def self_modifying_naive(
         if output is not None and readout.output_share_HR is not None:
             output = output * readout.output_share_HR[..., -R:].sigmoid()
         gates_t = Gates(log_a, eta_N if rules.tied_gates else erase, output, eta_NR, None)
-        now, _ = _write_token(state, k, target, gates_t, rules)
+        now, _ = _write_token(state, k, target, gates_t, rules, origin)
         state = _advance(state, now, None, rules)
         outputs.append(_read_token(now, q_NTd[..., t, :], rules))
     return torch.stack(outputs, -2), state

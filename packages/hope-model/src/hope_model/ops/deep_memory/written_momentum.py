@@ -1,11 +1,12 @@
 """Titans' chunk step (one stable ReLU memory, written with momentum) with its backward written out.
 
 Both layers are the same recurrence, so its parts stand here once, each beside its backward. A state S and its
-momentum P are stacked: what reads one reads both. So are columns u (erased, decays by gamma) and w (written,
-decays by c), and the two decay matrices that go with them. Derivation in this folder's README.
+momentum P are stacked: what reads one reads both; so are S and the first weights O, to which retention pulls. Columns w
+(written, decaying by c) are all that the hidden layer sends; the output layer also sends u (erased, decaying by gamma),
+stacked before them, and so are the decay matrices that go with them. Derivation in this folder's README.
 
 Letters: N sequences times heads, d head width, m hidden width, C tokens of a chunk; of one layer: K key width,
-V value width. `c` is the erase strength of a layer's gate, retention included.
+V value width, J kinds of columns. `c` is the erase strength of the output layer's gate, retention included.
 """
 
 from collections.abc import Callable
@@ -15,54 +16,57 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hope_model.ops.deep_memory.written_parts import hidden_back, inverse, masked, shrink, t
+from hope_model.ops.deep_memory.written_parts import dot, hidden_back, inverse, masked, shrink, t
 
 
 class MomentumGates(NamedTuple):
     """Scalars of one chunk; a leading dimension of chunks may come first."""
 
     eta_NC: Tensor
-    output_NC: Tensor  # c of the output layer
-    erase_NC: Tensor  # c of the hidden layer
+    output_NC: Tensor  # c
     share_NC: Tensor  # 1 - theta: of a surprise, what enters the momentum
-    shares_N2C: Tensor  # of S_0 and P_0 in S_t
-    before_N2C: Tensor  # of S_0 and P_0 in S_{t-1}
+    shares_N3C: Tensor  # of S_0, P_0 and O in S_t
+    before_N3C: Tensor  # of S_0, P_0 and O in S_{t-1}
     reach_N2CC: Tensor  # of u_i k_i^T and w_i k_i^T in S_t
     reach_before_N2CC: Tensor  # the same in S_{t-1}
     push_NC: Tensor  # of w_i k_i^T in P_C
     keep_N: Tensor  # of P_0 in P_C
 
 
-class _Solved(NamedTuple):
-    """One layer's write, as its backward needs it."""
+class _Layer(NamedTuple):
+    """One layer in one chunk."""
 
-    SP: Tensor  # [N, 2, V, K]
-    recalled: Tensor  # [N, 2, V, C]: S_0 k and P_0 k
-    uw: Tensor  # [N, V, 2C]
-    inverse: Tensor  # [N, C, C]
-
-
-def _recall(SP: Tensor, x_NKC: Tensor) -> Tensor:
-    N, _, V, _ = SP.shape
-    return torch.bmm(SP.flatten(1, 2), x_NKC).view(N, 2, V, -1)
+    SPO: Tensor  # [N, 3, V, K]
+    key: Tensor  # [N, K, C]
+    columns: Tensor  # [N, V, J C]
 
 
-def _recall_back(g: Tensor, SP: Tensor, x_NKC: Tensor, g_SP: Tensor, g_x: Tensor) -> None:
-    """Add to the gradients at the states and at what they were asked for."""
-    g_SP.flatten(1, 2).baddbmm_(g.flatten(1, 2), t(x_NKC))
-    g_x.baddbmm_(t(SP.flatten(1, 2)), g.flatten(1, 2))
+def _recall(SPO: Tensor, x_NKC: Tensor) -> Tensor:
+    """What S, P and O give: [N, 3, V, C]."""
+    N, n, V, _ = SPO.shape
+    return torch.bmm(SPO.flatten(1, 2), x_NKC).view(N, n, V, -1)
 
 
-def _solve(
-    SP: Tensor, key: Tensor, recalled: Tensor, w: Tensor, c_NC: Tensor, gates: MomentumGates
-) -> _Solved:
-    """u (I + M_0) = -(c before_0 S_0 k + c before_1 P_0 k + w M_1), M = K^T K (*) reach_before c."""
-    M = (gates.reach_before_N2CC * c_NC[:, None, None]).mul_(torch.bmm(t(key), key)[:, None])
-    right = torch.bmm(w, M[:, 1])
-    scale = gates.before_N2C * c_NC[:, None]
-    right.addcmul_(recalled[:, 0], scale[:, 0, None]).addcmul_(recalled[:, 1], scale[:, 1, None]).neg_()
+def _weighed(recalled_N3VC: Tensor, shares_N3C: Tensor) -> Tensor:
+    """Sum over S, P and O."""
+    shares = shares_N3C[:, :, None]
+    total = recalled_N3VC[:, 0] * shares[:, 0]
+    return total.addcmul_(recalled_N3VC[:, 1], shares[:, 1]).addcmul_(recalled_N3VC[:, 2], shares[:, 2])
+
+
+def _reach(gates: MomentumGates, layer: _Layer) -> Tensor:
+    """[N, J, C, C]."""
+    C = layer.key.shape[-1]
+    return gates.reach_N2CC[:, -(layer.columns.shape[-1] // C) :]
+
+
+def _solve(key: Tensor, recalled: Tensor, w: Tensor, gates: MomentumGates) -> tuple[Tensor, Tensor]:
+    """u (I + M_0) = -(c (S, P and O)_{t-1} k + w M_1), M = K^T K (*) reach_before c; and the inverse."""
+    c = gates.output_NC[:, None]
+    M = (gates.reach_before_N2CC * c[:, None]).mul_(torch.bmm(t(key), key)[:, None])
+    right = torch.bmm(w, M[:, 1]).addcmul_(_weighed(recalled, gates.before_N3C), c).neg_()
     made = inverse(M[:, 0])
-    return _Solved(SP, recalled, torch.cat((torch.bmm(right, made), w), -1), made)
+    return torch.cat((torch.bmm(right, made), w), -1), made
 
 
 class _SolveBack(NamedTuple):
@@ -74,97 +78,96 @@ class _SolveBack(NamedTuple):
 
 
 def _solve_back(
-    g_uw: Tensor, key: Tensor, g_key: Tensor, c_NC: Tensor, kept: _Solved, gates: MomentumGates
+    g_uw: Tensor, layer: _Layer, recalled: Tensor, made: Tensor, g_key: Tensor, gates: MomentumGates
 ) -> _SolveBack:
-    N, C = c_NC.shape
-    g_right = torch.bmm(g_uw[..., :C], t(kept.inverse)).neg_()
-    g_M = torch.bmm(t(kept.uw), g_right).view(N, 2, C, C)
-    gram = torch.bmm(t(key), key)
-    reach = gates.reach_before_N2CC
-    M1 = reach[:, 1] * gram * c_NC[:, None]
-    g_w = torch.baddbmm(g_uw[..., C:], g_right, t(M1))
+    N, _, C = layer.key.shape
+    c, reach = gates.output_NC[:, None], gates.reach_before_N2CC
+    g_right = torch.bmm(g_uw[..., :C], t(made)).neg_()
+    g_M = torch.bmm(t(layer.columns), g_right).view(N, 2, C, C)
+    gram = torch.bmm(t(layer.key), layer.key)
+    g_w = torch.baddbmm(g_uw[..., C:], g_right, t(reach[:, 1] * gram * c))
     felt = g_M * gram[:, None]
-    by = (kept.recalled * g_right[:, None]).sum(-2)
-    g_c = (felt * reach).sum((1, 2)) + (by * gates.before_N2C).sum(1)
-    g_gram = g_M.mul_(reach).sum(1).mul_(c_NC[:, None])
-    g_key.baddbmm_(key, g_gram + t(g_gram))
-    scale = gates.before_N2C * c_NC[:, None]
-    return _SolveBack(
-        g_right[:, None] * scale[:, :, None], g_w, g_c, by * c_NC[:, None], felt.mul_(c_NC[:, None, None])
-    )
+    by = (recalled * g_right[:, None]).sum(-2)
+    g_c = (felt * reach).sum((1, 2)) + (by * gates.before_N3C).sum(1)
+    g_gram = g_M.mul_(reach).sum(1).mul_(c)
+    g_key.baddbmm_(layer.key, g_gram + t(g_gram))
+    g_recalled = g_right[:, None] * (gates.before_N3C * c)[:, :, None]
+    return _SolveBack(g_recalled, g_w, g_c, by * c, felt.mul_(c[:, None]))
 
 
-def _read(kept: _Solved, key: Tensor, q: Tensor, gates: MomentumGates) -> tuple[Tensor, Tensor]:
-    """o_t = S_t q_t, and what both states alone gave."""
-    N, C = gates.eta_NC.shape
-    recalled = _recall(kept.SP, q)
-    reach = (gates.reach_N2CC * torch.bmm(t(key), q)[:, None]).view(N, 2 * C, C)
-    shares = gates.shares_N2C[:, :, None]
-    o = (recalled[:, 0] * shares[:, 0]).addcmul_(recalled[:, 1], shares[:, 1])
-    return o.baddbmm_(kept.uw, reach), recalled
+def _read(layer: _Layer, q: Tensor, gates: MomentumGates) -> Tensor:
+    """o_t = S_t q_t."""
+    N, _, C = q.shape
+    reach = (_reach(gates, layer) * torch.bmm(t(layer.key), q)[:, None]).view(N, -1, C)
+    return _weighed(_recall(layer.SPO, q), gates.shares_N3C).baddbmm_(layer.columns, reach)
 
 
 class _ReadBack(NamedTuple):
     q: Tensor
     key: Tensor
-    SP: Tensor
-    uw: Tensor
+    SPO: Tensor
+    columns: Tensor
     shares: Tensor
-    reach: Tensor
+    reach: Tensor  # [N, 2, C, C]
 
 
-def _read_back(
-    g_o: Tensor, recalled: Tensor, key: Tensor, q: Tensor, kept: _Solved, gates: MomentumGates
-) -> _ReadBack:
-    N, C = gates.eta_NC.shape
-    match = torch.bmm(t(key), q)
-    g_recalled = g_o[:, None] * gates.shares_N2C[:, :, None]
-    g_shares = (g_o[:, None] * recalled).sum(-2)
-    g_reach = torch.bmm(t(kept.uw), g_o).view(N, 2, C, C)
-    g_match = (g_reach * gates.reach_N2CC).sum(1)
-    reach = (gates.reach_N2CC * match[:, None]).view(N, 2 * C, C)
+def _read_back(g_o: Tensor, q: Tensor, layer: _Layer, gates: MomentumGates) -> _ReadBack:
+    N, _, C = q.shape
+    match, decay = torch.bmm(t(layer.key), q), _reach(gates, layer)
+    J = decay.shape[1]
+    g_recalled = g_o[:, None] * gates.shares_N3C[:, :, None]
+    g_shares = (g_o[:, None] * _recall(layer.SPO, q)).sum(-2)
+    g_decay = torch.bmm(t(layer.columns), g_o).view(N, J, C, C)
+    g_match = (g_decay * decay).sum(1)
+    reach = (decay * match[:, None]).view(N, J * C, C)
     flat = g_recalled.flatten(1, 2)
-    g_SP = torch.bmm(flat, t(q)).view(kept.SP.shape)
-    g_q = torch.bmm(t(kept.SP.flatten(1, 2)), flat).baddbmm_(key, g_match)
-    return _ReadBack(
-        g_q, torch.bmm(q, t(g_match)), g_SP, torch.bmm(g_o, t(reach)), g_shares, g_reach.mul_(match[:, None])
-    )
+    g_SPO = torch.bmm(flat, t(q)).view(layer.SPO.shape)
+    g_q = torch.bmm(t(layer.SPO.flatten(1, 2)), flat).baddbmm_(layer.key, g_match)
+    g_reach = g_o.new_zeros(N, 2, C, C)
+    torch.mul(g_decay, match[:, None], out=g_reach[:, -J:])
+    return _ReadBack(g_q, torch.bmm(q, t(g_match)), g_SPO, torch.bmm(g_o, t(reach)), g_shares, g_reach)
 
 
-def _sent(uw: Tensor, gates: MomentumGates) -> Tensor:
+def _sent(layer: _Layer, gates: MomentumGates) -> Tensor:
     """Columns that enter S and P at the chunk's end: [N, 2, V, C]."""
-    C = gates.eta_NC.shape[-1]
-    end = gates.reach_N2CC[..., -1]
-    into_S = (uw[..., :C] * end[:, 0, None]).addcmul_(uw[..., C:], end[:, 1, None])
-    return torch.stack((into_S, uw[..., C:] * gates.push_NC[:, None]), 1)
+    C = layer.key.shape[-1]
+    end, w = _reach(gates, layer)[..., -1], layer.columns[..., -C:]
+    into_S = w * end[:, -1, None]
+    if len(end[0]) == 2:
+        into_S.addcmul_(layer.columns[..., :C], end[:, 0, None])
+    return torch.stack((into_S, w * gates.push_NC[:, None]), 1)
 
 
-def _after(kept: _Solved, key: Tensor, gates: MomentumGates) -> Tensor:
-    end = gates.shares_N2C[..., -1, None, None]
-    SP = kept.SP * torch.stack((end[:, 0], gates.keep_N[:, None, None]), 1)
-    SP[:, 0].addcmul_(kept.SP[:, 1], end[:, 1])
-    SP.flatten(1, 2).baddbmm_(_sent(kept.uw, gates).flatten(1, 2), t(key))
-    return SP
+def _after(layer: _Layer, gates: MomentumGates) -> Tensor:
+    """S, P and O for the next chunk."""
+    end, SPO = gates.shares_N3C[..., -1, None, None], layer.SPO
+    new = SPO.clone()
+    torch.mul(SPO[:, 0], end[:, 0], out=new[:, 0])
+    new[:, 0].addcmul_(SPO[:, 1], end[:, 1]).addcmul_(SPO[:, 2], end[:, 2])
+    new[:, 1].mul_(gates.keep_N[:, None, None])
+    sent = torch.bmm(_sent(layer, gates).flatten(1, 2), t(layer.key))
+    new[:, :2] += sent.view(new[:, :2].shape)
+    return new
 
 
-def _after_back(
-    g_new: Tensor, key: Tensor, kept: _Solved, gates: MomentumGates, read: _ReadBack
-) -> tuple[Tensor, Tensor]:
+def _after_back(g_new: Tensor, layer: _Layer, gates: MomentumGates, read: _ReadBack) -> tuple[Tensor, Tensor]:
     """Adds to what the read sends back; returns gradients at push and keep."""
-    C = gates.eta_NC.shape[-1]
-    end, shares, uw = gates.reach_N2CC[..., -1], gates.shares_N2C[..., -1, None, None], kept.uw
-    flat = g_new.flatten(1, 2)
-    back = torch.bmm(flat, key).view(*g_new.shape[:3], C)
-    read.key.baddbmm_(t(flat), _sent(uw, gates).flatten(1, 2))
-    read.uw[..., :C].addcmul_(back[:, 0], end[:, 0, None])
-    read.uw[..., C:].addcmul_(back[:, 0], end[:, 1, None]).addcmul_(back[:, 1], gates.push_NC[:, None])
-    read.reach[:, 0, :, -1] += (back[:, 0] * uw[..., :C]).sum(-2)
-    by_w = (back * uw[:, None, :, C:]).sum(-2)
-    read.reach[:, 1, :, -1] += by_w[:, 0]
-    read.SP[:, 0].addcmul_(g_new[:, 0], shares[:, 0])
-    read.SP[:, 1].addcmul_(g_new[:, 0], shares[:, 1]).addcmul_(g_new[:, 1], gates.keep_N[:, None, None])
-    read.shares[..., -1] += (g_new[:, :1] * kept.SP).sum((-2, -1))
-    return by_w[:, 1], (g_new[:, 1] * kept.SP[:, 1]).sum((-2, -1))
+    C = layer.key.shape[-1]
+    end, shares, columns = _reach(gates, layer)[..., -1], gates.shares_N3C[..., -1, None, None], layer.columns
+    flat = g_new[:, :2].flatten(1, 2)
+    back = torch.bmm(flat, layer.key).view(-1, 2, *columns.shape[1:-1], C)
+    read.key.baddbmm_(t(flat), _sent(layer, gates).flatten(1, 2))
+    for j in range(end.shape[1]):
+        kind = slice(j * C, (j + 1) * C)
+        read.columns[..., kind].addcmul_(back[:, 0], end[:, j, None])
+        read.reach[:, j - end.shape[1], :, -1] += (back[:, 0] * columns[..., kind]).sum(-2)
+    read.columns[..., -C:].addcmul_(back[:, 1], gates.push_NC[:, None])
+    g_push = (back[:, 1] * columns[..., -C:]).sum(-2)
+    read.SPO.addcmul_(g_new[:, :1], shares)
+    read.SPO[:, 1].addcmul_(g_new[:, 1], gates.keep_N[:, None, None])
+    read.SPO[:, 2] += g_new[:, 2]
+    read.shares[..., -1] += (g_new[:, :1] * layer.SPO).sum((-2, -1))
+    return g_push, dot(g_new[:, 1], layer.SPO[:, 1])
 
 
 class _Step(torch.autograd.Function):
@@ -172,71 +175,70 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, SP2: Tensor, SP1: Tensor, k: Tensor, v: Tensor, q: Tensor, *scalars: Tensor
+        ctx: Any, SPO2: Tensor, SPO1: Tensor, k: Tensor, v: Tensor, q: Tensor, *scalars: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         gates = MomentumGates(*scalars)
-        recalled2 = _recall(SP2, k)
-        a_k, s_k = shrink(recalled2[:, 0].relu())
-        recalled1 = _recall(SP1, a_k)
+        a_k, s_k = shrink(torch.bmm(SPO2[:, 0], k).relu_())
+        recalled = _recall(SPO1, a_k)
         aim = v - k
-        back = torch.bmm(t(SP1[:, 0]), recalled1[:, 0] - aim)
+        back = torch.bmm(t(SPO1[:, 0]), recalled[:, 0] - aim)
         w2 = masked(back, a_k).mul_((gates.share_NC * -gates.eta_NC)[:, None] * s_k)
         w1 = aim.mul_((gates.share_NC * gates.output_NC)[:, None])
-        layer2 = _solve(SP2, k, recalled2, w2, gates.erase_NC, gates)
-        layer1 = _solve(SP1, a_k, recalled1, w1, gates.output_NC, gates)
-        z_q, recalled_q = _read(layer2, k, q, gates)
-        a_q, s_q = shrink(z_q.relu_())
-        o, recalled_a = _read(layer1, a_k, a_q, gates)
-        ctx.save_for_backward(
-            *layer2, *layer1, k, v, q, a_k, s_k, back, recalled_q, a_q, s_q, recalled_a, *gates
-        )
-        return o.add_(q), _after(layer2, k, gates), _after(layer1, a_k, gates)
+        uw, made = _solve(a_k, recalled, w1, gates)
+        layer2, layer1 = _Layer(SPO2, k, w2), _Layer(SPO1, a_k, uw)
+        a_q, s_q = shrink(_read(layer2, q, gates).relu_())
+        o = _read(layer1, a_q, gates).add_(q)
+        ctx.save_for_backward(*layer2, *layer1, made, v, q, s_k, a_q, s_q, *gates)
+        return o, _after(layer2, gates), _after(layer1, gates)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        g_o, g_SP2_new, g_SP1_new = grads
+        g_o, g_SPO2_new, g_SPO1_new = grads
         saved = ctx.saved_tensors
-        layer2, layer1, gates = _Solved(*saved[:4]), _Solved(*saved[4:8]), MomentumGates(*saved[18:])
-        k, v, q, a_k, s_k, back, recalled_q, a_q, s_q, recalled_a = saved[8:18]
-        read1 = _read_back(g_o, recalled_a, a_k, a_q, layer1, gates)
-        g_z_q = hidden_back(read1.q, a_q, s_q)
-        read2 = _read_back(g_z_q, recalled_q, k, q, layer2, gates)
+        layer2, layer1, gates = _Layer(*saved[:3]), _Layer(*saved[3:6]), MomentumGates(*saved[12:])
+        made, v, q, s_k, a_q, s_q = saved[6:12]
+        k, a_k = layer2.key, layer1.key
+        read1 = _read_back(g_o, a_q, layer1, gates)
+        read2 = _read_back(hidden_back(read1.q, a_q, s_q), q, layer2, gates)
         g_push, g_keep = (
             x + y
             for x, y in zip(
-                _after_back(g_SP1_new, a_k, layer1, gates, read1),
-                _after_back(g_SP2_new, k, layer2, gates, read2),
+                _after_back(g_SPO1_new, layer1, gates, read1),
+                _after_back(g_SPO2_new, layer2, gates, read2),
                 strict=True,
             )
         )
-        g_k, g_a_k = read2.key, read1.key
-        solve1 = _solve_back(read1.uw, a_k, g_a_k, gates.output_NC, layer1, gates)
-        solve2 = _solve_back(read2.uw, k, g_k, gates.erase_NC, layer2, gates)
+        g_k, g_a_k, g_w2 = read2.key, read1.key, read2.columns
+        recalled = _recall(layer1.SPO, a_k)
+        solve = _solve_back(read1.columns, layer1, recalled, made, g_a_k, gates)
         # w1 = share c (v - k); w2 = -share eta s mask W1^T e, e = W1 a - (v - k)
         aim = v - k
-        by_aim = (solve1.w * aim).sum(-2)
-        g_share, g_output = gates.output_NC * by_aim, solve1.c + gates.share_NC * by_aim
-        g_back = masked(solve2.w, a_k)
-        felt = (g_back * back).sum(-2) * -s_k[:, 0]
+        by_aim = (solve.w * aim).sum(-2)
+        g_share, g_output = gates.output_NC * by_aim, solve.c + gates.share_NC * by_aim
+        error = recalled[:, 0] - aim
+        g_back = masked(g_w2, a_k)
+        by_back = (g_back * torch.bmm(t(layer1.SPO[:, 0]), error)).sum(-2)
+        felt = by_back * -s_k[:, 0]
         g_share += gates.eta_NC * felt
         g_eta = gates.share_NC * felt
         rate = (gates.share_NC * -gates.eta_NC)[:, None]
-        g_s = rate * (g_back * back).sum(-2, keepdim=True)
+        g_s = rate * by_back[:, None]
         g_back.mul_(rate * s_k)
-        error = layer1.recalled[:, 0] - aim
-        read1.SP[:, 0] += torch.bmm(error, t(g_back))
-        g_error = torch.bmm(layer1.SP[:, 0], g_back)
-        solve1.recalled[:, 0] += g_error
-        g_aim = solve1.w.mul_((gates.share_NC * gates.output_NC)[:, None]).sub_(g_error)
+        read1.SPO[:, 0] += torch.bmm(error, t(g_back))
+        g_error = torch.bmm(layer1.SPO[:, 0], g_back)
+        solve.recalled[:, 0] += g_error
+        g_aim = solve.w.mul_((gates.share_NC * gates.output_NC)[:, None]).sub_(g_error)
         g_k -= g_aim
-        _recall_back(solve1.recalled, layer1.SP, a_k, read1.SP, g_a_k)
-        solve2.recalled[:, 0] += hidden_back(g_a_k, a_k, s_k, g_s)
-        _recall_back(solve2.recalled, layer2.SP, k, read2.SP, g_k)
+        flat = solve.recalled.flatten(1, 2)
+        read1.SPO.flatten(1, 2).baddbmm_(flat, t(a_k))
+        g_a_k.baddbmm_(t(layer1.SPO.flatten(1, 2)), flat)
+        g_z = hidden_back(g_a_k, a_k, s_k, g_s)
+        read2.SPO[:, 0] += torch.bmm(g_z, t(k))
+        g_k.baddbmm_(t(layer2.SPO[:, 0]), g_z)
         return (
-            read2.SP, read1.SP, g_k, g_aim, g_o + read2.q, g_eta, g_output, solve2.c, g_share,
-            read1.shares + read2.shares, solve1.before + solve2.before, read1.reach + read2.reach,
-            solve1.reach_before + solve2.reach_before, g_push, g_keep,
+            read2.SPO, read1.SPO, g_k, g_aim, g_o + read2.q, g_eta, g_output, g_share,
+            read1.shares + read2.shares, solve.before, read1.reach + read2.reach, solve.reach_before, g_push, g_keep,
         )  # fmt: skip
 
 
@@ -244,8 +246,8 @@ _step: Callable[..., Any] = _Step.apply
 
 
 def written_momentum_step(
-    SP2_N2md: Tensor, SP1_N2dm: Tensor, k_NdC: Tensor, v_NdC: Tensor, q_NdC: Tensor, gates: MomentumGates
+    SPO2_N3md: Tensor, SPO1_N3dm: Tensor, k_NdC: Tensor, v_NdC: Tensor, q_NdC: Tensor, gates: MomentumGates
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Reads o_NdC, and both layers' weights and momenta after the chunk."""
-    o, SP2, SP1 = _step(SP2_N2md, SP1_N2dm, k_NdC, v_NdC, q_NdC, *gates)
-    return o, SP2, SP1
+    """Reads o_NdC, and both layers' weights, momenta and first weights after the chunk."""
+    o, SPO2, SPO1 = _step(SPO2_N3md, SPO1_N3dm, k_NdC, v_NdC, q_NdC, *gates)
+    return o, SPO2, SPO1

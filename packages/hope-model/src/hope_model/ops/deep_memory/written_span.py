@@ -13,31 +13,38 @@ from hope_model.ops.gated_delta.chunk import chunk_decays
 
 
 def written_span(
-    q_NdT: Tensor, k_NdT: Tensor, v_NdT: Tensor, gates: Gates, state: MemoryState, rules: Rules
+    q_NdT: Tensor,
+    k_NdT: Tensor,
+    v_NdT: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    rules: Rules,
+    origin: FastWeights | None,
 ) -> tuple[Tensor, MemoryState]:
-    """Tokens that begin at a chunk's start and cover whole chunks, or a part of one; momentum is needed."""
+    """Tokens that begin at a chunk's start and cover whole chunks, or a part of one; momentum and origin are needed."""
     shape, T = q_NdT.shape, q_NdT.shape[-1]
     chunks = max(T // rules.chunk, 1)
     inputs = (_by_chunk(x, chunks) for x in (k_NdT, v_NdT, q_NdT))
     steps = _momentum_gates(gates, chunks)
     assert state.momentum is not None  # noqa: S101
-    SP2, SP1 = (
-        torch.stack((S, P), -3).flatten(0, -5).squeeze(1)
-        for S, P in zip(state.now, state.momentum, strict=True)
+    assert origin is not None  # noqa: S101
+    SPO2, SPO1 = (
+        torch.stack((S, P, first.expand_as(S)), -3).flatten(0, -5).squeeze(1)
+        for S, P, first in zip(state.now, state.momentum, origin, strict=True)
     )
-    outputs, before = [], (SP2, SP1)
+    outputs, before = [], (SPO2, SPO1)
     for k, v, q, *scalars in zip(*(x.unbind(0) for x in inputs), *(x.unbind(0) for x in steps), strict=True):
-        before = (SP2, SP1)
-        o, SP2, SP1 = written_momentum_step(SP2, SP1, k, v, q, MomentumGates(*scalars))
+        before = (SPO2, SPO1)
+        o, SPO2, SPO1 = written_momentum_step(SPO2, SPO1, k, v, q, MomentumGates(*scalars))
         outputs.append(o)
-    now, momentum = (_weights(n, SP2, SP1, state.now) for n in (0, 1))
+    now, momentum = (_weights(n, SPO2, SPO1, state.now) for n in (0, 1))
     position = state.position + T
     start = _weights(0, *before, state.now) if position % rules.chunk else now
     return torch.cat(outputs, -1).view(shape), MemoryState(now, start, momentum, position)
 
 
-def _weights(n: int, SP2: Tensor, SP1: Tensor, like: FastWeights) -> FastWeights:
-    return FastWeights(SP2[:, n].view(like.W2_NRmd.shape), SP1[:, n].view(like.W1_NRdm.shape))
+def _weights(n: int, SPO2: Tensor, SPO1: Tensor, like: FastWeights) -> FastWeights:
+    return FastWeights(SPO2[:, n].view(like.W2_NRmd.shape), SPO1[:, n].view(like.W1_NRdm.shape))
 
 
 def _by_chunk(x_NdT: Tensor, chunks: int) -> Tensor:
@@ -48,21 +55,19 @@ def _by_chunk(x_NdT: Tensor, chunks: int) -> Tensor:
 
 def _momentum_gates(gates: Gates, chunks: int) -> MomentumGates:
     """All scalars of all chunks; the products of decays are those of `gated_delta.chunk.Momentum`."""
-    log_a, log_theta, erase, output, eta = (
-        _flat(gate, chunks)
-        for gate in (gates.log_a_NT, gates.log_theta_NT, gates.erase_NT, gates.output_NRT, gates.eta_NRT)
+    log_a, log_theta, output, eta = (
+        _flat(gate, chunks) for gate in (gates.log_a_NT, gates.log_theta_NT, gates.output_NRT, gates.eta_NRT)
     )
-    decays, theta, keep = chunk_decays(log_a), chunk_decays(log_theta), log_a.exp()
+    decays, theta = chunk_decays(log_a), chunk_decays(log_theta)
     written = theta.within_NCC @ decays.within_NCC
     start = (theta.gamma_NC[..., None, :] @ decays.within_NCC)[..., 0, :]
     written_before, start_before = (F.pad(x, (1, 0))[..., :-1] for x in (written, start))
     return MomentumGates(
         eta,
-        keep * output,
-        keep * erase,
+        log_a.exp() * output,
         -torch.expm1(log_theta),
-        torch.stack((decays.gamma_NC, start), -2),
-        torch.stack((decays.before_NC, start_before), -2),
+        torch.stack((decays.gamma_NC, start, 1 - decays.gamma_NC), -2),
+        torch.stack((decays.before_NC, start_before, 1 - decays.before_NC), -2),
         torch.stack((decays.within_NCC, written), -3),
         torch.stack((decays.between_NCC, written_before), -3),
         theta.within_NCC[..., -1],

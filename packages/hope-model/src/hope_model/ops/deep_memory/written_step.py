@@ -1,8 +1,9 @@
 """The chunk step of stable ReLU memories with its backward written out; same contract as `chunk.py`.
 
-Autograd would keep and re-read some forty intermediate tensors a chunk. Here a dozen are kept, the rest is
-recomputed from them, and every product accumulates where it is needed. Keys and values go through both layers side
-by side: each weight is read once. The derivation is in this folder's README; `g_x` is the gradient at x.
+Retention pulls to the first weights O; the hidden layer erases nothing, so its writes need no solve. Autograd would
+keep and re-read some forty intermediate tensors a chunk. Here a dozen are kept, the rest is made anew from them, and
+every product accumulates where it is needed. Keys and values go through both layers side by side: each weight is read
+once. The derivation is in this folder's README; `g_x` is the gradient at x.
 
 Letters: N sequences times heads, R memories that share keys, d head width, m hidden width, C tokens of a chunk.
 """
@@ -31,18 +32,32 @@ class StepGates(NamedTuple):
 
     eta_NRC: Tensor
     output_NRC: Tensor  # b of the output layer
-    erase_NC: Tensor  # b of the hidden layer
     gamma_NC: Tensor
     before_NC: Tensor
     within_NCC: Tensor
     between_NCC: Tensor
 
 
-class _Kept(NamedTuple):
-    """What the forward of a chunk leaves for its backward, beside the gates; `kv`: keys, then values."""
+class Bank(NamedTuple):
+    """Weights at the chunk's start and the first weights. Firsts go through, so that their gradient sums in place.
 
-    W2: Tensor
-    W1: Tensor
+    Outside, firsts are one copy for the batch; a step spreads them while it runs, so that no copy outlives it.
+    """
+
+    W2_NRmd: Tensor
+    W1_NRdm: Tensor
+    first2_NRmd: Tensor  # outside [H, R, m, d]
+    first1_NRdm: Tensor  # outside [H, R, d, m]
+
+    def spread(self) -> "Bank":
+        """Firsts for every sequence."""
+        times = len(self.W2_NRmd) // len(self.first2_NRmd)
+        return Bank(*self[:2], *(W.expand(times, *W.shape).flatten(0, 1).contiguous() for W in self[2:]))
+
+
+class _Kept(NamedTuple):
+    """What the forward of a chunk leaves for its backward, beside bank and gates; `kv`: keys, then values."""
+
     kv: Tensor
     q: Tensor
     u2: Tensor
@@ -52,91 +67,88 @@ class _Kept(NamedTuple):
 
 
 class _Hidden(NamedTuple):
-    """What the chunk's first weights make of keys and values: made anew for the backward, kept it would fill memory."""
+    """What the chunk's weights make of keys and values: made anew for the backward, kept it would fill memory."""
 
-    z_k: Tensor
     a_kv: Tensor
     s_kv: Tensor
-    recalled1: Tensor
+    recalled: Tensor  # W1 a_k
+    moved: Tensor  # (W1 - O1) a_k
     target: Tensor
     inverse: Tensor
     back: Tensor
 
 
-def _hidden(W2: Tensor, W1: Tensor, kv: Tensor) -> _Hidden:
+def _hidden(bank: Bank, kv: Tensor) -> _Hidden:
+    W2, W1, _, O1 = bank
     N, R, m, d = W2.shape
     C = kv.shape[-1] // 2
-    z = torch.bmm(W2.view(N, R * m, d), kv).view(N * R, m, 2 * C)
-    a_kv, s_kv = shrink(z.relu())
+    a_kv, s_kv = shrink(torch.bmm(W2.view(N, R * m, d), kv).view(N * R, m, 2 * C).relu_())
     y = torch.bmm(W1.view(N * R, d, m), a_kv).view(N, R, d, 2 * C)
-    # Targets M(v) / ||M(v)||; aim = target - k; error at the chunk's start = recalled1 - aim.
-    recalled1 = y[..., :C].contiguous()
+    first = torch.bmm(O1.view(N * R, d, m), a_kv[..., :C]).view(N, R, d, C)
+    # Targets M(v) / ||M(v)||; aim = target - k; error at the chunk's start = recalled - aim.
+    recalled = y[..., :C].contiguous()
     target = y[..., C:] + kv[:, None, :, C:]
     inverse_norm = normalise(target)
-    error = (recalled1 - target).add_(kv[:, None, :, :C])
+    error = (recalled - target).add_(kv[:, None, :, :C])
     back = torch.bmm(t(W1.view(N * R, d, m)), error.view(N * R, d, C))
-    return _Hidden(z[..., :C].contiguous(), a_kv, s_kv, recalled1, target, inverse_norm, back)
+    return _Hidden(a_kv, s_kv, recalled, torch.sub(recalled, first, out=first), target, inverse_norm, back)
 
 
 class _Step(torch.autograd.Function):
     """Write R memories with (k, v) and read the last with q, for one chunk that begins at its gradient point."""
 
     @staticmethod
-    def forward(
-        ctx: Any, W2: Tensor, W1: Tensor, kv: Tensor, q: Tensor, *scalars: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        gates = StepGates(*scalars)
-        N, R, m, d = W2.shape
+    def forward(ctx: Any, *args: Tensor) -> tuple[Tensor, ...]:
+        given, (kv, q), gates = Bank(*args[:4]), args[4:6], StepGates(*args[6:])
+        bank = given.spread()
+        N, R, m, d = bank.W2_NRmd.shape
         C = q.shape[-1]
         k = kv[..., :C]
-        z_k, a_kv, s_kv, recalled1, target, _, back = _hidden(W2, W1, kv)
+        a_kv, s_kv, recalled, moved, target, _, back = _hidden(bank, kv)
         a_k, aim = a_kv[..., :C], target.sub_(k[:, None])
-        c1, c2 = gates.output_NRC[:, :, None], gates.erase_NC[:, None]
-        before = gates.before_NC[:, None]
-        r2 = masked(back, a_k).mul_((-gates.eta_NRC).view(N * R, 1, C) * s_kv[..., :C]).view(N, R * m, C)
-        r2.addcmul_(z_k.view(N, R * m, C), -c2 * before)
-        r1 = aim.addcmul_(recalled1, before[:, None], value=-1).mul_(c1)
-        gram1, gram2 = torch.bmm(t(a_k), a_k).view(N, R, C, C), t(k) @ k
-        inverse2 = inverse(gram2.mul_(gates.between_NCC * c2))
-        inverse1 = inverse(
-            gram1.mul_(gates.between_NCC[:, None] * gates.output_NRC[:, :, None]).view(N * R, C, C)
-        )
-        u2, u1 = torch.bmm(r2, inverse2), torch.bmm(r1.view(N * R, d, C), inverse1)
-        end, keep = gates.within_NCC[..., -1], gates.gamma_NC[:, -1, None, None]
-        W2_new = (keep * W2.view(N, R * m, d)).baddbmm_(u2 * end[:, None], t(k))
-        W1_new = (keep[:, None] * W1).view(N * R, d, m)
-        W1_new.baddbmm_((u1.view(N, R, d, C) * end[:, None, None]).view(N * R, d, C), t(a_k))
-        o, a_q, s_q = _read(
-            W2[:, -1], W1[:, -1], kv, q, a_k.view(N, R, m, C)[:, -1], u2, u1.view(N, R, d, C), gates
-        )
-        kept = _Kept(W2, W1, kv, q, u2, u1, a_q, s_q)
-        ctx.save_for_backward(*kept, *gates)
-        return o, W2_new.view(W2.shape), W1_new.view(W1.shape)
+        u2 = masked(back, a_k).mul_((-gates.eta_NRC).view(N * R, 1, C) * s_kv[..., :C]).view(N, R * m, C)
+        # recalled - (1 - before) moved: what the output layer would hold, had nothing been written since the start.
+        aim.sub_(recalled).add_(moved.mul_(1 - gates.before_NC[:, None, None]))
+        r1 = aim.mul_(gates.output_NRC[:, :, None]).view(N * R, d, C)
+        gram = torch.bmm(t(a_k), a_k).view(N, R, C, C)
+        gram.mul_(gates.between_NCC[:, None] * gates.output_NRC[:, :, None])
+        u1 = torch.bmm(r1, inverse(gram.view(N * R, C, C))).view(N, R, d, C)
+        end, keep = gates.within_NCC[..., -1], gates.gamma_NC[:, -1, None, None, None]
+        W2_new = torch.lerp(bank.first2_NRmd, bank.W2_NRmd, keep)
+        W1_new = torch.lerp(bank.first1_NRdm, bank.W1_NRdm, keep)
+        W2_new.view(N, R * m, d).baddbmm_(u2 * end[:, None], t(k))
+        W1_new.view(N * R, d, m).baddbmm_((u1 * end[:, None, None]).view(N * R, d, C), t(a_k))
+        o, a_q, s_q = _read(bank, kv, q, a_k.view(N, R, m, C)[:, -1], u2, u1, gates)
+        ctx.save_for_backward(*given, kv, q, u2, u1, a_q, s_q, *gates)
+        return o, W2_new, W1_new, *(W.view_as(W) for W in given[2:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        saved, (g_o, g_W2, g_W1) = ctx.saved_tensors, grads
-        return _step_back(g_o, g_W2, g_W1, _Kept(*saved[:-7]), StepGates(*saved[-7:]))
+        # The last two come from the next chunk's step, their only reader: they are ours to add to.
+        saved, (g_o, *g_bank) = ctx.saved_tensors, grads
+        bank, kept = Bank(*saved[:4]).spread(), _Kept(*saved[4:-6])
+        return _step_back(g_o, Bank(*g_bank), bank, kept, StepGates(*saved[-6:]))
 
 
 def _read(
-    W2: Tensor, W1: Tensor, kv: Tensor, q: Tensor, a_k: Tensor, u2: Tensor, u1: Tensor, gates: StepGates
+    bank: Bank, kv: Tensor, q: Tensor, a_k: Tensor, u2: Tensor, u1: Tensor, gates: StepGates
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token-exact reads of the last memory."""
+    W2, W1, O2, O1 = (W[:, -1] for W in bank)
     m, gamma = W2.shape[-2], gates.gamma_NC[:, None]
     match = torch.bmm(t(kv[..., : q.shape[-1]]), q).mul_(gates.within_NCC)
-    z = torch.bmm(W2, q).mul_(gamma).baddbmm_(u2[:, -m:], match)
+    z = torch.bmm(O2, q).lerp_(torch.bmm(W2, q), gamma).baddbmm_(u2[:, -m:], match)
     a_q, s_q = shrink(z.relu_())
     match = torch.bmm(t(a_k), a_q).mul_(gates.within_NCC)
-    return torch.bmm(W1, a_q).mul_(gamma).add_(q).baddbmm_(u1[:, -1], match), a_q, s_q
+    o = torch.bmm(O1, a_q).lerp_(torch.bmm(W1, a_q), gamma)
+    return o.add_(q).baddbmm_(u1[:, -1], match), a_q, s_q
 
 
 class _ReadBack(NamedTuple):
     """What the read sends back to the write."""
 
-    W2: Tensor
-    W1: Tensor
+    bank: Bank  # of the last memory
     u2: Tensor
     u1: Tensor
     a_k: Tensor
@@ -146,80 +158,75 @@ class _ReadBack(NamedTuple):
     within: Tensor
 
 
-def _read_back(g_o: Tensor, kept: _Kept, a_kv: Tensor, gates: StepGates) -> _ReadBack:
-    N, R, m, _ = kept.W2.shape
-    q, a_q, W2, W1 = kept.q, kept.a_q, kept.W2[:, -1], kept.W1[:, -1]
+def _state_read_back(
+    g: Tensor, x: Tensor, W: Tensor, first: Tensor, gates: StepGates
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of gamma W x + (1 - gamma) O x at x, W, O and gamma."""
+    moved, g_state = W - first, g * gates.gamma_NC[:, None]
+    g_x = torch.bmm(t(first), g).baddbmm_(t(moved), g_state)
+    g_W = torch.bmm(g_state, t(x))
+    return g_x, g_W, torch.bmm(g, t(x)).sub_(g_W), (g * torch.bmm(moved, x)).sum(-2)
+
+
+def _read_back(g_o: Tensor, bank: Bank, kept: _Kept, a_kv: Tensor, gates: StepGates) -> _ReadBack:
+    N, R, m, _ = bank.W2_NRmd.shape
+    q, a_q, (W2, W1, O2, O1) = kept.q, kept.a_q, (W[:, -1] for W in bank)
     C = q.shape[-1]
     k, a_k = kept.kv[..., :C], a_kv.view(N, R, m, 2 * C)[:, -1, :, :C]
-    u1, u2, gamma, within = (
-        kept.u1.view(N, R, -1, C)[:, -1],
-        kept.u2[:, -m:],
-        gates.gamma_NC[:, None],
-        gates.within_NCC,
-    )
-    match_o = torch.bmm(t(a_k), a_q)
-    g_state = g_o * gamma
-    g_gamma = (g_o * torch.bmm(W1, a_q)).sum(-2)
+    u1, u2, within = kept.u1[:, -1], kept.u2[:, -m:], gates.within_NCC
+    g_a_q, g_W1, g_O1, g_gamma = _state_read_back(g_o, a_q, W1, O1, gates)
+    match = torch.bmm(t(a_k), a_q)
     g_match = torch.bmm(t(u1), g_o)
-    g_within = g_match * match_o
+    g_within = g_match * match
     g_match.mul_(within)
-    g_a_q = torch.bmm(t(W1), g_state).baddbmm_(a_k, g_match)
-    g_a_k, g_W1 = torch.bmm(a_q, t(g_match)), torch.bmm(g_state, t(a_q))
-    g_u1 = torch.bmm(g_o, t(match_o.mul_(within)))
+    g_a_q.baddbmm_(a_k, g_match)
+    g_a_k, g_u1 = torch.bmm(a_q, t(g_match)), torch.bmm(g_o, t(match.mul_(within)))
     g_z = hidden_back(g_a_q, a_q, kept.s_q)
-    match_z = torch.bmm(t(k), q)
-    g_gamma += (g_z * torch.bmm(W2, q)).sum(-2)
-    g_state = g_z * gamma
+    g_q, g_W2, g_O2, by_z = _state_read_back(g_z, q, W2, O2, gates)
+    match = torch.bmm(t(k), q)
     g_match = torch.bmm(t(u2), g_z)
-    g_within.addcmul_(g_match, match_z)
+    g_within.addcmul_(g_match, match)
     g_match.mul_(within)
-    g_q = torch.baddbmm(g_o, t(W2), g_state).baddbmm_(k, g_match)
-    g_k, g_u2 = torch.bmm(q, t(g_match)), torch.bmm(g_z, t(match_z.mul_(within)))
-    return _ReadBack(torch.bmm(g_state, t(q)), g_W1, g_u2, g_u1, g_a_k, g_k, g_q, g_gamma, g_within)
+    g_q.add_(g_o).baddbmm_(k, g_match)
+    g_k, g_u2 = torch.bmm(q, t(g_match)), torch.bmm(g_z, t(match.mul_(within)))
+    return _ReadBack(Bank(g_W2, g_W1, g_O2, g_O1), g_u2, g_u1, g_a_k, g_k, g_q, g_gamma.add_(by_z), g_within)
 
 
-class _SystemsBack(NamedTuple):
-    output: Tensor
-    erase: Tensor
-    between: Tensor
-
-
-def _systems_back(
-    g_u2: Tensor, g_u1: Tensor, kept: _Kept, a_k: Tensor, gates: StepGates, g_a_k: Tensor, g_k: Tensor
-) -> tuple[Tensor, Tensor, _SystemsBack]:
-    """Gradients at both right-hand sides, and through both matrices I + L; adds to those at a_k and k."""
+def _system_back(
+    g_u1: Tensor, u1: Tensor, a_k: Tensor, gates: StepGates, g_a_k: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients at the output layer's right-hand side, at b and `between`; adds to that at a_k."""
     N, C = gates.gamma_NC.shape
-    k, between = kept.kv[..., :C], gates.between_NCC
-    output, erase = gates.output_NRC[:, :, None], gates.erase_NC[:, None]
-    gram1, gram2 = torch.bmm(t(a_k), a_k).view(N, -1, C, C), torch.bmm(t(k), k)
-    scale1, scale2 = between[:, None] * output, between * erase
-    g_r1 = torch.bmm(g_u1, t(inverse((gram1 * scale1).view(-1, C, C))))
-    g_r2 = torch.bmm(g_u2, t(inverse(gram2 * scale2)))
+    between, output = gates.between_NCC[:, None], gates.output_NRC[:, :, None]
+    gram = torch.bmm(t(a_k), a_k).view(N, -1, C, C)
+    scale = between * output
+    g_r1 = torch.bmm(g_u1, t(inverse((gram * scale).view(-1, C, C))))
     # u (I + L) = r, so g_L = -u^T g_r; the sign is carried to the end.
-    g_L1, g_L2 = torch.bmm(t(kept.u1), g_r1).view(gram1.shape), torch.bmm(t(kept.u2), g_r2)
-    felt1, felt2 = gram1.mul_(g_L1), gram2.mul_(g_L2)
-    g_gram1, g_gram2 = g_L1.mul_(scale1).flatten(0, 1), g_L2.mul_(scale2)
-    g_a_k.baddbmm_(a_k, g_gram1 + t(g_gram1), alpha=-1)
-    g_k.baddbmm_(k, g_gram2 + t(g_gram2), alpha=-1)
-    g_output = (felt1 * between[:, None]).sum(-2).neg_()
-    g_between = felt1.mul_(output).sum(1).addcmul_(felt2, erase).neg_()
-    return (
-        g_r2,
-        g_r1,
-        _SystemsBack(g_output, (felt2 * between).sum(-2).neg_(), g_between),
-    )
+    g_L = torch.bmm(t(u1.flatten(0, 1)), g_r1).view(gram.shape)
+    felt = gram.mul_(g_L)
+    g_gram = g_L.mul_(scale).flatten(0, 1)
+    g_a_k.baddbmm_(a_k, g_gram + t(g_gram), alpha=-1)
+    g_output = (felt * between).sum(-2).neg_()
+    return g_r1, g_output, felt.mul_(output).sum(1).neg_()
 
 
 def _state_back(
-    g_W2_new: Tensor, g_W1_new: Tensor, kept: _Kept, a_k: Tensor, gates: StepGates, read: _ReadBack
+    g: Bank, bank: Bank, kept: _Kept, a_k: Tensor, gates: StepGates, read: _ReadBack
 ) -> tuple[Tensor, ...]:
-    """W2' = keep W2 + (u2 end) k^T, W1' = keep W1 + (u1 end) a^T; joined with what the read sends."""
-    N, R, m, d = kept.W2.shape
+    """W' = keep W + (1 - keep) O + (u end) k^T of both layers; joined with what the read sends.
+
+    Returns gradients at W2, W1, O2, O1 (per sequence), u2, u1, k and a_k.
+    """
+    N, R, m, d = bank.W2_NRmd.shape
     C = kept.q.shape[-1]
-    u2, u1, k = kept.u2, kept.u1.view(N, R, d, C), kept.kv[..., :C]
-    end = gates.within_NCC[..., -1]
-    flat2, flat1 = g_W2_new.view(N, R * m, d), g_W1_new.view(N * R, d, m)
-    g_keep = dot(g_W2_new, kept.W2) + dot(g_W1_new, kept.W1)
+    u2, u1, k = kept.u2, kept.u1, kept.kv[..., :C]
+    end, keep = gates.within_NCC[..., -1], gates.gamma_NC[:, -1, None, None, None]
+    flat2, flat1 = g.W2_NRmd.view(N, R * m, d), g.W1_NRdm.view(N * R, d, m)
+    g_keep = dot(g.W2_NRmd, bank.W2_NRmd - bank.first2_NRmd) + dot(g.W1_NRdm, bank.W1_NRdm - bank.first1_NRdm)
+    g_W2, g_W1 = g.W2_NRmd * keep, g.W1_NRdm * keep
+    g_O2, g_O1 = g.W2_NRmd - g_W2, g.W1_NRdm - g_W1
+    g_O2[:, -1] += read.bank.first2_NRmd
+    g_O1[:, -1] += read.bank.first1_NRdm
     g_u2, g_u1 = torch.bmm(flat2, k), torch.bmm(flat1, a_k).view(N, R, d, C)
     g_end = (g_u2 * u2).sum(-2) + (g_u1 * u1).sum((-3, -2))
     g_u2, g_u1 = g_u2.mul_(end[:, None]), g_u1.mul_(end[:, None, None])
@@ -228,72 +235,64 @@ def _state_back(
     g_k = read.k.baddbmm_(t(flat2), u2 * end[:, None])
     g_a_k = torch.bmm(t(flat1), (u1 * end[:, None, None]).view(N * R, d, C))
     g_a_k.view(N, R, m, C)[:, -1] += read.a_k
-    return g_u2, g_u1.view(N * R, d, C), g_k, g_a_k, g_keep, g_end
+    read.gamma[:, -1] += g_keep
+    read.within[..., -1] += g_end
+    return g_W2, g_W1, g_O2, g_O1, g_u2, g_u1.view(N * R, d, C), g_k, g_a_k
 
 
-def _step_back(
-    g_o: Tensor, g_W2_new: Tensor, g_W1_new: Tensor, kept: _Kept, gates: StepGates
-) -> tuple[Tensor, ...]:
-    W2, W1, kv, q, *_ = kept
-    z_k, a_kv, s_kv, recalled1, target, inverse_norm, back = _hidden(W2, W1, kv)
-    N, R, m, d = W2.shape
-    C = q.shape[-1]
-    k, a_k, s_k = kv[..., :C], a_kv[..., :C], s_kv[..., :C]
-    read = _read_back(g_o, kept, a_kv, gates)
-    keep = gates.gamma_NC[:, -1, None, None, None]
-    c1, c2 = gates.output_NRC[:, :, None], gates.erase_NC[:, None]
-    before = gates.before_NC[:, None]
-    g_u2, g_u1, g_k, g_a_k, g_keep, g_end = _state_back(g_W2_new, g_W1_new, kept, a_k, gates, read)
-    g_r2, g_r1, (g_output, g_erase, g_between) = _systems_back(g_u2, g_u1, kept, a_k, gates, g_a_k, g_k)
+def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) -> tuple[Tensor, ...]:
+    a_kv, s_kv, recalled, moved, target, inverse_norm, back = _hidden(bank, kept.kv)
+    N, R, m, d = bank.W2_NRmd.shape
+    C = kept.q.shape[-1]
+    k, a_k, s_k = kept.kv[..., :C], a_kv[..., :C], s_kv[..., :C]
+    read = _read_back(g_o, bank, kept, a_kv, gates)
+    g_W2, g_W1, g_O2, g_O1, g_u2, g_u1, g_k, g_a_k = _state_back(g, bank, kept, a_k, gates, read)
+    g_r1, g_output, g_between = _system_back(g_u1, kept.u1, a_k, gates, g_a_k)
+    # r1 = b (-e + (1 - before) moved), e = recalled - aim, moved = recalled - O1 a_k
     g_r1 = g_r1.view(N, R, d, C)
-    # Right-hand sides: r1 = c1 (aim - before recalled1), r2 = w2 - z_k c2 before, w2 = -eta s mask back
-    aim = target - k[:, None]
-    by_recalled = (g_r1 * recalled1).sum(-2)
-    g_output += (g_r1 * aim).sum(-2) - gates.before_NC[:, None] * by_recalled
-    by_z = (g_r2 * z_k.view(N, R * m, C)).sum(-2)
-    g_before = -(gates.output_NRC * by_recalled).sum(1) - gates.erase_NC * by_z
-    g_erase -= gates.before_NC * by_z
-    g_back = masked(g_r2.view(N * R, m, C), a_k)
+    error, gone = recalled.sub_(target).add_(k[:, None]), 1 - gates.before_NC[:, None, None]
+    by_moved = (g_r1 * moved).sum(-2)
+    g_output += by_moved * gone[:, 0] - (g_r1 * error).sum(-2)
+    g_before = -(gates.output_NRC * by_moved).sum(1)
+    g_r1.mul_(gates.output_NRC[:, :, None])
+    g_moved = g_r1 * gone
+    g_first = g_moved.view(N * R, d, C)
+    g_O1.view(N * R, d, m).baddbmm_(g_first, t(a_k), alpha=-1)
+    for g_first_HR, g_O in zip(g[2:], (g_O2, g_O1), strict=True):
+        g_first_HR += g_O.view(-1, *g_first_HR.shape).sum(0)
+    g_a_k.baddbmm_(t(bank.first1_NRdm.view(N * R, d, m)), g_first, alpha=-1)
+    # u2 = -eta s mask back, back = W1^T e
+    g_back = masked(g_u2.view(N * R, m, C), a_k)
     felt = (g_back * back).sum(-2, keepdim=True)
     minus_eta = -gates.eta_NRC.view(N * R, 1, C)
     g_eta, g_s = -s_k * felt, minus_eta * felt
     g_back.mul_(minus_eta * s_k)
-    # back = W1^T e, e = recalled1 - aim
-    flat1 = W1.view(N * R, d, m)
-    g_error = torch.bmm(flat1, g_back).view(N, R, d, C)
-    g_r1.mul_(c1)
-    g_y = q.new_empty(N, R, d, 2 * C)
-    torch.addcmul(g_error, g_r1, before[:, None], value=-1, out=g_y[..., :C])  # at recalled1
-    g_aim = g_r1.sub_(g_error)
+    flat1 = bank.W1_NRdm.view(N * R, d, m)
+    g_aim = g_r1.sub_(torch.bmm(flat1, g_back).view(N, R, d, C))  # minus the gradient at e
     g_k -= g_aim.sum(1)
+    g_recalled = g_moved.sub_(g_aim)
     g_h = normalise_back(g_aim, target, inverse_norm)  # target = h inverse, h = v + W1 a_v
-    g_y[..., C:] = g_h
-    flat_y = g_y.view(N * R, d, 2 * C)
-    g_W1 = torch.bmm((recalled1 - aim).view(N * R, d, C), t(g_back)).baddbmm_(flat_y, t(a_kv)).view(W1.shape)
-    g_W1.addcmul_(g_W1_new, keep)
-    g_W1[:, -1] += read.W1
+    flat_y = torch.cat((g_recalled, g_h), -1).view(N * R, d, 2 * C)
+    g_W1.view(N * R, d, m).baddbmm_(error.view(N * R, d, C), t(g_back)).baddbmm_(flat_y, t(a_kv))
+    g_W1[:, -1] += read.bank.W1_NRdm
     g_a = torch.bmm(t(flat1), flat_y)
     g_a[..., :C] += g_a_k
     g_z = hidden_back(g_a, a_kv, s_kv, g_s).view(N, R * m, 2 * C)
-    g_z[..., :C].addcmul_(g_r2, -c2 * before)
-    g_W2 = (keep[:, 0] * g_W2_new.view(N, R * m, d)).baddbmm_(g_z, t(kv)).view(W2.shape)
-    g_W2[:, -1] += read.W2
-    g_kv = torch.bmm(t(W2.view(N, R * m, d)), g_z)
+    g_W2.view(N, R * m, d).baddbmm_(g_z, t(kept.kv))
+    g_W2[:, -1] += read.bank.W2_NRmd
+    g_kv = torch.bmm(t(bank.W2_NRmd.view(N, R * m, d)), g_z)
     g_kv[..., :C] += g_k
     g_kv[..., C:] += g_h.sum(1)
-    read.gamma[:, -1] += g_keep
-    read.within[..., -1] += g_end
     return (
-        g_W2, g_W1, g_kv, read.q, g_eta.view(N, R, C), g_output, g_erase, read.gamma, g_before, read.within, g_between
+        g_W2, g_W1, *g[2:], g_kv, read.q,
+        g_eta.view(N, R, C), g_output, read.gamma, g_before, read.within, g_between,
     )  # fmt: skip
 
 
 _step: Callable[..., Any] = _Step.apply
 
 
-def written_step(
-    W2: Tensor, W1: Tensor, kv_Nd2C: Tensor, q_NdC: Tensor, gates: StepGates
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Reads o_NdC and the weights after the chunk."""
-    o, W2_new, W1_new = _step(W2, W1, kv_Nd2C, q_NdC, *gates)
-    return o, W2_new, W1_new
+def written_step(bank: Bank, kv_Nd2C: Tensor, q_NdC: Tensor, gates: StepGates) -> tuple[Tensor, Bank]:
+    """Reads o_NdC and the bank after the chunk."""
+    o, *after = _step(*bank, kv_Nd2C, q_NdC, *gates)
+    return o, Bank(*after)

@@ -75,6 +75,7 @@ def chunk_writes(
     decays: Decays,
     momentum: Momentum | None = None,
     recalled_NVC: Tensor | None = None,
+    held_NVC: Tensor | None = None,
 ) -> Writes:
     """Solve (I + L) U = W - diag(b gamma_{t-1}) K S_0^T of one chunk, transposed (model.md 1).
 
@@ -86,6 +87,7 @@ def chunk_writes(
         decays: Of this chunk.
         momentum: Of this chunk; None for none.
         recalled_NVC: S_0 k where the caller has it already.
+        held_NVC: O k of a part O beside S that does not decay and is erased with it.
     """
     if b_NC is None:
         return Writes(w_NVC) if momentum is None else Writes(torch.zeros_like(w_NVC), w_NVC)
@@ -94,6 +96,8 @@ def chunk_writes(
     if recalled_NVC is None:
         recalled_NVC = S_NVK @ k_NKC
     erased_NVC = recalled_NVC * (b_N1C * decays.before_NC[..., None, :])
+    if held_NVC is not None:
+        erased_NVC = erased_NVC + held_NVC * b_N1C
     if momentum is not None:
         erased_NVC = erased_NVC + (momentum.P_NVK @ k_NKC) * (b_N1C * momentum.start_before_NC[..., None, :])
         erased_NVC = erased_NVC + w_NVC @ (gram_NCC * momentum.written_before_NCC * b_N1C)

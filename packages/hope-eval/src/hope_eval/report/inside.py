@@ -1,0 +1,73 @@
+"""What went on inside during training: gradients, updates, and the memories' own learning, from the trainer's log."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from hope_eval.report.training import Curve
+
+# Title, and whether its axis is logarithmic; a panel shows every key of the log that begins with the name.
+PANELS = {
+    "grad_norm": ("Gradient norm before clipping", True),
+    "update_rms_": ("Update rms by optimiser", True),
+    "teach_norm": ("Teach signal's norm per token", False),
+    "gate_hit_rate_": ("Gate hit rate per CMS level", False),
+    "eta": ("Mean inner learning rate η", False),
+    "alpha": ("Mean retention α", False),
+    "memory_norm": ("Norm of the fast weights", False),
+    "delta_norm_": ("Norm of the CMS deltas per level", False),
+}
+LINES = ("-", "--", ":", "-.")
+COLUMNS, WIDTH, ROW = 2, 9.0, 2.1
+
+
+def inside(curves: Sequence[Curve], colour: Mapping[str, str]) -> Figure | None:
+    """One panel per quantity that any log holds, by tokens; None where none does."""
+    shown = [name for name in PANELS if any(_keys(curve, name) for curve in curves)]
+    if not shown:
+        return None
+    rows = -(-len(shown) // COLUMNS)
+    figure = Figure(figsize=(WIDTH, ROW * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).flatten()
+    labels: dict[str, Line2D] = {}
+    for axes, name in zip(panels, shown, strict=False):
+        labels |= _panel(axes, name, curves, colour)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    for axes in panels[-COLUMNS:]:
+        axes.set_xlabel("million tokens")
+        axes.locator_params(axis="x", nbins=5)
+    figure.legend(list(labels.values()), list(labels), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _panel(axes: Axes, name: str, curves: Sequence[Curve], colour: Mapping[str, str]) -> dict[str, Line2D]:
+    """One quantity; returns a line of each run for the legend."""
+    title, logarithmic = PANELS[name]
+    axes.set_title(title, fontsize=10)
+    axes.set_yscale("log" if logarithmic else "linear")
+    if name == "gate_hit_rate_":
+        axes.set_ylim(0, 1.05)
+    lines = {}
+    for curve in curves:
+        for number, key in enumerate(_keys(curve, name)):
+            points = [(row["tokens"] / 1e6, row[key]) for row in curve.rows if key in row]
+            style = LINES[number % len(LINES)]
+            (line,) = axes.plot(*zip(*points, strict=True), style, color=colour[curve.run], linewidth=1.4)
+            lines[curve.run] = line
+    if name.endswith("_"):
+        most: list[str] = max((_keys(curve, name) for curve in curves), key=len)
+        for number, key in enumerate(most):
+            style = LINES[number % len(LINES)]
+            axes.plot([], [], style, color="#666666", label=key.removeprefix(name))
+        axes.legend(fontsize=8)
+    return lines
+
+
+def _keys(curve: Curve, name: str) -> list[str]:
+    found = {
+        key for row in curve.rows for key in row if key == name or (name[-1] == "_" and key.startswith(name))
+    }
+    return sorted(found)
