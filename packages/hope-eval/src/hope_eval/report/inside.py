@@ -56,7 +56,7 @@ def _panel(axes: Axes, name: str, curves: Sequence[Curve], colour: Mapping[str, 
             points = [(row["tokens"] / 1e6, row[key]) for row in curve.rows if key in row]
             style = LINES[number % len(LINES)]
             (line,) = axes.plot(*zip(*points, strict=True), style, color=colour[curve.run], linewidth=1.4)
-            lines[curve.run] = line
+            lines.setdefault(curve.run, line)
     if name.endswith("_"):
         most: list[str] = max((_keys(curve, name) for curve in curves), key=len)
         for number, key in enumerate(most):
