@@ -1,6 +1,7 @@
 """Hugging Face data sets by name, or the same from a local folder."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from hope_data.errors import InputError, Unfinished
 _OFFLINE = (
     "without the hub: set `hub.path` to a local folder with its parquet files, use kind parquet, jsonl or text, "
     "set HF_HUB_OFFLINE=1 if it is in the cache, or take the installed-docs corpora"
+)
+_UNPINNED = (
+    "no `hub.revision`, so a later run may get other rows; pin the commit that the data set's page shows"
 )
 
 
@@ -34,6 +38,8 @@ class Rows(Iterator[Document]):
         path = str(Path(hub.path).expanduser())
         if not Path(path).exists():
             _probe(hub.path)
+            if not hub.revision:
+                print(f"warning: {hub.path}: {_UNPINNED}", file=sys.stderr)
         options = {"revision": hub.revision} if hub.revision else {}
         with _named(hub.path):
             splits = datasets.get_dataset_split_names(path, hub.name or None, **options)
