@@ -1,7 +1,6 @@
 """Hugging Face data sets by name, or the same from a local folder."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +38,7 @@ class Rows(Iterator[Document]):
         if not Path(path).exists():
             _probe(hub.path)
             if not hub.revision:
-                print(f"warning: {hub.path}: {_UNPINNED}", file=sys.stderr)
+                logging.getLogger(__name__).warning("warning: %s: %s", hub.path, _UNPINNED)
         options = {"revision": hub.revision} if hub.revision else {}
         with _named(hub.path):
             splits = datasets.get_dataset_split_names(path, hub.name or None, **options)

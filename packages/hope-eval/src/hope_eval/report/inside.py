@@ -50,7 +50,7 @@ def _panel(axes: Axes, name: str, curves: Sequence[Curve], colour: Mapping[str, 
     axes.set_yscale("log" if logarithmic else "linear")
     if name == "gate_hit_rate_":
         axes.set_ylim(0, 1.05)
-    lines = {}
+    lines: dict[str, Line2D] = {}
     for curve in curves:
         for number, key in enumerate(_keys(curve, name)):
             points = [(row["tokens"] / 1e6, row[key]) for row in curve.rows if key in row]
