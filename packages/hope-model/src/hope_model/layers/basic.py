@@ -18,7 +18,8 @@ from hope_model.ops.deep_memory.written_parts import normalise, normalise_back
 def linear(inputs: int, outputs: int, std: float) -> nn.Linear:
     """A matrix without bias, drawn from a normal distribution."""
     layer = nn.Linear(inputs, outputs, bias=False)
-    nn.init.normal_(layer.weight, std=std)
+    if not layer.weight.is_meta:  # there torch would import its compiler to draw nothing
+        nn.init.normal_(layer.weight, std=std)
     return layer
 
 

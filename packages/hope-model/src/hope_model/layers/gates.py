@@ -12,8 +12,11 @@ from hope_model.precision import full_precision
 
 def retention_bias(heads: int) -> Tensor:
     """Heads begin with horizons spread from 20 to 1,000 tokens: sigmoid(bias) = 1 - 1/horizon."""
-    horizon = torch.logspace(1.3, 3, heads) if heads > 1 else torch.tensor([100.0])
-    return torch.log(horizon - 1)
+    # Drawn up on the CPU: on the meta device torch would import its compiler for a logarithm.
+    horizon = (
+        torch.logspace(1.3, 3, heads, device="cpu") if heads > 1 else torch.tensor([100.0], device="cpu")
+    )
+    return torch.log(horizon - 1).to(torch.get_default_device())
 
 
 class RetentionGate(nn.Module):

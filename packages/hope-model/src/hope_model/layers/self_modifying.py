@@ -38,13 +38,13 @@ class SelfModifyingTitans(nn.Module):
         self.decay_to = config.memory.decay_to
         self.memory = MemoryWeights(config, len(BANK))
         H, d = config.heads, config.head_dim
-        self.eta_Hd = nn.Parameter(torch.randn(H, d) * d**-0.5)
+        self.eta_Hd = nn.Parameter(torch.randn(H, d).mul_(d**-0.5))
         self.eta_bias_H = nn.Parameter(torch.zeros(H))
         self.eta_scale_HR = None if self.rules.tied_gates else nn.Parameter(torch.zeros(H, len(BANK)))
         # Keys and values that a chunk's writes change at once make gradients grow from chunk to chunk: begin slowly.
         share_R = torch.tensor([-2.0] * (len(BANK) - 1) + [2.0])
         self.output_share_HR = nn.Parameter(share_R.repeat(H, 1)) if self.rules.stable else None
-        self.alpha_Hd = nn.Parameter(torch.randn(H, d) * d**-0.5)
+        self.alpha_Hd = nn.Parameter(torch.randn(H, d).mul_(d**-0.5))
         self.alpha_bias_H = nn.Parameter(retention_bias(H))
         self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
 

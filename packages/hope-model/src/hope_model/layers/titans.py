@@ -46,7 +46,7 @@ class MemoryWeights(nn.Module):
         H, d, m = config.heads, config.head_dim, config.memory_hidden
         # Inputs have norm 1 and hidden activations norm below 1: these scales give z of order 1 and |W1 a| near 1.
         self.W2_HRmd = nn.Parameter(torch.randn(H, memories, m, d))
-        self.W1_HRdm = nn.Parameter(torch.randn(H, memories, d, m) * d**-0.5)
+        self.W1_HRdm = nn.Parameter(torch.randn(H, memories, d, m).mul_(d**-0.5))
 
     def fast(self, batch: int) -> FastWeights:
         """One copy per sequence, in the precision of states; gradients flow back to the parameters."""
