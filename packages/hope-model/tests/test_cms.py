@@ -116,12 +116,16 @@ def test_cadence_each_level_sees_exactly_its_own_tokens(periods: list[int], piec
             position += n
             done += n
             state = cms.teach(
-                state, signal[None, :, None].expand(1, n, 4), position, tiny, (True,) * len(periods)
+                state,
+                signal[None, :, None].expand(1, n, 4),
+                position,
+                (tiny,) * len(periods),
+                (True,) * len(periods),
             )
             for level, (old, new) in enumerate(zip(before, state, strict=True)):
                 if new.delta is not old and new.delta is not None:
                     written[level][position] = new.delta.down
-        state = cms.settle(state, tiny)
+        state = cms.settle(state, (tiny,) * len(periods))
     for period, writes, level in zip(periods, written, cms.levels, strict=True):
         assert list(writes) == list(range(period, sum(pieces) + 1, period))
         phi = torch.nn.functional.silu(level.up.sum(-1))  # type: ignore[operator, union-attr]

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hope_model import CMSConfig, ModelConfig
+from hope_model import CMSConfig, MemorySettings, ModelConfig
 from hope_model.layers.cms import CMS
 from hope_model.ops.cms import LevelWeights, cms_delta_rule_naive, cms_gradient_naive, cms_level_naive
 
 B, T, D, H = 2, 13, 4, 2
 ON = {"teach_scale": 0.7, "lr": 0.9, "second_order": True, "retention": 0.8}
+SETTINGS = MemorySettings(0.7, 1.0, 0.0, rates=(1.0, 0.5, 1.5))
 
 
 def build(**changes: object) -> CMS:
@@ -46,7 +47,7 @@ def naive(cms: CMS, x_BTD: Tensor, teach_BTD: Tensor) -> tuple[Tensor, list[Leve
             seen[n] = []
             weights = LevelWeights(*(W + d for W, d in zip(theta, delta[n], strict=True)))
             kept = LevelWeights(*(c.retention * d for d in delta[n]))
-            rate = c.teach_scale * c.lr / cms.segment
+            rate = SETTINGS.scales(len(levels))[n] * c.lr / cms.segment
             if c.delta_rule:
                 rates = torch.full(inputs.shape[:2], rate).double()
                 delta[n] = cms_delta_rule_naive(inputs, signals, rates, weights, kept, "silu")
@@ -72,7 +73,8 @@ def fast(cms: CMS, x_BTD: Tensor, teach_BTD: Tensor, pieces: list[int]) -> tuple
     """The layer as the model drives it: segment by segment, settling between calls."""
     state, outputs, t = cms.initial(B), [], 0
     for piece in pieces:
-        state = cms.settle(state, cms.config.teach_scale)
+        scales = SETTINGS.scales(len(cms.chunks))
+        state = cms.settle(state, scales)
         end = t + piece
         while t < end:
             n = min(end - t, cms.segment - t % cms.segment)
@@ -80,7 +82,7 @@ def fast(cms: CMS, x_BTD: Tensor, teach_BTD: Tensor, pieces: list[int]) -> tuple
             t += n
             outputs.append(y)
             every = (True,) * len(cms.chunks)
-            state = cms.teach(state, teach_BTD[:, t - n : t], t, cms.config.teach_scale, every)
+            state = cms.teach(state, teach_BTD[:, t - n : t], t, scales, every)
     return torch.cat(outputs, 1), [level.delta for level in state if level.delta is not None]
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from hope_train import config as configuration
 from hope_train import distributed, loop, state
 from hope_train.data import open_data
@@ -46,7 +48,16 @@ def stop(config: configuration.TrainConfig, out: Path) -> int:
 
 JOBS = {"train": train, "stop": stop, "copy": copy}
 
+
+def meet_once() -> None:
+    """One process group for all jobs: DeepSpeed keeps its own groups beyond a run."""
+    dist.init_process_group("gloo")
+    dist.init_process_group = dist.destroy_process_group = lambda *_: None  # type: ignore[assignment]
+
+
 if __name__ == "__main__":
+    if "MASTER_PORT" in os.environ:
+        meet_once()
     for port, name, path, *folders, expected in json.loads(Path(sys.argv[1]).read_text()):
         # A meeting place of its own: the last one's may still be open on the other side.
         os.environ["MASTER_PORT"] = str(port)

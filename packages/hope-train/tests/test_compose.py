@@ -144,7 +144,7 @@ DIALS = {
     "slow_share clip groups",
     config.ScheduleConfig: "name warmup decay final",
     config.GroupConfig: "match lr schedule",
-    config.TeachConfig: "warmup begin",
+    config.TeachConfig: "warmup begin lr",
     config.LogConfig: "every wandb mlflow project",
 }
 

@@ -67,7 +67,8 @@ def two(configs: dict[str, TrainConfig], tmp_path_factory: pytest.TempPathFactor
     return root
 
 
-def launch(jobs: list[list[object]], root: Path, size: int = 2) -> None:
+def launch(jobs: list[list[object]], root: Path, size: int = 2, *, together: bool = False) -> None:
+    """Every job by `size` processes; each with a meeting of its own, or all `together` in one."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in jobs]
         for free in sockets:
@@ -78,6 +79,7 @@ def launch(jobs: list[list[object]], root: Path, size: int = 2) -> None:
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
+        **({"MASTER_PORT": str(ports[0])} if together else {}),
     }
     command = [sys.executable, str(RANKS), str(root / "jobs.json")]
     processes = [

@@ -152,7 +152,7 @@ def test_memory_survives_bitwise(name: str) -> None:
 
     copies = {g: [(n, nn.Parameter(p.detach().clone())) for n, p in members] for g, members in groups.items()}
     other = Optimizer(copies, config)
-    other.load_tensors(kept)
+    other.load_tensors(list(kept), lambda key, like: kept[key])
     for both, one in ((groups, optimizer), (copies, other)):
         give_gradients(both, 9)
         one.step(0.7)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+
 import pytest
 
 from hope_model.errors import InputError
 from hope_model.state import MemorySettings
-from hope_train.config import GroupConfig, OptimConfig, ScheduleConfig, TeachConfig, TrainConfig
-from hope_train.schedule import context, exceptions, factor, memory
+from hope_train.config import (
+    GroupConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TeachConfig,
+    TrainConfig,
+    fingerprint,
+)
+from hope_train.schedule import context, exceptions, factor, logged, memory
 
 VALUES = {
     # steps done: 0 and 4 of the warm-up, its end, a quarter, the middle, the last of 100
@@ -59,3 +70,36 @@ def test_the_cms_writes_come_in() -> None:
     assert got[3].writes == ("titans", "cms.0", "cms.2")
     assert got[4].writes is None
     assert memory(TeachConfig(), own, 0, 100, 4) == own
+
+
+def test_every_level_of_the_cms_learns_at_its_own_pace() -> None:
+    rising = ScheduleConfig(name="constant", warmup=0.5)
+    config = TeachConfig(lr=[ScheduleConfig(name="cosine", warmup=0.0, final=0.5), rising])
+    own = MemorySettings(0.4, 1.0, 0.0)
+    got = [memory(config, own, step, 100, 3) for step in (0, 24, 99)]
+    assert got[0].rates == pytest.approx((1.0, 0.02, 1.0))
+    assert got[1].scales(3) == pytest.approx((0.4 * factor(config.lr[0], 24, 100), 0.4 * 0.5, 0.4))
+    assert got[2].rates == pytest.approx((0.5, 1.0, 1.0), abs=1e-3)
+    assert logged(config, got[1], 2.0) == pytest.approx(
+        {"cms_lr_0": 2 * factor(config.lr[0], 24, 100), "cms_lr_1": 1.0, "cms_lr_2": 2.0}
+    )
+    assert logged(TeachConfig(warmup=0.1), own, 2.0) == {"teach_scale": 0.4}
+    assert logged(TeachConfig(), own, 2.0) == {}
+
+
+def test_schedules_wherever_they_stand_are_checked() -> None:
+    bad = ScheduleConfig(name="linear")
+    with pytest.raises(InputError, match=r"'teach.lr\[1\].name' is 'linear'; choose one of cosine"):
+        TrainConfig(run="x", teach=TeachConfig(lr=[ScheduleConfig(), bad]))
+    with pytest.raises(InputError, match=r"'optim.groups\[0\].schedule.final' is 2.0"):
+        TrainConfig(
+            run="x", optim=OptimConfig(groups=[GroupConfig(match="*", schedule=ScheduleConfig(final=2.0))])
+        )
+
+
+def test_a_schedule_that_is_not_used_leaves_the_fingerprint_of_older_runs_alone() -> None:
+    config = TrainConfig(run="x")
+    values = dataclasses.asdict(config)
+    del values["teach"]["lr"]  # as they were written
+    assert fingerprint(config) == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    assert fingerprint(TrainConfig(run="x", teach=TeachConfig(lr=[ScheduleConfig()]))) != fingerprint(config)

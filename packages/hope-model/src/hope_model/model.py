@@ -59,8 +59,8 @@ class LanguageModel(nn.Module):
             state = self.initial(len(tokens_BT))
         if not self._teaches(state):
             return self._run(tokens_BT, state)[:2]
-        scale = state.settings.teach_scale
-        state = self._each_cms(state, lambda _, cms, old: cms.settle(old, scale))
+        scales = state.settings.scales(self.levels)
+        state = self._each_cms(state, lambda _, cms, old: cms.settle(old, scales))
         outputs, t, T, trace = [], 0, tokens_BT.shape[1], None
         while t < T:
             state = self._teach(state, tokens_BT[:, t], trace)
@@ -123,11 +123,10 @@ class LanguageModel(nn.Module):
                 raw = self._layer_signals(state, pending, targets_Bn, trace, second)
             signals, norm, hits = gated(raw, settings)
         writes = tuple(settings.writes is None or f"cms.{n}" in settings.writes for n in range(self.levels))
+        scales = settings.scales(self.levels)
         state = self._each_cms(
             state,
-            lambda n, cms, old: cms.teach(
-                old, signals[n % len(signals)], position, settings.teach_scale, writes
-            ),
+            lambda n, cms, old: cms.teach(old, signals[n % len(signals)], position, scales, writes),
         )
         before = state.teach or Teach(norm.new_zeros(()), (norm.new_zeros(()),) * self.levels, 0)
         teach = Teach(

@@ -19,6 +19,11 @@ class MemorySettings(NamedTuple):
     teach_clip: float
     surprise_threshold: float
     writes: tuple[str, ...] | None = None  # of "titans", "cms.0", "cms.1" ...; None: all
+    rates: tuple[float, ...] | None = None  # by CMS level, factor of its inner learning rate; None: 1
+
+    def scales(self, levels: int) -> tuple[float, ...]:
+        """Strength of every level's writes."""
+        return tuple(self.teach_scale * rate for rate in self.rates or (1.0,) * levels)
 
 
 class BlockState(NamedTuple):

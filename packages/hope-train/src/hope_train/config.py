@@ -117,10 +117,13 @@ class TeachConfig:
     Attributes:
         warmup: share over which teach_scale rises linearly to the model's.
         begin: per CMS level, the share of the run before its first write; none given means from the start.
+        lr: per CMS level, fastest first, a schedule of its inner learning rate as a factor of the model's `cms.lr`;
+            levels without one keep it. Validation and evaluation use `cms.lr` itself: a schedule should end near 1.
     """
 
     warmup: float = 0.0
     begin: list[float] = field(default_factory=list)
+    lr: list[ScheduleConfig] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,8 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; 0 leaves only the one at the end.
         milestone_every: steps between checkpoints that are kept beside the newest; a multiple of the former.
         milestones: how many of those to keep, newest first; 0 keeps all.
-        parallel: with several processes, `ddp` (weights on each) or `fsdp` (weights shared out).
+        parallel: with several processes, `ddp` (weights on each), `fsdp` (weights shared out), or DeepSpeed's `zero1`,
+            `zero2`, `zero3`, which slice flattened weights: for AdamW only, needs the extra `deepspeed`.
         precision: `fp32`, `bf16` (autocast) or `auto` (bf16 where the hardware multiplies it).
         compile: pass the model through torch.compile.
         activation_checkpoint: recompute each block in the backward pass instead of keeping its activations.
@@ -200,13 +204,29 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         for key, allowed in CHOICES.items():
-            if self._value(key) not in allowed:
-                raise InputError(f"'{key}' is {self._value(key)!r}; choose one of {', '.join(allowed)}")
+            _choose(key, attrgetter(key)(self), allowed)
         for keys, low, high in RANGES:
             for key in keys:
-                if not low <= self._value(key) <= high:
-                    wanted = f"at least {low}" if high == inf else f"between {low} and {high}"
-                    raise InputError(f"'{key}' is {self._value(key)}; it must be {wanted}")
+                _bound(key, attrgetter(key)(self), low, high)
+        for key, one in self._schedules().items():
+            _choose(f"{key}.name", one.name, SCHEDULES)
+            for part in ("warmup", "decay", "final"):
+                _bound(f"{key}.{part}", getattr(one, part), 0, 1)
+        self._refuse_mixtures()
+
+    def _schedules(self) -> dict[str, ScheduleConfig]:
+        """All of them, by where they stand."""
+        groups = {f"optim.groups[{n}].schedule": g.schedule for n, g in enumerate(self.optim.groups)}
+        levels = {f"teach.lr[{n}]": one for n, one in enumerate(self.teach.lr)}
+        return {"schedule": self.schedule, **{k: s for k, s in groups.items() if s}, **levels}
+
+    def _refuse_mixtures(self) -> None:
+        """Keys that are right alone and wrong together."""
+        if self.parallel.startswith("zero") and self.optim.name != "adamw":
+            raise InputError(
+                f"'parallel' {self.parallel} slices matrices, which '{self.optim.name}' needs whole; "
+                "set optim.name to adamw or parallel to fsdp"
+            )
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"'batch_size' {self.batch_size} cannot be split into 'accumulate' {self.accumulate}"
@@ -223,15 +243,23 @@ class TrainConfig:
                     f"'lengths' {{{step}: {length}}}: 'length' {self.length} cannot be cut into it"
                 )
 
-    def _value(self, key: str) -> Any:
-        return attrgetter(key)(self)
+
+def _choose(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"'{key}' is {value!r}; choose one of {', '.join(allowed)}")
 
 
+def _bound(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        wanted = f"at least {low}" if high == inf else f"between {low} and {high}"
+        raise InputError(f"'{key}' is {value}; it must be {wanted}")
+
+
+SCHEDULES = ("cosine", "wsd", "constant")
 CHOICES = {
     "optim.name": ("muon", "m3", "adamw"),
-    "schedule.name": ("cosine", "wsd", "constant"),
     "log.wandb": ("offline", "online", "disabled"),
-    "parallel": ("ddp", "fsdp"),
+    "parallel": ("ddp", "fsdp", "zero1", "zero2", "zero3"),
     "precision": ("auto", "fp32", "bf16"),
     "sdpa": ("auto", "flash", "efficient", "cudnn", "math"),
 }
@@ -240,7 +268,7 @@ RANGES = (
     (("optim.slow_every",), 1, inf),
     (("seed", "eval_every", "checkpoint_every", "milestone_every", "milestones"), 0, inf),
     (("optim.lr", "optim.matrix_lr", "optim.clip", "optim.slow_share"), 0, inf),
-    (("schedule.warmup", "schedule.decay", "schedule.final", "teach.warmup", "optim.slow_momentum"), 0, 1),
+    (("teach.warmup", "optim.slow_momentum"), 0, 1),
 )
 
 
@@ -260,5 +288,8 @@ def dump(config: TrainConfig) -> str:
 
 def fingerprint(config: TrainConfig) -> str:
     """SHA-256 over everything that belongs to the run; equal exactly where two runs are the same."""
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    values = dataclasses.asdict(config)
+    if not config.teach.lr:  # came after the first runs, which shall stay the same runs
+        del values["teach"]["lr"]
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hope_model.errors import InputError
 
 if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
@@ -126,9 +127,19 @@ def accumulating(network: nn.Module, *, last: bool) -> AbstractContextManager[No
     if _is_fsdp(network):
         network.set_requires_gradient_sync(last)
         network.set_reshard_after_backward(last)
+    if _is_engine(network):
+        network.set_gradient_accumulation_boundary(last)
     if isinstance(network, DistributedDataParallel) and not last:
         return network.no_sync()
     return nullcontext()
+
+
+def backward(network: nn.Module, loss: Tensor) -> None:
+    """Add a loss's gradients to those of the step."""
+    if _is_engine(network):
+        network.backward(loss)
+    else:
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def at_rest(network: nn.Module) -> None:
@@ -139,6 +150,10 @@ def at_rest(network: nn.Module) -> None:
 
 def _is_fsdp(network: nn.Module) -> TypeGuard[FSDPModule]:
     return hasattr(network, "set_requires_gradient_sync")
+
+
+def _is_engine(network: nn.Module) -> TypeGuard[DeepSpeedEngine]:
+    return hasattr(network, "set_gradient_accumulation_boundary")
 
 
 def is_shared(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -6,14 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+from hope_data.files import fsync
 
 
 def swap_in(folder: Path, target: Path) -> None:
@@ -26,7 +19,7 @@ def swap_in(folder: Path, target: Path) -> None:
     if target.exists():
         target.rename(old)
     folder.rename(target)
-    flush(target.parent)
+    fsync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -43,7 +36,7 @@ def keep(folder: Path, shelf: Path, name: str, most: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(folder, temporary, copy_function=_link)
     temporary.rename(target)
-    flush(shelf)
+    fsync(shelf)
     kept = sorted(path for path in shelf.iterdir() if not path.name.startswith("."))
     for path in kept[:-most] if most else []:
         shutil.rmtree(path)

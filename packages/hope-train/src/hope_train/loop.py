@@ -211,10 +211,11 @@ def forward_backward(
                 )
             if measure and last:
                 inner = model_state.metrics(state) | seen.means()
+                inner |= schedule.logged(config.teach, settings, config.model.cms.lr)
             # A state's views keep whole activations; the backward pass needs the room.
             del state
             loss = losses_BT.mean() / len(parts) / batch.share
-            loss.backward()
+            distributed.backward(run.network, loss)
         total += loss.item()
     return total, inner
 
@@ -243,16 +244,16 @@ def update(run: Run, step: int, loss: float, batch: Batch | TaskBatch, *, measur
     row = {"lr": config.optim.lr * factor, "grad_norm": norm}
     before: dict[str, Tensor] = {}
     if measure:
-        row |= _rms(run, "grad_rms", {name: p.grad for name, p in optimizer.named.items()})
-        before = {name: p.detach().clone() for name, p in optimizer.named.items()}
+        row |= _rms(run, "grad_rms", optimizer.gradients())
+        before = {name: part.clone() for name, part in optimizer.weights().items()}
     optimizer.step(factor, schedule.exceptions(config, step))
     if measure:
-        moved = {name: p.detach() - before[name] for name, p in optimizer.named.items()}
+        moved = {name: part - before[name] for name, part in optimizer.weights().items()}
         row |= _rms(run, "update_rms", moved)
     return row
 
 
-def _rms(run: Run, name: str, values: Mapping[str, Tensor | None]) -> dict[str, float]:
+def _rms(run: Run, name: str, values: Mapping[str, Tensor]) -> dict[str, float]:
     squares = run.optimizer.squares(values)
     if run.optimizer.sharded:
         squares = run.world.sum(squares)

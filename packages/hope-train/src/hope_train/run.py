@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hope_data.files import write_json
 from hope_model import LanguageModel, counting
 from hope_model.allocator import keep_freed_memory
 from hope_model.errors import InputError
-from hope_train import distributed, files, hardware, provenance, state
+from hope_train import distributed, files, hardware, provenance, state, zero
 from hope_train.config import TrainConfig, fingerprint
 from hope_train.data import Data, open_data
 from hope_train.distributed import World
@@ -114,16 +115,24 @@ def build(config: TrainConfig, data: Data, world: World) -> Run:
     keep_freed_memory()
     torch.manual_seed(config.seed)
     model = LanguageModel(config.model).to(world.device)
-    network = distributed.share(Network(model, config), config.parallel, world)
+    precision = pick_precision(config.precision, world.device)
+    network: nn.Module = Network(model, config)
+    optimizer: Optimizer
+    if config.parallel.startswith("zero") and world.size > 1:
+        groups = counting.parameter_groups(model)
+        network, optimizer = zero.share(network, groups, config, world, precision)
+    else:
+        network = distributed.share(network, config.parallel, world)
+        optimizer = Optimizer(counting.parameter_groups(model), config.optim)
     return Run(
         config=config,
         model=model,
         network=network,
-        optimizer=Optimizer(counting.parameter_groups(model), config.optim),
+        optimizer=optimizer,
         data=data,
         validation=data.task or Validation(data.windows, data.token_bytes, config.batch_size // world.size),
         world=world,
-        precision=pick_precision(config.precision, world.device),
+        precision=precision,
         peak=hardware.peak_flops(world.device) * world.size,
         flops=3 * counting.flops_per_token(config.model, config.length),
     )

@@ -63,4 +63,20 @@ def memory(
     waiting = {f"cms.{n}" for n, share in enumerate(begin[:levels]) if step < share * steps}
     every = ("titans", *(f"cms.{n}" for n in range(levels)))
     writes = tuple(w for w in every if w not in waiting) if waiting else settings.writes
-    return settings._replace(teach_scale=scale, writes=writes)
+    rates = [factor(schedule, step, steps) for schedule in config.lr[:levels]]
+    rates += [1.0] * (levels - len(rates))
+    return settings._replace(
+        teach_scale=scale, writes=writes, rates=tuple(rates) if config.lr else settings.rates
+    )
+
+
+def logged(config: TeachConfig, settings: MemorySettings, lr: float) -> dict[str, float]:
+    """What of the memories' settings changes over the run: `teach_scale`, and `cms_lr_n` of every level.
+
+    Args:
+        config: says which do.
+        settings: of a step.
+        lr: the model's `cms.lr`.
+    """
+    row = {"teach_scale": settings.teach_scale} if config.warmup else {}
+    return row | {f"cms_lr_{n}": lr * rate for n, rate in enumerate(settings.rates or ())}

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from hope_data.errors import InputError as DataInputError
-from hope_data.files import dump_sealed, load_sealed, sha256_file, write_atomic
+from hope_data.files import dump_sealed, fsync, load_sealed, sha256_file, write_atomic
 from hope_model import checkpoint
 from hope_model.config import ModelConfig
 from hope_model.counting import build_meta
 from hope_model.errors import InputError
 from hope_train import files, tensors
 from hope_train.config import TrainConfig
-from hope_train.distributed import World, whole
+from hope_train.distributed import World
 from hope_train.optim import Optimizer
 
 WEIGHTS, SIDECAR = "model.safetensors", "training.json"
@@ -84,11 +84,11 @@ def save(folder: Path, optimizer: Optimizer, world: World, saved: Saved, meta: d
         temporary.mkdir(parents=True)
     world.barrier()
     try:
-        weights = {name: _on_main(p, world) for name, p in optimizer.named.items()}
+        weights = {name: _on_main(optimizer.whole(name), world) for name in optimizer.named}
         own = temporary / f"training-{world.rank:05}-of-{world.size:05}.safetensors"
         state = optimizer.tensors() if world.main or optimizer.sharded else {}
         tensors.write(own, {**state, **_random_state()})
-        files.flush(own)
+        fsync(own)
         digests = world.gather(bytes.fromhex(sha256_file(own)))
         if world.main:
             hashes = _save_model(temporary, saved, weights, meta)
@@ -96,7 +96,7 @@ def save(folder: Path, optimizer: Optimizer, world: World, saved: Saved, meta: d
                 hashes[f"training-{rank:05}-of-{world.size:05}.safetensors"] = digest.hex()
             saved = dataclasses.replace(saved, processes=world.size, sha256=hashes)
             write_atomic(temporary / SIDECAR, dump_sealed(dataclasses.asdict(saved)))
-            files.flush(temporary)
+            fsync(temporary)
             files.swap_in(temporary, folder)
         world.barrier()
     finally:
@@ -104,8 +104,7 @@ def save(folder: Path, optimizer: Optimizer, world: World, saved: Saved, meta: d
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _on_main(parameter: nn.Parameter, world: World) -> Tensor:
-    full = whole(parameter.detach())
+def _on_main(full: Tensor, world: World) -> Tensor:
     return full.cpu() if world.main else full.new_empty(0)
 
 
@@ -174,21 +173,14 @@ def restore(folder: Path, saved: Saved, optimizer: Optimizer, world: World) -> N
     check_files(folder, saved, names[world.rank :: world.size] or names[:1])
     world.barrier()
     weights = tensors.Reader([folder / WEIGHTS])
-    fit(folder, weights, {name: list(p.shape) for name, p in optimizer.named.items()})
-    with torch.no_grad():
-        for name, p in optimizer.named.items():
-            p.copy_(weights.read(name, p))
+    fit(folder, weights, optimizer.shapes)
+    optimizer.load_weights(weights.read)
     parts = training_files(folder, saved)
     mine = min(world.rank, len(parts) - 1)
     own = tensors.Reader([parts[mine]])
     _set_random_state({k: own.read(k) for k in own.shapes() if k.startswith("rng/")})
     slots = tensors.Reader(parts)
-    remembered = {
-        key: slots.read(key, optimizer.named[key.rsplit("/", 1)[0]])
-        for key in slots.shapes()
-        if not key.startswith("rng/")
-    }
-    optimizer.load_tensors(remembered)
+    optimizer.load_tensors([key for key in slots.shapes() if not key.startswith("rng/")], slots.read)
 
 
 def fit(folder: Path, weights: tensors.Reader, wanted: dict[str, list[int]]) -> None:

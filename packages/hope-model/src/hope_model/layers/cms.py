@@ -90,7 +90,12 @@ class CMS(nn.Module):
         return level.theta()
 
     def teach(
-        self, state: CMSState, teach_BTD: Tensor, position: int, scale: float, writes: tuple[bool, ...]
+        self,
+        state: CMSState,
+        teach_BTD: Tensor,
+        position: int,
+        scales: tuple[float, ...],
+        writes: tuple[bool, ...],
     ) -> CMSState:
         """Hand the waiting inputs their teach signals; levels whose chunk ends at `position` are written.
 
@@ -98,12 +103,12 @@ class CMS(nn.Module):
             state: With as many waiting inputs as there are signals.
             teach_BTD: Clipped and gated teach signals.
             position: Tokens of the sequence whose signal is now known.
-            scale: Global strength of the writes.
+            scales: Strength of each level's writes.
             writes: Which levels may write.
         """
         with torch.set_grad_enabled(self.config.second_order and torch.is_grad_enabled()):
             return tuple(
-                self._teach_level(n, old, self._mixed(n, teach_BTD), position, scale)
+                self._teach_level(n, old, self._mixed(n, teach_BTD), position, scales[n])
                 if writes[n]
                 else old._replace(waiting=None)
                 for n, old in enumerate(state)
@@ -134,12 +139,12 @@ class CMS(nn.Module):
                 delta = origin = LevelWeights(*(o.lerp(d, share) for o, d in zip(origin, delta, strict=True)))
         return LevelState(delta, None, (), None, origin)
 
-    def settle(self, state: CMSState, scale: float) -> CMSState:
+    def settle(self, state: CMSState, scales: tuple[float, ...]) -> CMSState:
         """Sum what former calls left behind, so that a stream's state stays bounded; exact at any time."""
         settled = []
         for n, level in enumerate(state):
             if sum(u.shape[1] for u, _ in level.seen) >= self.segment:
-                level = level._replace(total=self._sum(n, level, scale), seen=())
+                level = level._replace(total=self._sum(n, level, scales[n]), seen=())
             settled.append(level)
         return tuple(settled)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -14,6 +15,8 @@ from hope_train.distributed import is_shared, mine, whole
 from hope_train.optim.muon import M3, Muon
 
 Named = Sequence[tuple[str, nn.Parameter]]
+# A tensor by name, laid out as another is; whole where there is none.
+Read = Callable[[str, Tensor | None], Tensor]
 
 
 class Optimizer:
@@ -31,6 +34,7 @@ class Optimizer:
         matrix = [] if config.name == "adamw" else list(groups["matrix"])
         adamw = [*groups["other"], *([] if matrix else groups["matrix"])]
         self.named = dict((*matrix, *adamw))
+        self.shapes = {name: list(p.shape) for name, p in self.named.items()}
         self.parameters = list(self.named.values())
         self.names = {config.name: [n for n, _ in matrix]} if matrix else {}
         self.names["adamw"] = [n for n, _ in adamw]
@@ -68,7 +72,7 @@ class Optimizer:
     def counts(self) -> dict[str, int]:
         """Number of parameters under each optimiser."""
         return {
-            kind: sum(self.named[n].numel() for n in names) for kind, names in self.names.items() if names
+            kind: sum(math.prod(self.shapes[n]) for n in names) for kind, names in self.names.items() if names
         }
 
     def clip(self) -> Tensor:
@@ -82,28 +86,48 @@ class Optimizer:
             factor: of the peak learning rates.
             exceptions: the same for each of `OptimConfig.groups`.
         """
-        factors = [*exceptions, factor]
+        self._pace([*exceptions, factor])
+        for part in self._parts:
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def _pace(self, factors: Sequence[float]) -> None:
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = group["peak"] * factors[group["rule"]]
-            part.step()
-            part.zero_grad(set_to_none=True)
+
+    def weights(self) -> dict[str, Tensor]:
+        """This process's part of every parameter, float32."""
+        return {name: mine(p.detach()) for name, p in self.named.items()}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """This process's part of every gradient there is, after clipping."""
+        return {name: mine(p.grad) for name, p in self.named.items() if p.grad is not None}
+
+    def whole(self, name: str) -> Tensor:
+        """All of one parameter; a collective where it is shared out."""
+        return whole(self.named[name].detach())
+
+    @torch.no_grad()
+    def load_weights(self, read: Read) -> None:
+        """Take every parameter from `read`, laid out over processes as it is here."""
+        for name, p in self.named.items():
+            p.copy_(read(name, p))
 
     @property
     def sharded(self) -> bool:
         """Whether each process holds a part of the parameters only."""
         return is_shared(self.parameters[0])
 
-    def squares(self, values: Mapping[str, Tensor | None]) -> list[float]:
-        """Per optimiser, the sum of squares over this process's part of `values`, which go by parameter name."""
+    def squares(self, values: Mapping[str, Tensor]) -> list[float]:
+        """Per optimiser, the sum of squares of `values`, which go by parameter name."""
         kinds = [
-            [mine(v).detach().float().square().sum() for n in names if (v := values[n]) is not None]
-            for names in self.names.values()
+            [values[n].float().square().sum() for n in names if n in values] for names in self.names.values()
         ]
         return [float(torch.stack(parts).sum()) if parts else 0.0 for parts in kinds]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything the optimisers remember, as `parameter/slot`."""
+        """Everything the optimisers remember, as `parameter/slot`; with shared weights each process calls it."""
         names: dict[Tensor, str] = {p: n for n, p in self.named.items()}
         return {
             f"{names[p]}/{slot}": value
@@ -112,12 +136,12 @@ class Optimizer:
             for slot, value in slots.items()
         }
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave; parameters must carry the same names."""
+    def load_tensors(self, keys: Sequence[str], read: Read) -> None:
+        """Take back what `tensors` gave under these keys; parameters must carry the same names."""
         slots: dict[str, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
+        for key in keys:
             name, slot = key.rsplit("/", 1)
-            slots.setdefault(name, {})[slot] = value
+            slots.setdefault(name, {})[slot] = read(key, self.named[name])
         names = {p: n for n, p in self.named.items()}
         for part in self._parts:
             order = [names[p] for group in part.param_groups for p in group["params"]]
