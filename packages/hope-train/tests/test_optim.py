@@ -10,7 +10,7 @@ from hope_model import ModelConfig
 from hope_model.counting import build_meta, parameter_groups
 from hope_model.errors import InputError
 from hope_train.config import GroupConfig, OptimConfig
-from hope_train.optim import Named, Optimizer
+from hope_train.optim import Named, Optimizer, muon
 from hope_train.optim.muon import M3, Muon, newton_schulz
 
 
@@ -92,11 +92,34 @@ def test_m3_is_algorithm_1() -> None:
         fast, square, total = 0.9 * fast + 0.1 * g, 0.8 * square + 0.2 * g**2, total + g
         if step % 2 == 0:
             slow, total = 0.5 * slow + 0.5 * total / 2, torch.zeros(6, 4)
-            direction = newton_schulz(slow).float()
-        update = (newton_schulz(fast).float() + 0.3 * direction) / ((square / (1 - 0.8**step)).sqrt() + 1e-8)
+            direction = newton_schulz([slow])[0].float()
+        whole = newton_schulz([fast])[0].float() + 0.3 * direction
+        update = whole / ((square / (1 - 0.8**step)).sqrt() + 1e-8)
         expected = -0.1 * 0.2 * update / update.square().mean().sqrt()
         # Newton-Schulz runs in bfloat16: a last bit of the moments moves it by some per mille.
         torch.testing.assert_close(p.detach() - before, expected, rtol=0.02, atol=2e-4)
+
+
+@pytest.mark.parametrize("at_once", [1, 400, 2**22])
+def test_matrices_side_by_side_are_matrices_alone(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Whatever their shapes, their order, and however many fit; and alone they are the iteration as it is written."""
+    monkeypatch.setattr(muon, "SIDE_BY_SIDE", at_once)
+    torch.manual_seed(0)
+    shapes = [(16, 8), (8, 16), (12, 12), (16, 8), (8, 24), (8, 16)]
+    matrices = [torch.randn(*shape) for shape in shapes]
+    for matrix, found in zip(matrices, newton_schulz(matrices), strict=True):
+        X = matrix.bfloat16() if matrix.size(0) <= matrix.size(1) else matrix.bfloat16().T
+        X = X / X.norm()
+        for _ in range(5):
+            A = X @ X.T
+            X = torch.addmm(X, torch.addmm(A, A, A, beta=-4.7750, alpha=2.0315), X, beta=3.4445)
+        expected = X if matrix.size(0) <= matrix.size(1) else X.T
+        # At most one last bit of bfloat16, where a product of many sums in another order.
+        torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-9)
+        assert float((found - expected).float().norm() / expected.float().norm()) < 2**-8
+        singular = torch.linalg.svdvals(found.float())
+        assert 0.5 < float(singular.min()) < float(singular.max()) < 1.3
+    assert newton_schulz([]) == []
 
 
 def test_groups_learn_at_their_own_pace() -> None:

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +38,11 @@ def bench(config: TrainConfig, steps: int, rounds: int) -> dict[str, float]:
         rounds: turns of each kind; the first is left out.
 
     Returns:
-        Medians: `loop_tokens_per_s`, `bare_tokens_per_s`, `loop_over_bare` (of the ratios of neighbouring turns),
-        `loop_over_bare_cpu` (the same in this process's CPU time, which others on the machine do not disturb; CPU
-        only), seconds per step `muon_s`, `adamw_s`, `m3_s`, their ratio, `optimizer_share` of the chosen one in a step,
-        `checkpoint_s`, and `checkpoint_share` of the time between two (where the run has any).
+        Medians: `loop_tokens_per_s`, `bare_tokens_per_s`; of the ratios of neighbouring turns `loop_over_bare` and
+        `loop_over_parts` (the optimiser's step counted on the bare side, too: what the loop itself costs), both also
+        with `_cpu` (in this process's CPU time, which others on the machine do not disturb; CPU only); seconds per step
+        `muon_s`, `adamw_s`, `m3_s`; `muon_over_adamw`; `optimizer_share` of the chosen one in a step; `checkpoint_s`,
+        and `checkpoint_share` of the time between two (where the run has any).
     """
     every, steps = config.checkpoint_every, steps or config.log.every
     config = dataclasses.replace(
@@ -55,6 +55,7 @@ def bench(config: TrainConfig, steps: int, rounds: int) -> dict[str, float]:
         lengths={},
     )
     world = World(0, 1, pick_device(config.device))
+    on_cpu = world.device.type == "cpu"
     run = build(config, open_data(config), world)
     tokens = steps * config.batch_size * config.length
     loops: list[_Clock] = []
@@ -78,14 +79,16 @@ def bench(config: TrainConfig, steps: int, rounds: int) -> dict[str, float]:
         sink.close()
     loop, bare = np.array(loops[1:]), np.array(bares[1:])
     loop_s, bare_s = np.median(loop[:, 0]), np.median(bare[:, 0])
-    ratio, cpu_ratio = np.median(bare / loop, axis=0)
-    costs = {name: _optimizer_step(run, name, world) for name in ("muon", "adamw", "m3")}
+    clocks = {name: _optimizer_step(run, name, world) for name in ("muon", "adamw", "m3")}
+    costs = {name: float(seconds[0]) for name, seconds in clocks.items()}
+    parts = bare + steps * clocks[config.optim.name]
+    ratios = {"loop_over_bare": np.median(bare / loop, 0), "loop_over_parts": np.median(parts / loop, 0)}
     saving = _checkpoint(run)
     return {
         "loop_tokens_per_s": float(tokens / loop_s),
         "bare_tokens_per_s": float(tokens / bare_s),
-        "loop_over_bare": float(ratio),
-        **({"loop_over_bare_cpu": float(cpu_ratio)} if world.device.type == "cpu" else {}),
+        **{name: float(wall) for name, (wall, _) in ratios.items()},
+        **({f"{name}_cpu": float(own) for name, (_, own) in ratios.items()} if on_cpu else {}),
         **{f"{name}_s": cost for name, cost in costs.items()},
         "muon_over_adamw": costs["muon"] / costs["adamw"],
         "optimizer_share": float(costs[config.optim.name] * steps / loop_s),
@@ -104,7 +107,7 @@ def _checkpoint(run: Run) -> float:
         return time.perf_counter() - begin
 
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as root:
-        return _median(lambda: save(Path(root) / "checkpoint"))
+        return float(_median(lambda: save(Path(root) / "checkpoint")))
 
 
 def _bare(run: Run) -> None:
@@ -121,24 +124,26 @@ def _bare(run: Run) -> None:
     run.model.zero_grad(set_to_none=True)
 
 
-def _optimizer_step(run: Run, name: str, world: World) -> float:
+def _optimizer_step(run: Run, name: str, world: World) -> _Clock:
     """Median seconds of a step, gradients given."""
     optim = dataclasses.replace(run.config.optim, name=name, groups=[])
     optimizer = Optimizer(counting.parameter_groups(run.model), optim)
 
-    def step() -> float:
+    def step() -> _Clock:
         for p in optimizer.parameters:
             p.grad = torch.full_like(p, 1e-3)
         begin = _now(world)
         optimizer.step(0.0)
-        return float((_now(world) - begin)[0])
+        return _now(world) - begin
 
     return _median(step)
 
 
-def _median(timed: Callable[[], float], times: int = 7) -> float:
+def _median(timed: Callable[[], _Clock | float], times: int = 7) -> _Clock:
+    """Of each of its numbers, the first time left out."""
     timed()
-    return median(timed() for _ in range(times))
+    found: _Clock = np.median([timed() for _ in range(times)], axis=0)
+    return found
 
 
 def _now(world: World) -> _Clock:

@@ -19,27 +19,42 @@ if TYPE_CHECKING:
 
 # Coefficients of Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon/).
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+# Matrices of one shape are orthogonalised side by side, so many elements at a time: larger ones fill a device alone.
+SIDE_BY_SIDE = 2**22
 RMS = 0.2  # of an update per unit of learning rate, as AdamW's (arXiv 2502.16982)
 
 
-def newton_schulz(matrix: Tensor) -> Tensor:
-    """The nearest orthogonal matrix, roughly: singular values between 0.7 and 1.2; bfloat16 in and inside."""
+def newton_schulz(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Of each the nearest orthogonal matrix, roughly: singular values between 0.7 and 1.2; bfloat16 inside and out."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for n, matrix in enumerate(matrices):
+        rows, columns = sorted(matrix.shape)
+        alike.setdefault((rows, columns), []).append(n)
+    found: list[Tensor] = list(matrices)
+    for (rows, columns), places in alike.items():
+        several = max(1, SIDE_BY_SIDE // (rows * columns))
+        for some in (places[i : i + several] for i in range(0, len(places), several)):
+            wide = [matrices[n] if matrices[n].size(0) == rows else matrices[n].T for n in some]
+            for n, X in zip(some, _quintic(torch.stack([w.bfloat16() for w in wide])), strict=True):
+                found[n] = X if matrices[n].size(0) == rows else X.T
+    return found
+
+
+def _quintic(X_Nrc: Tensor) -> Tensor:
+    """The iteration on N matrices with no more rows r than columns c."""
     a, b, c = QUINTIC
-    tall = matrix.size(0) > matrix.size(1)
-    X = matrix.bfloat16().T if tall else matrix.bfloat16()
-    X = X / X.norm().clamp(min=1e-7)
+    X: Tensor = X_Nrc / torch.linalg.matrix_norm(X_Nrc, keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
-        A = X @ X.T
-        X = torch.addmm(X, torch.addmm(A, A, A, beta=b, alpha=c), X, beta=a)
-    return X.T if tall else X
+        A = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X
 
 
 def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
     """`newton_schulz` of every whole matrix, laid out as it came."""
-    return [
-        _meet(matrix, turn) if is_shared(matrix) else newton_schulz(matrix)
-        for turn, matrix in enumerate(matrices)
-    ]
+    if not matrices or not is_shared(matrices[0]):
+        return newton_schulz(matrices)
+    return [_meet(matrix, turn) for turn, matrix in enumerate(matrices) if is_shared(matrix)]
 
 
 def _meet(matrix: DTensor, turn: int) -> Tensor:
@@ -47,7 +62,7 @@ def _meet(matrix: DTensor, turn: int) -> Tensor:
 
     mesh, full = matrix.device_mesh, matrix.full_tensor()
     owner = turn % mesh.size()
-    result = newton_schulz(full).to(full.dtype) if mesh.get_local_rank() == owner else full
+    result = newton_schulz([full])[0].to(full.dtype) if mesh.get_local_rank() == owner else full
     return distribute_tensor(result.contiguous(), mesh, matrix.placements, src_data_rank=owner)
 
 
