@@ -1,6 +1,9 @@
 """Can a model track parity? Trained at T = 32, tested at 32, 64 and 128 (arXiv 2411.12537; figures in the README).
 
 python parity.py hope --steps 400 --seed 0
+
+T = 32 is one chunk of a deep memory: what writing between chunks does is never seen. So every step draws its chunk
+length from `--chunks`; tests use the default one. Attention and gated DeltaNet have none.
 """
 
 import argparse
@@ -12,7 +15,7 @@ import torch.nn.functional as F
 
 from hope_model import LanguageModel, ModelConfig
 
-TRAINED, TESTED, BATCH, ITEMS = 32, (32, 64, 128), 64, 256
+TRAINED, TESTED, BATCH, ITEMS = 32, (32, 64, 128, 256), 64, 256
 VARIANTS = ("hope", "self_modifying_titans", "titans", "gated_deltanet", "gated_deltanet_b1", "transformer")
 
 
@@ -49,6 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--chunks", type=int, nargs="*", default=[4, 8, 16, 32])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model, generator = build(arguments.variant, arguments.seed), torch.Generator().manual_seed(arguments.seed)
@@ -58,7 +62,9 @@ def main() -> None:
     )
     for step in range(1, arguments.steps + 1):
         bits, parity = draw(BATCH, TRAINED, generator)
-        loss = F.cross_entropy(model(bits)[0].flatten(0, 1), parity.flatten())
+        chunk = arguments.chunks[torch.randint(len(arguments.chunks), (), generator=generator)]
+        state = model.initial(BATCH, model.settings()._replace(chunk=chunk))
+        loss = F.cross_entropy(model(bits, state)[0].flatten(0, 1), parity.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

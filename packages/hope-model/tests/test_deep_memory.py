@@ -55,7 +55,7 @@ def self_modifying_inputs(
     now = draw.weights(written)
     start = now if position % rules.chunk == 0 else draw.weights(written)
     scale = None if rules.tied_gates else draw(H, R)
-    share = None if rules.tied_gates else draw(H, R)
+    share = None if rules.tied_gates else draw(H, R).sigmoid()
     readout = Readout(draw(H, d), draw(H), scale, draw(H, d), draw(H), share)
     gates = Gates(None, None if default else draw.strength(B, H, T), draw.strength(B, H, 1, T), None, None)
     state = MemoryState(now, start, None, position)

@@ -133,6 +133,18 @@ def test_states_fork_clone_repeat_and_select(model: LanguageModel, tokens: torch
         assert (some - expected[rows]).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("variant", ["hope", "titans", "titans_mag", "titans_mac"])
+def test_a_stream_can_ask_for_another_chunk_length(variant: str, tokens: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model, other = (LanguageModel(small(variant, memory=MemoryConfig(chunk=n))) for n in (4, 3))
+    other.load_state_dict(model.state_dict())
+    start = model.initial(len(tokens), model.settings()._replace(chunk=3))
+    with torch.no_grad():
+        asked, own, configured = model(tokens, start)[0], model(tokens)[0], other(tokens)[0]
+    assert torch.equal(asked, configured)
+    assert (asked - own).abs().max() > 1e-6
+
+
 def test_teach_scale_zero_is_bitwise_the_model_without_fast_weights(tokens: torch.Tensor) -> None:
     for variant in ("hope", "hope_attention"):
         torch.manual_seed(0)
@@ -243,7 +255,7 @@ def test_hope_paper_is_the_papers_form() -> None:
     names = {n.split(".", 2)[2] for n, _ in default.named_parameters() if n.startswith("blocks")} - {
         n.split(".", 2)[2] for n, _ in paper.named_parameters() if n.startswith("blocks")
     }
-    assert names == {"mixer.strengths.weight", "mixer.eta_scale_HR", "mixer.output_share_HR"}
+    assert names == {"mixer.strengths.weight", "mixer.eta_scale_HR", "mixer.output_share_H4"}
 
 
 def test_windows_bound_the_state_and_default_where_a_variant_needs_one() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 
 import pytest
 
@@ -16,7 +14,6 @@ from hope_train.config import (
     ScheduleConfig,
     TeachConfig,
     TrainConfig,
-    fingerprint,
 )
 from hope_train.schedule import context, exceptions, factor, logged, memory
 
@@ -64,19 +61,20 @@ def test_context_grows_by_step_and_must_divide_the_length() -> None:
 
 def test_the_cms_writes_come_in() -> None:
     own = MemorySettings(0.4, 1.0, 0.0)
-    config = TeachConfig(warmup=0.1, begin=[0.0, 0.5])
-    got = [memory(config, own, step, 100, 3) for step in (0, 4, 9, 49, 50)]
+    config = TrainConfig(run="x", steps=100, teach=TeachConfig(warmup=0.1, begin=[0.0, 0.5]))
+    got = [memory(config, own, step, 3) for step in (0, 4, 9, 49, 50)]
     assert [settings.teach_scale for settings in got] == pytest.approx([0.04, 0.2, 0.4, 0.4, 0.4])
     assert got[3].writes == ("titans", "cms.0", "cms.2")
     assert got[4].writes is None
-    assert memory(TeachConfig(), own, 0, 100, 4) == own
+    assert memory(TrainConfig(run="x", steps=100), own, 0, 4) == own
 
 
 def test_every_level_of_the_cms_learns_at_its_own_pace() -> None:
     rising = ScheduleConfig(name="constant", warmup=0.5)
     config = TeachConfig(lr=[ScheduleConfig(name="cosine", warmup=0.0, final=0.5), rising])
     own = MemorySettings(0.4, 1.0, 0.0)
-    got = [memory(config, own, step, 100, 3) for step in (0, 24, 99)]
+    run = TrainConfig(run="x", steps=100, teach=config)
+    got = [memory(run, own, step, 3) for step in (0, 24, 99)]
     assert got[0].rates == pytest.approx((1.0, 0.02, 1.0))
     assert got[1].scales(3) == pytest.approx((0.4 * factor(config.lr[0], 24, 100), 0.4 * 0.5, 0.4))
     assert got[2].rates == pytest.approx((0.5, 1.0, 1.0), abs=1e-3)
@@ -97,9 +95,13 @@ def test_schedules_wherever_they_stand_are_checked() -> None:
         )
 
 
-def test_a_schedule_that_is_not_used_leaves_the_fingerprint_of_older_runs_alone() -> None:
-    config = TrainConfig(run="x")
-    values = dataclasses.asdict(config)
-    del values["teach"]["lr"]  # as they were written
-    assert fingerprint(config) == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    assert fingerprint(TrainConfig(run="x", teach=TeachConfig(lr=[ScheduleConfig()]))) != fingerprint(config)
+def test_chunks_are_drawn_for_the_step_alone_and_all_of_them() -> None:
+    own = MemorySettings(0.4, 1.0, 0.0)
+    config = TrainConfig(run="x", memory_chunks=[4, 8, 16], steps=100, seed=3)
+    drawn = [memory(config, own, step, 4).chunk for step in range(60)]
+    assert drawn == [memory(config, own, step, 4).chunk for step in range(60)]
+    assert sorted(set(drawn)) == [4, 8, 16]
+    other = dataclasses.replace(config, seed=4)
+    assert drawn != [memory(other, own, step, 4).chunk for step in range(60)]
+    with pytest.raises(InputError, match="a chunk has at least one token"):
+        TrainConfig(run="x", memory_chunks=[8, 0])

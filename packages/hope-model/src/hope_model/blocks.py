@@ -90,7 +90,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, BlockState]:
         """Map [B, T, D] to [B, T, D]."""
         write = settings.writes is None or "titans" in settings.writes
-        y, mixer = self.mixer(self.mixer_norm(x_BTD), state.mixer, write=write)
+        y, mixer = self.mixer(self.mixer_norm(x_BTD), state.mixer, write=write, chunk=settings.chunk)
         x_BTD = x_BTD + y
         u = self.channel_norm(x_BTD)
         if isinstance(self.channel, CMS):

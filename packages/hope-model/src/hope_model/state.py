@@ -20,6 +20,7 @@ class MemorySettings(NamedTuple):
     surprise_threshold: float
     writes: tuple[str, ...] | None = None  # of "titans", "cms.0", "cms.1" ...; None: all
     rates: tuple[float, ...] | None = None  # by CMS level, factor of its inner learning rate; None: 1
+    chunk: int = 0  # tokens of a deep memory that share one gradient point; 0: as configured
 
     def scales(self, levels: int) -> tuple[float, ...]:
         """Strength of every level's writes."""

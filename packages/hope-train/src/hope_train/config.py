@@ -159,6 +159,9 @@ class TrainConfig:
         steps: optimiser steps.
         batch_size: sequences per step, of all processes together.
         length: tokens predicted per sequence.
+        memory_chunks: chunk lengths of deep memories, of which each step draws one; none given means the model's. Where
+            training sequences have few chunks, a memory learns here what rewriting between chunks does to it. Validation
+            and evaluation use the model's.
         lengths: shorter contexts, by the step they begin at: `{0: 512, 2000: 2048}`. A sequence of `length` tokens is
             then cut into as many as fit, so that steps, tokens and their order stay what they are.
         accumulate: parts a process's share of the batch is split into to save memory; same gradient.
@@ -188,6 +191,7 @@ class TrainConfig:
     batch_size: int = 8
     length: int = 512
     lengths: dict[int, int] = field(default_factory=dict)
+    memory_chunks: list[int] = field(default_factory=list)
     accumulate: int = 1
     eval_every: int = 0
     eval_windows: int = 8
@@ -237,6 +241,8 @@ class TrainConfig:
             raise InputError(
                 f"'milestone_every' {self.milestone_every} is no multiple of 'checkpoint_every' {self.checkpoint_every}"
             )
+        if any(chunk < 1 for chunk in self.memory_chunks):
+            raise InputError(f"'memory_chunks' {self.memory_chunks}: a chunk has at least one token")
         for step, length in self.lengths.items():
             if step < 0 or length < 1 or self.length % length:
                 raise InputError(
@@ -288,8 +294,5 @@ def dump(config: TrainConfig) -> str:
 
 def fingerprint(config: TrainConfig) -> str:
     """SHA-256 over everything that belongs to the run; equal exactly where two runs are the same."""
-    values = dataclasses.asdict(config)
-    if not config.teach.lr:  # came after the first runs, which shall stay the same runs
-        del values["teach"]["lr"]
-    text = json.dumps(values, sort_keys=True)
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -195,7 +195,7 @@ def forward_backward(
     """
     config = run.config
     cut = config.length // schedule.context(config, step)
-    settings = schedule.memory(config.teach, run.model.settings(), step, config.steps, run.model.levels)
+    settings = schedule.memory(config, run.model.settings(), step, run.model.levels)
     columns = (torch.from_numpy(column) for column in (batch.inputs, batch.targets))
     parts = list(zip(*(c.to(run.world.device).chunk(config.accumulate) for c in columns), strict=True))
     total, inner = 0.0, dict[str, float]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 from hope_model.state import MemorySettings
 from hope_train.config import ScheduleConfig, TeachConfig, TrainConfig
@@ -45,18 +46,24 @@ def context(config: TrainConfig, step: int) -> int:
     return config.lengths[max(begun)] if begun else config.length
 
 
-def memory(
-    config: TeachConfig, settings: MemorySettings, step: int, steps: int, levels: int
-) -> MemorySettings:
-    """The model's settings of its memories, as far as they have come in.
+def memory(config: TrainConfig, settings: MemorySettings, step: int, levels: int) -> MemorySettings:
+    """The model's settings of its memories for one step.
 
     Args:
-        config: when they do.
+        config: says what comes in when, and which chunk lengths are drawn from.
         settings: the model's own.
         step: steps done so far.
-        steps: of the whole run.
         levels: of the CMS.
     """
+    if config.memory_chunks:
+        draw = random.Random(f"{config.seed} {step}")  # of the step alone: a resumed run draws the same
+        settings = settings._replace(chunk=draw.choice(config.memory_chunks))
+    return _teaching(config.teach, settings, step, config.steps, levels)
+
+
+def _teaching(
+    config: TeachConfig, settings: MemorySettings, step: int, steps: int, levels: int
+) -> MemorySettings:
     warmup = round(config.warmup * steps)
     scale = settings.teach_scale * min(1.0, (step + 1) / warmup if warmup else 1.0)
     begin = [*config.begin, *[0.0] * (levels - len(config.begin))]

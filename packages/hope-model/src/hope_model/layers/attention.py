@@ -52,10 +52,10 @@ class Attention(nn.Module):
         return AttentionState(empty, empty, 0)
 
     def forward(
-        self, x_BTD: Tensor, state: AttentionState, *, write: bool = True
+        self, x_BTD: Tensor, state: AttentionState, *, write: bool = True, chunk: int = 0
     ) -> tuple[Tensor, AttentionState]:
-        """Attend to the cache and the new tokens. `write` is for memories; a cache is always extended."""
-        del write
+        """Attend to the cache and the new tokens. `write` and `chunk` are for memories; a cache is always extended."""
+        del write, chunk
         o_BTD, state = self.attend(x_BTD, state)
         y: Tensor = self.out(o_BTD)
         return y, state

@@ -41,8 +41,11 @@ class GatedDeltaNet(nn.Module):
         S = self.qkv.weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim, dtype=torch.float32)
         return DeltaState(S.to(torch.promote_types(S.dtype, self.qkv.weight.dtype)), self.conv.initial(batch))
 
-    def forward(self, x_BTD: Tensor, state: DeltaState, *, write: bool = True) -> tuple[Tensor, DeltaState]:
-        """Read and write; with `write=False` only read."""
+    def forward(
+        self, x_BTD: Tensor, state: DeltaState, *, write: bool = True, chunk: int = 0
+    ) -> tuple[Tensor, DeltaState]:
+        """Read and write; with `write=False` only read. The rule is the same at any `chunk`."""
+        del chunk
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
         log_a, beta = self.retention(x_BTD), self.beta(x_BTD)
         with full_precision(x_BTD) as cast:

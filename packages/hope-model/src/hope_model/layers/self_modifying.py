@@ -4,12 +4,13 @@ Letters: B sequences, T tokens, D width, H heads, d head width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import CausalConv, GatedOutput, linear, unit_heads
 from hope_model.layers.gates import retention_bias
-from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules
+from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules, with_chunk
 from hope_model.ops.deep_memory import (
     BANK,
     FastWeights,
@@ -42,8 +43,9 @@ class SelfModifyingTitans(nn.Module):
         self.eta_bias_H = nn.Parameter(torch.zeros(H))
         self.eta_scale_HR = None if self.rules.tied_gates else nn.Parameter(torch.zeros(H, len(BANK)))
         # Keys and values that a chunk's writes change at once make gradients grow from chunk to chunk: begin slowly.
-        share_R = torch.tensor([-2.0] * (len(BANK) - 1) + [2.0])
-        self.output_share_HR = nn.Parameter(share_R.repeat(H, 1)) if self.rules.stable else None
+        # The memory that is read takes the strength whole: below 2 no eigenvalue reaches -1 (parity).
+        shares = self.rules.stable and self.self_modify
+        self.output_share_H4 = nn.Parameter(torch.full((H, len(BANK) - 1), -2.0)) if shares else None
         self.alpha_Hd = nn.Parameter(torch.randn(H, d).mul_(d**-0.5))
         self.alpha_bias_H = nn.Parameter(retention_bias(H))
         self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
@@ -55,8 +57,10 @@ class SelfModifyingTitans(nn.Module):
             fast = FastWeights(*(W[:, :, -1:] for W in fast))
         return TitansState(MemoryState(fast, fast, None, 0), self.conv.initial(batch))
 
-    def forward(self, x_BTD: Tensor, state: TitansState, *, write: bool = True) -> tuple[Tensor, TitansState]:
-        """Read and write; with `write=False` only read."""
+    def forward(
+        self, x_BTD: Tensor, state: TitansState, *, write: bool = True, chunk: int = 0
+    ) -> tuple[Tensor, TitansState]:
+        """Read and write; with `write=False` only read. `chunk`: another length than the configuration's."""
         x_BTD, tail = self.conv(x_BTD, state.tail)
         q = self.query(x_BTD)
         raw = None if self.strengths is None else self.strengths(x_BTD)
@@ -71,7 +75,13 @@ class SelfModifyingTitans(nn.Module):
             output = strengths[0][:, :, None] if self.rules.stable else None
             gates = Gates(None, strengths[-1] if self.erase else None, output, None, None)
             o, memory = self_modifying(
-                x, q, gates, self._readout(), state.memory, self.rules, *self._firsts(len(x))
+                x,
+                q,
+                gates,
+                self._readout(),
+                state.memory,
+                with_chunk(self.rules, chunk),
+                *self._firsts(len(x)),
             )
         return self.output(o, x_BTD), TitansState(memory, tail)
 
@@ -84,11 +94,12 @@ class SelfModifyingTitans(nn.Module):
         return fixed, first if self.decay_to == "initial" else None
 
     def _readout(self) -> Readout:
+        share_H4 = self.output_share_H4
         return Readout(
             self.eta_Hd,
             self.eta_bias_H,
             self.eta_scale_HR,
             self.alpha_Hd,
             self.alpha_bias_H,
-            self.output_share_HR,
+            None if share_H4 is None else F.pad(share_H4.sigmoid(), (0, 1), value=1.0),
         )

@@ -3,6 +3,7 @@
 Letters: B sequences, T tokens, D width, H heads, d head width, m hidden width.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,11 @@ def memory_rules(config: ModelConfig) -> Rules:
         memory.tied_gates,
         config.cms.differentiable_twice,
     )
+
+
+def with_chunk(rules: Rules, chunk: int) -> Rules:
+    """The same rules with chunks of another length; 0 leaves it."""
+    return dataclasses.replace(rules, chunk=chunk) if chunk else rules
 
 
 class MemoryWeights(nn.Module):
@@ -83,8 +89,10 @@ class Titans(nn.Module):
         )
         return TitansState(MemoryState(fast, fast, momentum, 0), self.conv.initial(batch))
 
-    def forward(self, x_BTD: Tensor, state: TitansState, *, write: bool = True) -> tuple[Tensor, TitansState]:
-        """Read and write; with `write=False` only read."""
+    def forward(
+        self, x_BTD: Tensor, state: TitansState, *, write: bool = True, chunk: int = 0
+    ) -> tuple[Tensor, TitansState]:
+        """Read and write; with `write=False` only read. `chunk`: another length than the configuration's."""
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
         log_a, raw = self.retention(x_BTD), self.gates(x_BTD)
         with full_precision(x_BTD) as cast:
@@ -94,7 +102,7 @@ class Titans(nn.Module):
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             gates = self._gates(log_a, cast(raw))
             origin = self.memory.first() if self.decay_to == "initial" else None
-            o, memory = titans_memory(q, k, v, gates, state.memory, self.rules, origin)
+            o, memory = titans_memory(q, k, v, gates, state.memory, with_chunk(self.rules, chunk), origin)
         return self.output(o, x_BTD), TitansState(memory, tail)
 
     def _gates(self, log_a: Tensor, raw: Tensor) -> Gates:

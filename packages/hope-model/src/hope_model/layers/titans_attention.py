@@ -36,10 +36,12 @@ class TitansMAG(nn.Module):
         """An empty cache and the meta-learned memory."""
         return MAGState(self.attention.initial(batch), self.memory.initial(batch))
 
-    def forward(self, x_BTD: Tensor, state: MAGState, *, write: bool = True) -> tuple[Tensor, MAGState]:
+    def forward(
+        self, x_BTD: Tensor, state: MAGState, *, write: bool = True, chunk: int = 0
+    ) -> tuple[Tensor, MAGState]:
         """Both branches read the same input."""
         y, attention = self.attention.attend(x_BTD, state.attention)
-        m, memory = self.memory(x_BTD, state.memory, write=write)
+        m, memory = self.memory(x_BTD, state.memory, write=write, chunk=chunk)
         gated: Tensor = self.attention.out(
             self.attention_norm(y.to(x_BTD.dtype)) * self.memory_norm(m.to(x_BTD.dtype)).sigmoid()
         )
@@ -79,17 +81,19 @@ class TitansMAC(nn.Module):
         memory, empty = self.memory.initial(batch), self.attention.initial(batch)
         return MACState(memory, memory.memory, memory.tail, empty.k_BHSd, empty.v_BHSd, 0)
 
-    def forward(self, x_BTD: Tensor, state: MACState, *, write: bool = True) -> tuple[Tensor, MACState]:
+    def forward(
+        self, x_BTD: Tensor, state: MACState, *, write: bool = True, chunk: int = 0
+    ) -> tuple[Tensor, MACState]:
         """A piece of a segment at a time."""
         outputs, t, T = [], 0, x_BTD.shape[1]
         while t < T:
             end = min(T, t + self.segment - state.position % self.segment)
-            o, state = self._piece(x_BTD[:, t:end], state, write)
+            o, state = self._piece(x_BTD[:, t:end], state, write, chunk)
             outputs.append(o)
             t = end
         return torch.cat(outputs, 1), state
 
-    def _piece(self, x_BnD: Tensor, state: MACState, write: bool) -> tuple[Tensor, MACState]:
+    def _piece(self, x_BnD: Tensor, state: MACState, write: bool, chunk: int) -> tuple[Tensor, MACState]:
         if state.position % self.segment == 0:
             state = state._replace(
                 start=state.memory.memory, k_BHSd=state.k_BHSd[..., :0, :], v_BHSd=state.v_BHSd[..., :0, :]
@@ -105,7 +109,7 @@ class TitansMAC(nn.Module):
         mask = torch.arange(k_BHSd.shape[-2], device=x_BnD.device) // 2 <= query
         o = self.attention.read(q, *self.attention.with_persistent(k_BHSd, v_BHSd, mask))
         y: Tensor = self.attention.out(to_width(o)).to(x_BnD.dtype)
-        m, memory = self.memory(self.input_norm(y), state.memory, write=write)
+        m, memory = self.memory(self.input_norm(y), state.memory, write=write, chunk=chunk)
         gated = y * self.gate_norm(m.to(y.dtype)).sigmoid()
         after = state.position + x_BnD.shape[1]
         return gated, MACState(memory, state.start, retrieving.tail, k_BHSd, v_BHSd, after)

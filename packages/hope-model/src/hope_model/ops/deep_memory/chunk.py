@@ -346,7 +346,7 @@ def _by_memory(output_NRC: Tensor, readout: Readout, R: int) -> Tensor:
     """Output strengths [N, R, C] (or [N, 1, C] where all memories share one)."""
     if readout.output_share_HR is None:
         return output_NRC.expand(*output_NRC.shape[:-2], R, -1)
-    return output_NRC * readout.output_share_HR[..., -R:, None].sigmoid()
+    return output_NRC * readout.output_share_HR[..., -R:, None]
 
 
 def read_memory(state: MemoryState, q_NTd: Tensor, rules: Rules) -> Tensor:

@@ -142,7 +142,7 @@ def self_modifying_naive(
             target = l2norm(target, -1)
         erase, output = (None if g is None else g[..., t] for g in (gates.erase_NT, gates.output_NRT))
         if output is not None and readout.output_share_HR is not None:
-            output = output * readout.output_share_HR[..., -R:].sigmoid()
+            output = output * readout.output_share_HR[..., -R:]
         gates_t = Gates(log_a, eta_N if rules.tied_gates else erase, output, eta_NR, None)
         now, _ = _write_token(state, k, target, gates_t, rules, origin)
         state = _advance(state, now, None, rules)

@@ -45,7 +45,7 @@ class Readout(NamedTuple):
     eta_scale_HR: Tensor | None  # each memory's own share of eta; None: all the same (the paper)
     alpha_Hd: Tensor
     alpha_bias_H: Tensor
-    output_share_HR: Tensor | None  # each memory's own share of the output strength; None: all the same
+    output_share_HR: Tensor | None  # each memory's share in (0, 1] of the output strength; None: 1
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ Letters: N sequences times heads, R memories that share keys, d head width, m hi
 import torch
 from torch import Tensor
 
+from hope_model.ops.activations import SOFTENING
+
 
 def shrink(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Shrunk activation and its factor, from a = relu(z), consumed: a s with s = 1/sqrt(1 + ||a||^2)."""
-    s = a.square().sum(-2, keepdim=True).add_(1).rsqrt_()
+    """Shrunk activation and its factor, from a = relu(z), consumed: see `shrink_factor`."""
+    s = a.square().sum(-2, keepdim=True).add_(SOFTENING).rsqrt_()
     return a.mul_(s), s
 
 
