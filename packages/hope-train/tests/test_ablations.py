@@ -51,13 +51,13 @@ class Fake(Suite):
     trained: list[str]
     most: int
 
-    def _train(self, unit: study.Unit, *, tune: bool) -> dict[str, Any]:
+    def _train(self, unit: study.Unit) -> dict[str, Any]:
         if len(self.trained) == self.most:
             raise KeyboardInterrupt
         self.trained.append(unit.config.run)
         value = self.losses[unit.rate]
         record = self._record(unit, self.work, [], "diverged" if value is None else "")
-        metrics = [] if tune else [{"name": "task_accuracy", "length": 8, "value": 0.5}]
+        metrics = [{"name": "task_accuracy", "length": 8, "value": 0.5}]
         known = {} if value is None else {"val_loss": value}
         return record | {"wall_seconds": 3.0, "validation": known, "metrics": metrics}
 
@@ -74,18 +74,11 @@ def fake(tmp_path: Path, conf: Path, losses: dict[float, Any], most: int = 100) 
 def test_the_best_rate_on_validation_is_the_one_that_counts(tmp_path: Path) -> None:
     first = fake(tmp_path, project(tmp_path), {0.3: 0.7, 1.0: None, 3.0: 0.5})
     assert first.run()
-    tuning = [f"tiny/delta/rate{rate}-seed100" for rate in ("0.3", "1", "3")]
-    assert first.trained[:6] == [*tuning, *[f"tiny/delta/rate3-seed{seed}" for seed in (0, 1, 2)]]
-    assert len(first.trained) == 12  # the arm that cannot be run is left alone
+    tuning = [f"tiny/delta/rate{rate}-seed0" for rate in ("0.3", "1", "3")]
+    assert first.trained[:5] == [*tuning, *[f"tiny/delta/rate3-seed{seed}" for seed in (1, 2)]]
+    assert len(first.trained) == 10  # the arm that cannot be run is left alone
     records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("results/tiny/full/*.json"))]
-    assert [(r["rate"], r["seed"], r["tune"]) for r in records] == [
-        (0.3, 100, True),
-        (1.0, 100, True),
-        (3.0, 0, False),
-        (3.0, 1, False),
-        (3.0, 100, True),
-        (3.0, 2, False),
-    ]
+    assert [(r["rate"], r["seed"]) for r in records] == [(0.3, 0), (1.0, 0), (3.0, 0), (3.0, 1), (3.0, 2)]
     assert records[2]["lr"] == pytest.approx(9e-3)
 
 
@@ -95,17 +88,17 @@ def test_what_is_done_is_not_done_again_until_its_definition_changes(tmp_path: P
     stopped = fake(tmp_path, conf, losses, most=4)
     assert not stopped.run()
     again = fake(tmp_path, conf, losses)
-    assert [again.left(chain) for chain in again.chains[:2]] == [2, 6]
+    assert [again.left(chain) for chain in again.chains[:2]] == [1, 5]
     assert again.seconds(again.chains[0]) == 3.0
     assert again.run()
-    assert len(again.trained) == 8
+    assert len(again.trained) == 6
     assert not set(stopped.trained) & set(again.trained)
     assert not fake(tmp_path, conf, losses, most=0).trained
     values = yaml.safe_load((conf / "study/tiny.yaml").read_text())
     values["arms"]["full"]["overrides"] = ["optim.clip=0.5"]
     (conf / "study/tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     changed = fake(tmp_path, conf, losses)
-    assert [changed.left(chain) for chain in changed.chains[:2]] == [0, 6]
+    assert [changed.left(chain) for chain in changed.chains[:2]] == [0, 5]
 
 
 def test_equal_runs_of_two_studies_are_trained_once(tmp_path: Path) -> None:
@@ -131,7 +124,7 @@ def test_a_real_training_leaves_its_json_and_nothing_else(
     assert real.seconds(real.chains[0]) == ASSUMED
     unit = real.chains[0].unit(1.0, 0)
     real.display = type("Silent", (), {"finished": lambda *_: None})()  # type: ignore[assignment]
-    real._unit(unit, tune=False)
+    real._unit(unit)
     record = real.result(unit)
     assert record is not None
     assert [(m["name"], m["length"], m["n"]) for m in record["metrics"]] == [
@@ -174,5 +167,5 @@ def test_every_study_of_the_repository_is_whole(tmp_path: Path, capsys: pytest.C
     assert main(["ablations", "--plan", "--only", "nothing", *common]) == 2
     assert "--only nothing: no such study; choose among" in capsys.readouterr().err
     assert main(["ablations", "--plan", "--only", "order", *common]) == 0
-    assert capsys.readouterr().out.startswith("0 of 12 trainings done; the rest takes about 0.2 h")
+    assert capsys.readouterr().out.startswith("0 of 10 trainings done; the rest takes about 0.2 h")
     assert list(json.loads((tmp_path / "plan.json").read_text())["order"]["arms"]) == ["first", "second"]

@@ -100,4 +100,5 @@ class Block(nn.Module):
 
 
 def _round(width: float) -> int:
-    return max(8, 8 * round(width / 8))
+    """To multiples of 8, which hardware likes; where that would change a small model's size, to the next integer."""
+    return 8 * round(width / 8) if width >= 64 else max(1, round(width))

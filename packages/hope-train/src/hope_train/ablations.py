@@ -109,7 +109,7 @@ class Suite:
         studies: dict[str, Any] = {}
         for chain in self.chains:
             study = chain.definition
-            known = ("question", "order", "scale", "rates", "tune_seed", "seeds", "lengths")
+            known = ("question", "order", "scale", "rates", "seeds", "lengths")
             entry = studies.setdefault(chain.study, {key: asdict(study)[key] for key in known} | {"arms": {}})
             entry["arms"][chain.arm] = self._planned(chain)
         path = self.results / "plan.json"
@@ -120,7 +120,7 @@ class Suite:
     @staticmethod
     def _planned(chain: Chain) -> dict[str, Any]:
         model, study = chain.config.model, chain.definition
-        units = chain.tuning() + [chain.unit(rate, seed) for rate in study.rates for seed in study.seeds]
+        units = [chain.unit(rate, seed) for rate in study.rates for seed in study.seeds]
         teaches = model.variant.startswith("hope") and model.cms.teach_scale > 0
         return {
             "parameters": chain.parameters,
@@ -164,7 +164,7 @@ class Suite:
         tuned = [self.result(unit) for unit in chain.tuning()]
         missing = sum(record is None for record in tuned)
         if missing:
-            return missing + len(chain.definition.seeds)
+            return missing + len(chain.definition.seeds) - 1
         return sum(self.result(unit) is None for unit in self._final(chain))
 
     def _final(self, chain: Chain) -> list[Unit]:
@@ -176,24 +176,22 @@ class Suite:
 
     def _chain(self, chain: Chain) -> None:
         for unit in chain.tuning():
-            self._unit(unit, tune=True)
+            self._unit(unit)
         for unit in self._final(chain):
-            self._unit(unit, tune=False)
+            self._unit(unit)
 
-    def _unit(self, unit: Unit, *, tune: bool) -> None:
+    def _unit(self, unit: Unit) -> None:
         if self.result(unit):
             return
         if self.stop.is_set():
             raise StoppedError
-        record = dict(self._known.get(unit.sha256, {}))
-        if not record or (not tune and not record["metrics"] and not record["failed"]):
-            record = self._train(unit, tune=tune)
-        record |= {"study": unit.chain.study, "arm": unit.chain.arm, "rate": unit.rate, "tune": tune}
+        record = dict(self._known.get(unit.sha256) or self._train(unit))
+        record |= {"study": unit.chain.study, "arm": unit.chain.arm, "rate": unit.rate}
         self._known[unit.sha256] = record
         write_atomic(self.path(unit), (json.dumps(record, indent=1) + "\n").encode())
         self.display.finished(unit, record)
 
-    def _train(self, unit: Unit, *, tune: bool) -> dict[str, Any]:
+    def _train(self, unit: Unit) -> dict[str, Any]:
         folder, config = self.work / unit.config.run, unit.config
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "config.yaml", configuration.dump(config).encode())
@@ -212,45 +210,32 @@ class Suite:
             said = _last_line(folder)
             if status and not DIVERGED.search(said):
                 raise InputError(f"{unit.config.run}: {said.removeprefix('error: ')}")
-            metrics: list[dict[str, Any]] = []
-            if status == 0 and not tune:
-                metrics = self._evaluate(unit, folder, lock)
+            metrics = self._evaluate(unit, folder, lock) if status == 0 else []
             record = self._record(unit, folder, metrics, "" if status == 0 else said)
             record["wall_seconds"] = max(round(time.monotonic() - start, 1), record["seconds"])
         shutil.rmtree(folder)
         return record
 
     def _evaluate(self, unit: Unit, folder: Path, lock: int) -> list[dict[str, Any]]:
-        if not unit.config.data.task:
-            told = json.loads((folder / "train.json").read_text())
-            value = {"value": told["val_bpb"], "stderr": told.get("val_bpb_se"), "chance": None}
-            return [
-                {
-                    "name": "bits_per_byte",
-                    "length": unit.config.length,
-                    "n": int(told["val_windows"]),
-                    **value,
-                }
-            ]
+        out = folder / "measured.json"
+        given = ["--checkpoint", str(folder / "checkpoint"), "--json", str(out)]
+        if unit.config.data.task:
+            command = ["task", *given, "--lengths", *unit.chain.definition.lengths]
+        else:
+            data, writes = unit.config.data, unit.chain.writes
+            command = ["run", *given, "--shards", data.shards, "--tokenizer", data.tokenizer]
+            command += ["--tasks", "perplexity", *(["--memorize-paths", ",".join(writes)] if writes else [])]
         script = str(Path(sys.executable).with_name("hope-eval"))
-        lengths = unit.chain.definition.lengths
-        out = str(folder / "task.json")
-        command = [
-            script,
-            "task",
-            "--checkpoint",
-            str(folder / "checkpoint"),
-            "--json",
-            out,
-            "--lengths",
-            *lengths,
-        ]
-        if self._call(folder, lock, command):
+        if self._call(folder, lock, [script, *command]):
             raise InputError(f"{unit.config.run}: {_last_line(folder).removeprefix('error: ')}")
-        found = json.loads((folder / "task.json").read_text())["tasks"][0]["metrics"]
+        found = json.loads(out.read_text())["tasks"][0]["metrics"]
+        if not unit.config.data.task:  # over all domains
+            found = [m for m in found if (m["name"], m["group"]) == ("bits_per_byte", "all")]
+        keys = ("name", "n", "value", "stderr", "chance")
+        trained = f"length={unit.config.length}"
         return [
-            {"name": m["name"], "length": int(m["group"].removeprefix("length="))}
-            | {key: m[key] for key in ("n", "value", "stderr", "chance")}
+            {key: m[key] for key in keys}
+            | {"length": int(m["group"].replace("all", trained).partition("=")[2])}
             for m in found
         ]
 

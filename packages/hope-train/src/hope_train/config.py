@@ -159,9 +159,9 @@ class TrainConfig:
         steps: optimiser steps.
         batch_size: sequences per step, of all processes together.
         length: tokens predicted per sequence.
-        memory_chunks: chunk lengths of deep memories, of which each step draws one; none given means the model's. Where
-            training sequences have few chunks, a memory learns here what rewriting between chunks does to it. Validation
-            and evaluation use the model's.
+        memory_chunks: chunk lengths of deep memories, of which each step draws one; none given means the model's, which
+            validation and evaluation always use. Where training sequences have few chunks, memories so learn what
+            being rewritten between chunks does to them.
         lengths: shorter contexts, by the step they begin at: `{0: 512, 2000: 2048}`. A sequence of `length` tokens is
             then cut into as many as fit, so that steps, tokens and their order stay what they are.
         accumulate: parts a process's share of the batch is split into to save memory; same gradient.

@@ -25,11 +25,13 @@ class Arm:
     Attributes:
         run: a file of conf/run.
         overrides: Hydra overrides, `model.memory.self_modify=false`.
+        writes: memories that are written at test time (`titans`, `cms.0`); none given means all. For text.
         missing: why it cannot be run yet; reports say so.
     """
 
     run: str = "hope"
     overrides: list[str] = field(default_factory=list)
+    writes: list[str] = field(default_factory=list)
     missing: str = ""
 
 
@@ -44,8 +46,7 @@ class Study:
         overrides: of all arms, before their own.
         arms: by name.
         rates: factors of the scale's learning rates; validation chooses one for each arm.
-        tune_seed: seed of the runs that choose.
-        seeds: of the runs that count.
+        seeds: of the runs that count; the first is that of the runs that choose.
         lengths: at which a task is evaluated, `2x` being twice the training length.
         tolerance: allowed difference of parameters, as a share of the first arm's.
     """
@@ -56,15 +57,14 @@ class Study:
     overrides: list[str] = field(default_factory=list)
     arms: dict[str, Arm] = field(default_factory=dict)
     rates: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
-    tune_seed: int = 100
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     lengths: list[str] = field(default_factory=lambda: ["1x", "2x", "4x", "8x"])
     tolerance: float = 0.03
 
     def __post_init__(self) -> None:
         """Refuse a comparison that cannot be fair."""
-        if len(self.rates) < 3 or len(set(self.seeds)) < 3 or self.tune_seed in self.seeds:
-            raise InputError("at least three 'rates' and three 'seeds', 'tune_seed' not among them")
+        if len(set(self.rates)) < 3 or len(set(self.seeds)) < 3:
+            raise InputError("at least three 'rates' and three 'seeds'")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Chain:
     definition: Study
     config: TrainConfig
     parameters: int
+    writes: list[str]
     missing: str
 
     def unit(self, rate: float, seed: int) -> Unit:
@@ -86,11 +87,11 @@ class Chain:
         return Unit(self, rate, dataclasses.replace(self.config, run=name, seed=seed, optim=optim))
 
     def tuning(self) -> list[Unit]:
-        """The runs that choose a learning rate."""
-        return [self.unit(rate, self.definition.tune_seed) for rate in self.definition.rates]
+        """The runs that choose a learning rate on validation; the best of them also counts, by what it is tested on."""
+        return [self.unit(rate, self.definition.seeds[0]) for rate in self.definition.rates]
 
     def __len__(self) -> int:
-        return len(self.definition.rates) + len(self.definition.seeds)
+        return len(self.definition.rates) + len(self.definition.seeds) - 1
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class Unit:
     @property
     def sha256(self) -> str:
         """Of what is trained and how it is measured, whatever study asks for it."""
-        lengths = self.chain.definition.lengths if self.config.data.task else []
-        return fingerprint(dataclasses.replace(self.config, run=":".join(lengths)))
+        measured = self.chain.definition.lengths if self.config.data.task else self.chain.writes
+        return fingerprint(dataclasses.replace(self.config, run=":".join(measured)))
 
 
 def load(conf: Path, only: list[str]) -> dict[str, Study]:
@@ -141,5 +142,5 @@ def chains(name: str, study: Study, conf: Path, corpora: list[str], scale: str =
                 f"{conf}/study/{name}.yaml: arm '{arm}' has {count:,} parameters, '{made[0].arm}' {first:,}: "
                 f"more than {study.tolerance:.0%} apart"
             )
-        made.append(Chain(name, arm, study, config, count, what.missing))
+        made.append(Chain(name, arm, study, config, count, what.writes, what.missing))
     return made

@@ -40,7 +40,6 @@ class StudyPlan:
     order: int
     scale: str
     rates: list[float]
-    tune_seed: int
     seeds: list[int]
     lengths: list[str]
     arms: dict[str, ArmPlan]
@@ -68,7 +67,6 @@ class Training:
     sha256: str
     study: str
     arm: str
-    tune: bool
     seed: int
     rate: float
     lr: float
@@ -95,6 +93,11 @@ class Arm:
     plan: ArmPlan
     tuned: dict[float, Training]
     seeds: dict[int, Training]
+
+    @property
+    def trainings(self) -> list[Training]:
+        """All of them; the one that both chose and counts, once."""
+        return [*self.tuned.values(), *(t for t in self.seeds.values() if t not in self.tuned.values())]
 
     @property
     def chosen(self) -> float | None:
@@ -133,12 +136,12 @@ class Study:
     @property
     def done(self) -> int:
         """Trainings that are there."""
-        return sum(len(arm.tuned) + len(arm.seeds) for arm in self.arms)
+        return sum(len(arm.trainings) for arm in self.arms)
 
     @property
     def planned(self) -> int:
         """Trainings there are to be, without what cannot be run."""
-        each = len(self.plan.rates) + len(self.plan.seeds)
+        each = len(self.plan.rates) + len(self.plan.seeds) - 1
         return sum(each for arm in self.arms if not arm.plan.missing)
 
 
@@ -163,7 +166,7 @@ def _arm(folder: Path, name: str, study: StudyPlan, arm: str) -> Arm:
             training = _validated(path, Training)
             if training.sha256.startswith(sha256):
                 found.append(training)
-    tuned = {t.rate: t for t in found if t.seed == study.tune_seed}
+    tuned = {t.rate: t for t in found if t.seed == study.seeds[0]}
     chosen = Arm(arm, plan, tuned, {}).chosen
     return Arm(arm, plan, tuned, {t.seed: t for t in found if t.seed in study.seeds and t.rate == chosen})
 

@@ -174,10 +174,10 @@ def _rates(study: Study) -> str:
 
 
 def _provenance(study: Study) -> str:
-    trainings = [t for arm in study.arms for t in (*arm.tuned.values(), *arm.seeds.values())]
+    trainings = [t for arm in study.arms for t in arm.trainings]
     revisions = sorted(
         {t.revision[:12] + ("-dirty" if t.revision.endswith("-dirty") else "") for t in trainings}
     )
     plan = study.plan
     seeds = ", ".join(map(str, plan.seeds))
-    return f"Seeds {seeds}, learning rates with seed {plan.tune_seed}; revision {', '.join(revisions)}."
+    return f"Seeds {seeds}, learning rates chosen with seed {plan.seeds[0]}; revision {', '.join(revisions)}."
