@@ -1,5 +1,6 @@
 """Deep memories: chunk form, written-out backward and token loop agree; constants pinned by hand."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,26 @@ def test_other_rules_are_the_token_loop(
     draw = Draw(1)
     args[2] = args[2]._replace(erase_NT=draw.strength(B, H, 11) if erase else None)
     assert_same(self_modifying_naive, self_modifying, *args, fixed, first if origin else None)
+
+
+@pytest.mark.parametrize("origin", [True, False])
+@pytest.mark.parametrize("stable", [True, False])
+def test_cut_writes_are_constants_of_the_same_value(
+    assert_same: Assert, *, stable: bool, origin: bool
+) -> None:
+    rules = Rules(chunk=4, stable=stable)
+    cut = dataclasses.replace(rules, through_writes=False)
+    x, q, gates, readout, state, _, fixed, first = self_modifying_inputs(11, rules, 2, self_modify=True)
+    first = first if origin else None
+    for one in (rules, cut):
+        assert_same(self_modifying_naive, self_modifying, x, q, gates, readout, state, one, fixed, first)
+    (o, _), (o_cut, _) = (
+        self_modifying(x, q, gates, readout, state, one, fixed, first) for one in (rules, cut)
+    )
+    assert (o - o_cut).abs().max() < 1e-12
+    leaves = (x, readout.eta_Hd, readout.alpha_Hd)
+    assert min(g.abs().max() for g in torch.autograd.grad(o.sum(), leaves, retain_graph=True)) > 1e-6
+    assert torch.autograd.grad(o_cut.sum(), leaves, allow_unused=True) == (None, None, None)
 
 
 @pytest.mark.parametrize("momentum", [True, False])

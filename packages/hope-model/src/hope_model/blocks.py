@@ -32,6 +32,7 @@ VARIANTS: dict[str, tuple[str, str]] = {
     "hope": ("self_modifying", "cms"),
     "hope_paper": ("self_modifying", "cms"),  # tied gates, gradient output rule (config.FORMS)
     "hope_attention": ("attention", "cms"),
+    "hope_deltanet": ("gated_deltanet", "cms"),
     "self_modifying_titans": ("self_modifying", "swiglu"),
     "titans": ("titans", "swiglu"),
     "titans_mag": ("titans_mag", "swiglu"),

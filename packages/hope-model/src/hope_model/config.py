@@ -40,6 +40,9 @@ class MemoryConfig:
     erase_hidden: bool = False  # a delta rule at the hidden layer too, with a gate of its own
     self_modify: bool = True  # False: k, v, eta, alpha keep their initial memories
     momentum: bool = True  # Titans only
+    through_writes: bool = (
+        True  # False: the outer gradient takes what is written as a constant (as prior art did)
+    )
     persistent: int = 8  # Titans with attention only: learned tokens that every query sees
 
 

@@ -35,6 +35,7 @@ def memory_rules(config: ModelConfig) -> Rules:
         memory.eta_max,
         stable,
         memory.tied_gates,
+        memory.through_writes,
         config.cms.differentiable_twice,
     )
 

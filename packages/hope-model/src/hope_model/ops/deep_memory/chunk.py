@@ -70,6 +70,26 @@ def _for_each_memory(decays: Decays) -> Decays:
 def _write(
     state: MemoryState,
     k_NdC: Tensor,
+    target_NRdC: Tensor,
+    gates: Gates,
+    rules: Rules,
+    origin: FastWeights | None,
+    hidden: tuple[Tensor, ...] | None = None,
+) -> tuple[Layer, Layer]:
+    """The chunk's writes. Cut off from the outer gradient, they are constants: only the weights they add to are not."""
+    with torch.set_grad_enabled(rules.through_writes and torch.is_grad_enabled()):
+        hidden = hidden or memory_forward(state.start, k_NdC, rules)
+        layer2, layer1 = _solve(state, k_NdC, hidden, target_NRdC, gates, rules, origin)
+    if not rules.through_writes:
+        W2, W1 = state.now if origin is None else (W - W0 for W, W0 in zip(state.now, origin, strict=True))
+        layer2 = layer2._replace(S=W2.flatten(-3, -2), key=layer2.key.detach())
+        layer1 = layer1._replace(S=W1, key=layer1.key.detach())
+    return layer2, layer1
+
+
+def _solve(
+    state: MemoryState,
+    k_NdC: Tensor,
     hidden: tuple[Tensor, ...],
     target_NRdC: Tensor,
     gates: Gates,
@@ -226,8 +246,7 @@ def _plain_span(
     lengths = _pieces(state.position, q_NdT.shape[-1], rules.chunk)
     inputs = (torch.split(x, lengths, -1) for x in (q_NdT, k_NdT, v_NdT))
     for q_NdC, k_NdC, v_NdC, gates_C in zip(*inputs, _split(gates, lengths), strict=True):
-        hidden = memory_forward(state.start, k_NdC, rules)
-        layers = _write(state, k_NdC, hidden, v_NdC[..., None, :, :], gates_C, rules, origin)
+        layers = _write(state, k_NdC, v_NdC[..., None, :, :], gates_C, rules, origin)
         outputs.append(_read(*layers, q_NdC, rules, origin))
         state = _after(*layers, state, rules, origin)
     return torch.cat(outputs, -1), state
@@ -263,8 +282,8 @@ def self_modifying(
 
 
 def _has_written_backward(rules: Rules, gates: Gates, origin: FastWeights | None) -> bool:
-    default = rules.stable and rules.activation == "relu" and not (rules.tied_gates or rules.twice)
-    return default and gates.erase_NT is None and origin is not None
+    default = rules.stable and rules.activation == "relu" and rules.through_writes
+    return default and not (rules.tied_gates or rules.twice) and gates.erase_NT is None and origin is not None
 
 
 def _batch(W: Tensor) -> Tensor:
@@ -295,7 +314,7 @@ def _plain_chunk(
     erase_NC = eta_NC if rules.tied_gates else gates.erase_NT
     output_NRC = None if gates.output_NRT is None else _by_memory(gates.output_NRT, readout, R)
     gates = Gates(log_a_NC, erase_NC, output_NRC, eta_NRC, None)
-    layers = _write(state, k_NdC, tuple(x[..., :C] for x in both), target_NRdC, gates, rules, origin)
+    layers = _write(state, k_NdC, target_NRdC, gates, rules, origin, tuple(x[..., :C] for x in both))
     return _read(*layers, q_NdC, rules, origin), _after(*layers, state, rules, origin)
 
 

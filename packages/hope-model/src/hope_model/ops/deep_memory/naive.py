@@ -28,6 +28,27 @@ def _write_token(
     origin: FastWeights | None,
 ) -> tuple[FastWeights, FastWeights | None]:
     """One gated delta write of every memory; the error is taken at the chunk's start (eq. 90)."""
+    with torch.set_grad_enabled(rules.through_writes and torch.is_grad_enabled()):
+        now, momentum = _written(state, k_Nd, target_NRd, gates_t, rules, origin)
+    if rules.through_writes:
+        return now, momentum
+    # What is written is a constant, but what is kept of the weights that were there is not.
+    assert gates_t.log_a_NT is not None  # noqa: S101
+    keep = gates_t.log_a_NT.detach().exp()[..., None, None, None]
+    kept = [keep * (W - W.detach()) for W in state.now]
+    if origin is not None:
+        kept = [k + (1 - keep) * (W0 - W0.detach()) for k, W0 in zip(kept, origin, strict=True)]
+    return FastWeights(*(W + k for W, k in zip(now, kept, strict=True))), momentum
+
+
+def _written(
+    state: MemoryState,
+    k_Nd: Tensor,
+    target_NRd: Tensor,
+    gates_t: Gates,
+    rules: Rules,
+    origin: FastWeights | None,
+) -> tuple[FastWeights, FastWeights | None]:
     assert gates_t.log_a_NT is not None  # noqa: S101
     assert gates_t.eta_NRT is not None  # noqa: S101
     k_NRd = k_Nd[..., None, :].expand_as(target_NRd)

@@ -57,4 +57,5 @@ class Rules:
     eta_max: float = 0.1
     stable: bool = True  # shrunk activations, normalised targets, exact delta rule at the output layer
     tied_gates: bool = False  # erase with eta
+    through_writes: bool = True  # False: what is written is a constant for the outer gradient
     twice: bool = False  # must be differentiable twice: no written-out backward
