@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,10 @@ def many(data: Path, tmp_path_factory: pytest.TempPathFactory, make_corpus: Call
     root = tmp_path_factory.mktemp("many")
     rng = random.Random(0)
     words = [f"{a}{b}" for a in ("mo", "ta", "ri", "ve", "su") for b in ("n", "lk", "st", "r", "ma", "do")]
-    texts = [" ".join(rng.choices(words, k=150)) + ".\n" for _ in range(900)]
+    texts = [" ".join(rng.choices(words, k=400)) + ".\n" for _ in range(900)]
     texts = [texts[rng.randrange(i + 1)] if rng.random() < 0.1 else text for i, text in enumerate(texts)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(acquire, "PART_BYTES", sum(map(len, texts)) // PARTS + 500)
+        patch.setattr(acquire, "PART_BYTES", sum(map(len, texts)) // PARTS + 1500)
         clean = make_corpus(root, "m", texts)
     assert len(documents.provenance(clean)["files"]) == PARTS
     shutil.copytree(data / "tokenizer", root / "tokenizer")
@@ -71,37 +72,89 @@ def command(step: str, many: Path, out: Path) -> list[str]:
     return [sys.executable, "-c", script, step, *map(str, given), "--out", str(out / "m"), "--workers", "2"]
 
 
-def start(step: str, many: Path, out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command(step, many, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+class Killing:
+    """Runs of one step that may be killed, and where in them the kills came."""
+
+    def __init__(self, step: str, many: Path, out: Path):
+        self.step, self.many, self.out = step, many, out
+        self.partial = out / ".m.partial"
+        self.phases = dict.fromkeys(("start", "work", "end"), 0)
+        self.process, self.before = self._start()
+        self.until_work, self.work = self._timed()
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], dict[str, int]]:
+        before = self.files()
+        # A session of its own, so that its workers can be killed with it.
+        run = command(self.step, self.many, self.out)
+        null = subprocess.DEVNULL
+        return subprocess.Popen(run, stdout=null, stderr=null, start_new_session=True), before
+
+    def files(self) -> dict[str, int]:
+        """What tasks have written so far, with the time of it."""
+        found: dict[str, int] = {}
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.partial):
+                with suppress(FileNotFoundError):
+                    found[entry.name] = entry.stat().st_mtime_ns
+        return {name: when for name, when in found.items() if "-0" in name and not name.startswith(".")}
+
+    def left(self) -> int:
+        """Tasks of the last step that are not sealed."""
+        last = {"filter": "keep", "shard": "shard"}[self.step]
+        return PARTS - len(list(self.partial.glob(f"{last}-0000?.json")))
+
+    def _wait_for_work(self) -> None:
+        while self.process.poll() is None and self.files() == self.before:
+            time.sleep(0.001)
+
+    def _timed(self) -> tuple[float, float]:
+        began = time.monotonic()
+        self._wait_for_work()
+        middle = time.monotonic()
+        self.process.wait()
+        shutil.rmtree(self.out)
+        return middle - began, time.monotonic() - middle
+
+    def kill(self, k: int, rng: random.Random) -> bool:
+        """Start a run and kill it: every third at any moment, the others once a task has written something.
+
+        Returns:
+            Whether it was still running.
+        """
+        self.process, self.before = self._start()
+        if k % 3 == 2:
+            time.sleep(rng.uniform(0, self.until_work + self.work))
+        else:
+            self._wait_for_work()
+            time.sleep(rng.uniform(0, self.work * self.left() / PARTS) if k else 0)
+        if self.process.poll() is not None:
+            return False
+        # With its workers, or alone: then they notice, and the next run waits for them.
+        os.killpg(self.process.pid, signal.SIGKILL) if k % 2 else self.process.kill()
+        self.process.wait()
+        time.sleep(0.1)
+        worked = self.files() != self.before
+        self.phases["work" if worked and self.left() else "end" if worked else "start"] += 1
+        return True
 
 
 def test_kills_change_no_byte(many: Path, tmp_path: Path) -> None:
     """kill -9 at random moments of filter and shard, then go on: byte for byte the undisturbed output."""
     rng = random.Random(0)
     for step, reference in (("filter", many / "clean" / "m"), ("shard", many / "shards" / "m")):
-        out, killed, halfway = tmp_path / step, 0, 0
-        process, began = start(step, many, out), time.monotonic()
-        while not (out / ".m.partial" / "job.json").exists():
-            time.sleep(0.001)
-        start_up = time.monotonic() - began
-        process.wait()
-        seconds = time.monotonic() - began - start_up
-        shutil.rmtree(out)
+        out, killed, whole = tmp_path / step, 0, 0
+        runs = Killing(step, many, out)
         while killed < KILLS // 2:
-            process = start(step, many, out)
-            time.sleep(start_up + rng.uniform(0, seconds))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                killed += 1
-                halfway += bool(list(out.glob(".m.partial/*-0000?.json")))
-            process.wait()
+            killed += runs.kill(killed, rng)
             if (out / "m").exists():
                 assert folder_bytes(out / "m") == folder_bytes(reference)
                 shutil.rmtree(out)
+                whole += 1
         subprocess.run(command(step, many, out), check=True, capture_output=True)
         assert folder_bytes(out / "m") == folder_bytes(reference)
         assert [p.name for p in out.iterdir()] == ["m"]
-        sys.stdout.write(f"{step}: {killed} kills, {halfway} of them with results of some tasks there\n")
+        sys.stdout.write(f"{step}: {killed} kills by phase {runs.phases}, {whole + 1} whole outputs compared\n")
+        assert 3 * runs.phases["work"] >= killed
 
 
 def task(folder: Path, i: int) -> dict[str, object]:
