@@ -201,7 +201,7 @@ def test_no_new_dials() -> None:
         "limits.bytes scales holdout installed.packages installed.what installed.skip installed.file_bytes hub.path "
         "hub.name hub.split hub.revision hub.streaming filter.language filter.min_chars filter.max_chars "
         "filter.min_letters filter.max_symbols filter.max_bullets filter.max_duplicate_lines "
-        "filter.max_top_trigram filter.max_word filter.near_duplicate"
+        "filter.max_top_trigram filter.max_word filter.near_duplicate filter.passage_lines"
     )
     assert " ".join(keys(LoaderConfig)) == "shards weights corpora batch_size length"
 

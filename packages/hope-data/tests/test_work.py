@@ -153,7 +153,9 @@ def test_kills_change_no_byte(many: Path, tmp_path: Path) -> None:
         subprocess.run(command(step, many, out), check=True, capture_output=True)
         assert folder_bytes(out / "m") == folder_bytes(reference)
         assert [p.name for p in out.iterdir()] == ["m"]
-        sys.stdout.write(f"{step}: {killed} kills by phase {runs.phases}, {whole + 1} whole outputs compared\n")
+        sys.stdout.write(
+            f"{step}: {killed} kills by phase {runs.phases}, {whole + 1} whole outputs compared\n"
+        )
         assert 3 * runs.phases["work"] >= killed
 
 

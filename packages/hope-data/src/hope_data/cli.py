@@ -63,8 +63,12 @@ def _filter(args: argparse.Namespace) -> None:
     kept = (
         f"kept {record['documents']} of {record['raw_documents']} documents, {record['bytes'] / 1e6:.2f} MB"
     )
-    print(f"{record['corpus']}: {kept}; dropped: {drops or 'none'}")
-    keys = ("documents", "bytes", "raw_documents", "raw_bytes", "repaired", "dropped", "dropped_bytes")
+    gone = record["cut"]
+    cuts = (
+        f"; cut: {gone['bytes'] / 1e6:.2f} MB of {gone['documents']} documents" if gone["documents"] else ""
+    )
+    print(f"{record['corpus']}: {kept}; dropped: {drops or 'none'}{cuts}")
+    keys = ("documents", "bytes", "raw_documents", "raw_bytes", "repaired", "dropped", "dropped_bytes", "cut")
     _json(args, {key: record[key] for key in keys})
 
 

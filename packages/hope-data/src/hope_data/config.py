@@ -78,6 +78,8 @@ class FilterConfig:
         max_word: longest mean word, in characters.
         near_duplicate: least share of equal MinHashes of word trigrams at which a document resembles an earlier
             one and goes. Two texts that differ in 5 % of their words share 0.75.
+        passage_lines: lines of a passage; one of twelve words or more that an earlier document of the corpus has is
+            cut, and a document goes of which less than `min_chars` is left. C4 cuts three sentences.
     """
 
     language: str = "en"
@@ -90,6 +92,7 @@ class FilterConfig:
     max_top_trigram: float = 0.2
     max_word: float = 15.0
     near_duplicate: float = 0.65
+    passage_lines: int = 0
 
     @classmethod
     def recorded(cls, record: dict[str, Any]) -> Self:

@@ -41,6 +41,12 @@ def batches(rows: Iterable[Document]) -> Iterator[list[Document]]:
         yield held
 
 
+def line_of(document: Document) -> bytes:
+    """A document as a line of a part."""
+    row = {"text": document.text, "id": document.id, "meta": document.meta}
+    return json.dumps(row, ensure_ascii=False, sort_keys=True).encode() + b"\n"
+
+
 class Writer:
     """Writes documents into numbered parts; a new part begins after `part_bytes` of text (0: never).
 
@@ -61,8 +67,7 @@ class Writer:
         size = len(document.text.encode())
         if (self.part_bytes and self._room < size) or self._stream is None:
             self._next_part()
-        row = {"text": document.text, "id": document.id, "meta": document.meta}
-        self.write_line(json.dumps(row, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+        self.write_line(line_of(document))
         self._room -= size
         self.documents += 1
         self.bytes += size

@@ -1,7 +1,8 @@
 """The filter stage: repair, judge, drop duplicates, count every reason, and fix each document's split.
 
 Three steps. `judge` looks at each document alone, part by part, in as many processes as there are. The duplicates
-are found among the signatures of what is left, in one process. `keep` writes the parts without them.
+are found among the signatures of what is left, in one process, and so are passages that come again. `keep` writes the
+parts without them.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hope_data import decontaminate, dedup, documents, rules
+from hope_data import decontaminate, dedup, documents, passages, rules
 from hope_data.compressed import lines
 from hope_data.config import FilterConfig
 from hope_data.documents import INNER_LINE, PROVENANCE, Document, Writer
@@ -73,6 +74,9 @@ class _Sieve:
     def drop(self, reason: str, name: str, text: str) -> None:
         self.dropped[reason] += 1
         self.dropped_bytes[reason] += len(text.encode())
+        self.sample(reason, name, text)
+
+    def sample(self, reason: str, name: str, text: str) -> None:
         kept = self.samples.setdefault(reason, [])
         if len(kept) < _KEPT_PER_REASON:
             kept.append({"id": name, "text": text[:_EXCERPT]})
@@ -112,13 +116,20 @@ class _Judge:
         rows = track(documents.read_part(self.raw, self.parts[i]), self.n_bytes, f"filter {self.raw.name}")
         passed = sieve.keep(_repaired(rows, changed))
         writer, signatures = Writer(folder, 0, text), [np.empty(0, dedup.SIGNATURE)]
+        found = [np.empty(0, passages.PASSAGE)]
         for batch in documents.batches(passed):
+            if size := self.config.passage_lines:
+                found.append(passages.table([row.text for row in batch], size, writer.documents))
             for row in batch:
                 writer.write(row)
             signatures.append(self._sign(batch))
         writer.close()
         np.save(folder / signed, np.concatenate(signatures))
-        return {"files": [text, signed], "repaired": changed["documents"], **sieve.record()}
+        files = [text, signed]
+        if self.config.passage_lines:
+            files.append(f"passages-{i:05d}.npy")
+            np.save(folder / files[-1], np.concatenate(found))
+        return {"files": files, "repaired": changed["documents"], **sieve.record()}
 
     def _sign(self, batch: list[Document]) -> dedup.Signatures:
         signed = np.zeros(len(batch), dedup.SIGNATURE)
@@ -133,28 +144,49 @@ class _Judge:
 
 @dataclass(frozen=True)
 class _Keep:
-    """Task: copy a judged part without its duplicates."""
+    """Task: copy a judged part without its duplicates, and without passages that an earlier document has."""
 
     verdicts: list[str]
     reasons: list[str]
+    config: FilterConfig
 
     def __call__(self, folder: Path, i: int) -> dict[str, Any]:
         text, signed = f"part-{i:05d}.jsonl.zst", f"part-{i:05d}.signatures.npy"
         verdict = np.load(folder / self.verdicts[i])
-        signatures = np.load(folder / f"judged-{i:05d}.npy")[verdict == 0]
+        signatures = np.load(folder / f"judged-{i:05d}.npy")
+        again = self._again(folder, i, len(verdict))
         sieve, candidates = _Sieve([]), lines(folder / f"judged-{i:05d}.jsonl.zst", INNER_LINE)
-        if len(signatures):
-            np.save(folder / signed, signatures)
-            writer = Writer(folder, 0, text)
-        for (_, line), reason in zip(candidates, verdict, strict=True):
-            if reason:
+        kept = np.zeros(len(verdict), bool)
+        cut = Counter[str]()
+        writer: Writer | None = None
+        for k, ((_, line), reason) in enumerate(zip(candidates, verdict, strict=True)):
+            if reason or k in again:
                 row = json.loads(line)
+            if reason:
                 sieve.drop(self.reasons[reason], row["id"], row["text"])
-            else:
-                writer.write_line(line)
-        if not len(signatures):
-            return {"files": [], **sieve.record()}
+                continue
+            if k in again:
+                whole, row["text"] = (
+                    row["text"],
+                    passages.cut(row["text"], self.config.passage_lines, again[k]),
+                )
+                if len(row["text"]) < max(1, self.config.min_chars):
+                    sieve.drop("repeated passages", row["id"], whole)
+                    continue
+                gone = int(signatures["bytes"][k]) - len(row["text"].encode())
+                signatures["bytes"][k] -= gone
+                row["meta"]["cut"] = gone
+                cut.update(documents=1, bytes=gone)
+                sieve.sample("cut", row["id"], passages.first(whole, self.config.passage_lines, again[k]))
+                line = documents.line_of(Document(**row))
+            kept[k] = True
+            writer = writer or Writer(folder, 0, text)
+            writer.write_line(line)
+        if writer is None:
+            return {"files": [], "cut": {}, **sieve.record()}
         writer.close()
+        signatures = signatures[kept]
+        np.save(folder / signed, signatures)
         shas = signatures["sha256"]
         return {
             "files": [text, signed],
@@ -163,8 +195,17 @@ class _Keep:
             "bytes": int(signatures["bytes"].sum()),
             "lowest": min(shas).decode(),
             "highest": max(shas).decode(),
+            "cut": dict(cut),
             **sieve.record(),
         }
+
+    def _again(self, folder: Path, i: int, count: int) -> dict[int, Any]:
+        """Marks of the passages that come again, of the documents that have any."""
+        if not self.config.passage_lines:
+            return {}
+        owner = np.load(folder / f"passages-{i:05d}.npy")["document"]
+        marks = np.split(np.load(folder / f"again-{i:05d}.npy"), np.searchsorted(owner, np.arange(1, count)))
+        return {k: found for k, found in enumerate(marks) if found.any()}
 
 
 def _merged(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -236,7 +277,7 @@ def run(
         n_bytes = source["bytes"] if len(parts) == 1 else 0
         judge = _Judge(raw, parts, config, bool(evaluation), n_bytes)
         judged = work.run("judge", judge, len(parts), workers, engine)
-        keep = _unlike(work, len(parts), others, config.near_duplicate)
+        keep = _unlike(work, len(parts), others, config)
         kept = work.run("keep", keep, len(parts), workers, engine)
         merged = _merged(judged + kept)
         record = _record(source, judged, kept)
@@ -252,13 +293,18 @@ def run(
     return record
 
 
-def _unlike(work: Work, count: int, others: dict[str, list[Path]], similarity: float) -> _Keep:
+def _unlike(work: Work, count: int, others: dict[str, list[Path]], config: FilterConfig) -> _Keep:
     judged = [work.folder / f"judged-{i:05d}.npy" for i in range(count)]
-    verdicts, reasons = dedup.judge(judged, others, similarity, work.folder / "signatures.bin")
+    verdicts, reasons = dedup.judge(judged, others, config.near_duplicate, work.folder / "signatures.bin")
     names = [f"verdict-{i:05d}.npy" for i in range(count)]
     for name, verdict in zip(names, verdicts, strict=True):
         np.save(work.folder / name, verdict)
-    return _Keep(names, reasons)
+    if config.passage_lines:
+        found = [work.folder / f"passages-{i:05d}.npy" for i in range(count)]
+        again = passages.repeated(found, [verdict == 0 for verdict in verdicts])
+        for i, marks in enumerate(again):
+            np.save(work.folder / f"again-{i:05d}.npy", marks)
+    return _Keep(names, reasons, config)
 
 
 def _record(
@@ -274,6 +320,7 @@ def _record(
         "files": {r["files"][0]: r["sha256"][0] for r in full},
         "signatures": {r["files"][1]: r["sha256"][1] for r in full},
         "repaired": sum(r["repaired"] for r in judged),
+        "cut": {key: sum(r["cut"].get(key, 0) for r in kept) for key in ("documents", "bytes")},
         "raw_documents": source["documents"],
         "raw_bytes": source["bytes"],
         "split": asdict(SplitRule(holdout, holdout, *ends)),

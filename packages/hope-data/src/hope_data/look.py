@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from hope_data import documents
 
@@ -24,5 +25,12 @@ def look(folder: Path, count: int = 3, width: int = 600) -> str:
         out += [f"\n── {row.id}  ({row.meta.get('licence', '')})", row.text[:width].rstrip()]
     for reason, n in sorted(record.get("dropped", {}).items(), key=lambda item: -item[1]):
         out.append(f"\n── dropped: {reason}, {n} of {record['raw_documents']}")
-        out += [f"{s['id']}: {' '.join(s['text'].split())[:150]}" for s in record["samples"][reason][:count]]
+        out += _samples(record, reason, count)
+    if gone := record.get("cut", {}).get("documents"):
+        out.append(f"\n── cut: passages that an earlier document has, of {gone} documents")
+        out += _samples(record, "cut", count)
     return "\n".join(out)
+
+
+def _samples(record: dict[str, Any], reason: str, count: int) -> list[str]:
+    return [f"{s['id']}: {' '.join(s['text'].split())[:150]}" for s in record["samples"][reason][:count]]

@@ -72,8 +72,16 @@ def _checked(path: Path, manifest: Manifest) -> Manifest:
     for scale, limits in manifest.scales.items():
         if unknown := sorted(set(limits) - {"documents", "bytes"}):
             raise InputError(f"{path}: key 'scales.{scale}.{unknown[0]}': must be documents or bytes")
-    if not 0 < manifest.holdout < 0.5:
-        raise InputError(f"{path}: key 'holdout': {manifest.holdout} must lie between 0 and 0.5")
-    if not 0 <= manifest.filter.near_duplicate <= 1:
-        raise InputError(f"{path}: key 'filter.near_duplicate': must lie between 0 and 1")
+    _numbers(path, manifest)
     return manifest
+
+
+def _numbers(path: Path, manifest: Manifest) -> None:
+    holdout, near, lines = manifest.holdout, manifest.filter.near_duplicate, manifest.filter.passage_lines
+    for key, number, fits, allowed in (
+        ("holdout", holdout, 0 < holdout < 0.5, "lie between 0 and 0.5"),
+        ("filter.near_duplicate", near, 0 <= near <= 1, "lie between 0 and 1"),
+        ("filter.passage_lines", lines, lines >= 0, "be a number of lines, 0 for none"),
+    ):
+        if not fits:
+            raise InputError(f"{path}: key {key!r}: {number} must {allowed}")
