@@ -174,6 +174,20 @@ def test_evaluation_text_that_is_not_there(tmp_path: Path) -> None:
         decontaminate.find([tmp_path / "absent"])
 
 
+def test_a_folder_without_evaluation_text_is_said_and_an_absent_one_stops(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "README.md").write_text("no text")
+    given = ["filter", str(data / "raw" / "a"), "--out", str(tmp_path / "a"), "--evaluation"]
+    assert main([*given, str(tmp_path / "absent")]) == 2
+    assert "absent: no .jsonl or .txt file" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    assert main([*given, str(tmp_path / "eval")]) == 0
+    assert "eval: no evaluation text here, so none is looked for" in capsys.readouterr().out
+    assert documents.provenance(tmp_path / "a") == documents.provenance(data / "clean" / "a")
+
+
 def test_default_is_what_the_docstring_says() -> None:
     assert FilterConfig().near_duplicate == 0.65
     assert (dedup.HASHES, dedup.BANDS, dedup.ROWS) == (128, 25, 5)

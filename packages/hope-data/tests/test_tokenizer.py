@@ -144,11 +144,17 @@ def test_guard_fails_when_coverage_worsens(
     assert train(400, "--json", tmp_path / "c.json") == 0
     before = (tmp_path / "t" / "tokenizer.model").read_bytes()
     assert train(320, "--guard", tmp_path / "c.json") == 2
-    assert "a has " in (error := capsys.readouterr().err)
+    assert "b has " in (error := capsys.readouterr().err)
     assert "bytes per token" in error
     assert (tmp_path / "t" / "tokenizer.model").read_bytes() == before
     assert train(320, "--guard", tmp_path / "c.json", "--worse", "0.9") == 0
+    assert "c.json: kept up with; b -" in capsys.readouterr().out
     assert train(400, "--guard", tmp_path / "t" / "tokenizer.json") == 0
+    assert train(400, "--guard", tmp_path / "absent.json") == 0
+    assert "absent.json: no earlier coverage here" in capsys.readouterr().out
+    (tmp_path / "x.json").write_text('{"coverage": {"z": {"bytes_per_token": 3.0}}}')
+    assert train(400, "--guard", tmp_path / "x.json") == 0
+    assert "x.json: has none of these corpora" in capsys.readouterr().out
     (tmp_path / "x.json").write_text("[]")
     assert train(400, "--guard", tmp_path / "x.json") == 2
     assert train(400, "--weights", "a") == 2

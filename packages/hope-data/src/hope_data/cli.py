@@ -45,15 +45,19 @@ def _acquire(args: argparse.Namespace) -> None:
 
 
 def _filter(args: argparse.Namespace) -> None:
-    from hope_data import filters
+    from hope_data import decontaminate, filters
     from hope_data.engines import engine
 
+    evaluation = decontaminate.holding_text(args.evaluation or [])
+    for path in args.evaluation or []:
+        if path not in evaluation:
+            print(f"{path}: no evaluation text here, so none is looked for")
     record = filters.run(
         args.raw,
         args.out,
         args.manifest,
         args.against,
-        args.evaluation,
+        evaluation,
         args.workers,
         engine(args.engine, args.slurm),
     )
@@ -107,7 +111,11 @@ def _tokenizer(args: argparse.Namespace) -> None:
 
     folders = _clean_folders(args.clean, args.corpora)
     weights = _weights(args.weights)
-    guard = tokenizer.Guard.load(args.guard, args.worse) if args.guard else None
+    guard = None
+    if args.guard and not args.guard.exists():
+        print(f"{args.guard}: no earlier coverage here, so there is nothing to keep up with")
+    elif args.guard:
+        guard = tokenizer.Guard.load(args.guard, args.worse)
     meta = tokenizer.train(
         folders, args.out, args.vocab_size, args.sample_bytes or 0, args.threads, weights, guard
     )
@@ -115,6 +123,10 @@ def _tokenizer(args: argparse.Namespace) -> None:
         print(
             f"{name}: {numbers['bytes_per_token']:.2f} bytes/token, {numbers['fallback_share']:.2%} raw bytes"
         )
+    if guard:
+        name, share = guard.furthest_behind(meta["coverage"])
+        least = f"kept up with; {name} {-share:+.2%} bytes per token, the least of all"
+        print(f"{guard.source}: {least if name else 'has none of these corpora'}")
     _json(args, {"vocab_size": meta["vocab_size"], "coverage": meta["coverage"]})
 
 
@@ -239,7 +251,9 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
             "raw": _path("RAW", "folder of `acquire`"),
             "--manifest": _path("FILE", "take thresholds from here (default: as acquired)"),
             "--against": _path("CLEAN", "drop what these clean corpora hold already", nargs="+"),
-            "--evaluation": _path("PATH", "drop documents that share 13 words with these files", nargs="+"),
+            "--evaluation": _path(
+                "PATH", "drop documents that share 13 words with these files or folders", nargs="+"
+            ),
             **_WORKERS,
             **_OUT,
             **_JSON,

@@ -39,12 +39,21 @@ def find(paths: list[Path]) -> list[tuple[str, Path]]:
     """
     found: list[tuple[str, Path]] = []
     for root in paths:
-        inside = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
-        files = [p for p in inside if p.is_file() and _plain(p).endswith(_SUFFIXES)]
+        files = _files(root)
         if not files:
             raise InputError(f"{root}: no .jsonl or .txt file of evaluation text (also .gz, .zst) here")
         found += [(_name(root, path), path) for path in files]
     return found
+
+
+def _files(root: Path) -> list[Path]:
+    inside = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+    return [p for p in inside if p.is_file() and _plain(p).endswith(_SUFFIXES)]
+
+
+def holding_text(paths: list[Path]) -> list[Path]:
+    """The paths without the folders that hold no evaluation text; what does not exist stays, to be named by `find`."""
+    return [path for path in paths if not path.is_dir() or _files(path)]
 
 
 def _name(root: Path, path: Path) -> str:

@@ -227,16 +227,27 @@ class Guard:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: holds no coverage; --guard takes what `--json` wrote") from None
 
+    def furthest_behind(self, coverage: dict[str, dict[str, float]]) -> tuple[str, float]:
+        """Of the corpora that both know, the one that lost most, and the share of its bytes per token that is lost.
+
+        With no corpus in common, ("", 0).
+        """
+        lost = {
+            name: 1 - coverage[name]["bytes_per_token"] / before
+            for name, before in self.bytes_per_token.items()
+            if name in coverage
+        }
+        return max(lost.items(), key=lambda item: item[1], default=("", 0.0))
+
     def check(self, coverage: dict[str, dict[str, float]]) -> None:
         """Raise InputError if a corpus that both know has too few bytes per token."""
-        for name, before in self.bytes_per_token.items():
-            now = coverage.get(name, {}).get("bytes_per_token", before)
-            if now < (1 - self.worse) * before:
-                raise InputError(
-                    f"tokenizer: {name} has {now:.3f} bytes per token, {1 - now / before:.1%} less than the "
-                    f"{before:.3f} of {self.source} (at most {self.worse:.1%} allowed); look at its text, "
-                    "or raise --worse"
-                )
+        name, lost = self.furthest_behind(coverage)
+        if lost > self.worse:
+            raise InputError(
+                f"tokenizer: {name} has {coverage[name]['bytes_per_token']:.3f} bytes per token, {lost:.1%} less than "
+                f"the {self.bytes_per_token[name]:.3f} of {self.source} (at most {self.worse:.1%} allowed); look at "
+                "its text, or raise --worse (coverage_loss in params.yaml)"
+            )
 
 
 def train(

@@ -31,6 +31,8 @@ class Params:
         seed: of initial weights and data order.
         corpora: names of manifests in conf/corpus.
         runs: files of conf/run.
+        evaluation: where the filter stage finds evaluation text; no run reads it.
+        coverage_loss: what the tokenizer stage lets pass; no run reads it.
     """
 
     scale: str
@@ -38,6 +40,8 @@ class Params:
     seed: int
     corpora: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
+    evaluation: str = ""
+    coverage_loss: float = 0.0
 
 
 @dataclass(frozen=True)
