@@ -1,13 +1,15 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zstandard
 
-from hope_data import sources
+from hope_data import acquire, documents, hub, sources
 from hope_data.config import Hub, Manifest
-from hope_data.errors import InputError
+from hope_data.errors import InputError, Unfinished
+from hope_data.files import sha256_bytes
 
 
 def read(**settings: object) -> list[str]:
@@ -90,6 +92,74 @@ def test_unreachable_hub_names_the_alternatives(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(InputError, match=r"someone/something.*out of reach.*local folder.*installed-docs"):
         read(kind="hf", hub=Hub(path="someone/something"))
+
+
+@pytest.mark.parametrize("chunk_bytes", [0, 90])
+def test_the_commit_that_a_branch_meant_is_recorded_and_kept_to(
+    chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the hub's place stands one whose branch moves whenever asked; a run that goes on reads what it began with."""
+    pa = pytest.importorskip("pyarrow")
+    datasets = pytest.importorskip("datasets")
+    from huggingface_hub import HfApi, constants
+    from pyarrow import parquet
+
+    (tmp_path / "d").mkdir()
+    texts = [f"{i} " + "word " * 20 + "\n\n" + "word " * 20 + "\n" for i in range(100)]
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "d" / "train-0.parquet", row_group_size=10)
+    real, asked, loaded, commits = datasets.load_dataset, [], [], iter("abcdef")
+
+    def info(_: object, path: str, revision: str | None, timeout: float) -> SimpleNamespace:
+        asked.append((path, revision))
+        return SimpleNamespace(sha=next(commits) * 40, timeout=timeout)
+
+    def load(path: str, name: str | None, revision: str, **more: object) -> object:
+        loaded.append((path, revision))
+        return real(str(tmp_path / "d"), name, **more)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_probe", lambda _: None)
+    monkeypatch.setattr(HfApi, "dataset_info", info)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, revision: ["train"])
+    manifest = tmp_path / "m.yaml"
+    manifest.write_text(f"kind: hf\nhub: {{path: some/set, revision: main}}\nchunk_bytes: {chunk_bytes}\n")
+    monkeypatch.setattr(acquire, "PART_BYTES", 5_000)
+    seal = acquire.Work.seal
+
+    def stop_after_two(self: object, step: str, i: int, found: dict[str, object]) -> None:
+        seal(self, step, i, found)  # type: ignore[arg-type]
+        if i == 1:
+            raise Unfinished("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(acquire.Work, "seal", stop_after_two)
+        with pytest.raises(Unfinished):
+            acquire.acquire(manifest, "", tmp_path / "o")
+    record = acquire.acquire(manifest, "", tmp_path / "o")
+    assert asked == [("some/set", "main")]
+    assert loaded == [("some/set", "a" * 40)] * 2
+    assert (record["manifest"]["hub"]["revision"], record["commit"]) == ("main", "a" * 40)
+    found = list(documents.read(tmp_path / "o"))
+    assert len(found) == (200 if chunk_bytes else 100)
+    assert {d.meta["revision"] for d in found} == {"a" * 40}
+
+
+def test_a_full_commit_and_a_cache_without_the_hub_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.resolve("some/set", "0123456789abcdef" * 2 + "01234567") == "0123456789abcdef" * 2 + "01234567"
+    assert hub.resolve("some/set", "main") == ""
+
+
+def test_files_of_a_local_data_set_are_hashed(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "d" / "data").mkdir(parents=True)
+    (tmp_path / "d" / "data" / "train.jsonl").write_bytes(rows("a", "b", "c"))
+    (tmp_path / "m.yaml").write_text(f"kind: hf\nhub: {{path: '{tmp_path / 'd'}'}}\n")
+    record = acquire.acquire(tmp_path / "m.yaml", "", tmp_path / "o")
+    assert record["sources"] == {"data/train.jsonl": sha256_bytes(rows("a", "b", "c"))}
+    assert record["commit"] == ""
 
 
 def bad_json(folder: Path) -> str:

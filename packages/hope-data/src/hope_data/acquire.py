@@ -120,6 +120,8 @@ def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
             "manifest": {key: value for key, value in manifest.to_dict().items() if key != "files"},
             "packages": {k: v for part in run.done for k, v in part["packages"].items()},
             "sources": hashes,
+            # `hub.revision` in the manifest is what was asked for; a branch or tag may mean another commit tomorrow.
+            "commit": (run.done[-1]["state"]["hub"] or {}).get("commit", ""),
         }
         if not record["documents"]:
             raise InputError(f"{manifest_path}: the corpus is empty; its source holds no document")
@@ -129,6 +131,10 @@ def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
 
 
 def _source_hashes(manifest: Manifest) -> dict[str, str]:
+    if manifest.kind == "hf" and (folder := Path(manifest.hub.path).expanduser()).is_dir():
+        return {
+            p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()
+        }
     if manifest.kind in ("installed-docs", "hf"):
         return {}
     return {name: sha256_file(path) for path, name in sources.find(manifest.files, manifest.kind)}

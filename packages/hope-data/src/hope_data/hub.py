@@ -1,6 +1,7 @@
 """Hugging Face data sets by name, or the same from a local folder."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,19 @@ _UNPINNED = (
 class Rows(Iterator[Document]):
     """The rows of a data set in its own order, from the beginning or from a saved state.
 
+    Args:
+        manifest: names the data set in `hub`.
+        state: of an earlier run, to go on there.
+        commit: that an earlier run read; "" asks the hub.
+
+    Attributes:
+        commit: what `hub.revision` means on the hub; "" of a local folder.
+
     Raises:
         InputError: `datasets` is not installed, the data set is out of reach, or a field is missing.
     """
 
-    def __init__(self, manifest: Manifest, state: dict[str, Any] | None = None):
+    def __init__(self, manifest: Manifest, state: dict[str, Any] | None = None, commit: str = ""):
         try:
             import datasets  # noqa: PLC0415
         except ImportError:
@@ -35,11 +44,15 @@ class Rows(Iterator[Document]):
         self._number = state["number"] if state else 0
         _quiet()
         path = str(Path(hub.path).expanduser())
+        self.commit = commit
         if not Path(path).exists():
             _probe(hub.path)
             if not hub.revision:
                 logging.getLogger(__name__).warning("warning: %s: %s", hub.path, _UNPINNED)
-        options = {"revision": hub.revision} if hub.revision else {}
+            self.commit = self.commit or resolve(hub.path, hub.revision)
+        # The commit, not the branch it was asked by: that may move between two parts.
+        revision = self.commit or hub.revision
+        options = {"revision": revision} if revision else {}
         with _named(hub.path):
             splits = datasets.get_dataset_split_names(path, hub.name or None, **options)
             self._split = hub.split if hub.split in splits else splits[0]
@@ -61,12 +74,28 @@ class Rows(Iterator[Document]):
         text = text_of(row, self._manifest.fields, self._manifest.joiner, where)
         name = f"{self._split}:{self._number}"
         self._number += 1
-        return Document(text, name, {"split": self._split, "revision": hub.revision})
+        return Document(text, name, {"split": self._split, "revision": self.commit or hub.revision})
 
     def state(self) -> dict[str, Any]:
         """Where it stands, plain JSON."""
         rows = self._data.state_dict() if self._manifest.hub.streaming else None
-        return {"number": self._number, "rows": rows}
+        return {"number": self._number, "rows": rows, "commit": self.commit}
+
+
+def resolve(path: str, revision: str) -> str:
+    """The commit that a revision of a data set means now, "" if that cannot be told (cache without the hub).
+
+    Raises:
+        Unfinished: there is no such data set or revision, or it may not be read.
+    """
+    from huggingface_hub import HfApi, constants  # noqa: PLC0415
+
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    if constants.HF_HUB_OFFLINE:
+        return ""
+    with _named(path):
+        return HfApi().dataset_info(path, revision=revision or None, timeout=30).sha or ""
 
 
 @contextmanager

@@ -33,7 +33,8 @@ class Source(Iterator[Document]):
         self._hub: hub.Rows | None = None
         if manifest.kind == "hf":
             exact = not manifest.chunk_bytes
-            self._hub = hub.Rows(manifest, state["hub"] if state and exact else None)
+            commit = state["hub"]["commit"] if state else ""
+            self._hub = hub.Rows(manifest, state["hub"] if state and exact else None, commit)
             rows: Iterable[Document] = self._hub
             skip = 0 if exact else self._count
         else:
