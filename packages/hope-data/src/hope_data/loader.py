@@ -228,11 +228,14 @@ class Loader(Iterator[Batch]):
         Raises:
             InputError: the state is of another stream.
         """
-        if state.get("fingerprint") != self._fingerprint:
-            raise InputError(
-                "loader: this position belongs to other shards, weights, length or seed; start afresh"
-            )
+        check_stream(state, self._fingerprint, "other shards, weights, length or seed")
         self._samples = int(state["samples"])
+
+
+def check_stream(state: Mapping[str, Any], fingerprint: str, other: str) -> None:
+    """Raise InputError unless a position is of the stream with this fingerprint."""
+    if state.get("fingerprint") != fingerprint:
+        raise InputError(f"loader: this position belongs to {other}; start afresh")
 
 
 def eval_windows(folder: str | Path, length: int, limit: int, split: str = "val") -> npt.NDArray[np.int64]:

@@ -5,7 +5,7 @@ Letters: B sequences, T tokens.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,40 @@ class Task(ABC):
         return self.show(target)
 
 
+class OfSymbols(Task):
+    """A task whose answers are any of `symbols`, equally likely; `signs` more tokens have a meaning of their own."""
+
+    symbols: int
+    signs: ClassVar[int] = 1
+
+    @property
+    def vocab_size(self) -> int:
+        """Symbols, then signs."""
+        return self.symbols + self.signs
+
+    @property
+    def chance(self) -> float:
+        """Symbols are equally likely."""
+        return 1 / self.symbols
+
+
+class OfPairs(Task):
+    """A task whose answers are any of `values`, equally likely, found by their keys."""
+
+    keys: int
+    values: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Keys, then values."""
+        return self.keys + self.values
+
+    @property
+    def chance(self) -> float:
+        """Values are equally likely."""
+        return 1 / self.values
+
+
 def draw(task: Task, split: str, seed: int, number: int, batch: int, length: int) -> Examples:
     """Batch `number` of a split's endless stream: a function of the arguments alone."""
     return task.sample(np.random.default_rng([seed, SPLITS.index(split), number, length]), batch, length)
@@ -80,3 +114,11 @@ def choose(rng: np.random.Generator, batch: int, of: int, count: int) -> Ints:
 def take(table: Ints, index: Ints) -> Ints:
     """Row-wise table[b, index[b, i]]."""
     return np.take_along_axis(table, index, axis=1)
+
+
+def asked_last(tokens: Ints, answers: Ints) -> Examples:
+    """Examples [B, T] whose last positions ask for the answers [B, n]."""
+    targets, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
+    n = answers.shape[1]
+    targets[:, -n:], mask[:, -n:] = answers, True
+    return Examples(tokens, targets, mask)

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hope_data.tasks.base import Examples, Task, choose, need
+from hope_data.tasks.base import Examples, OfSymbols, asked_last, choose, need
 
 
 @dataclass(frozen=True)
-class SelectiveCopying(Task):
+class SelectiveCopying(OfSymbols):
     """Write out the symbols in order, without the blanks between them.
 
         tokens   . a . . b c . > > >
@@ -19,16 +19,7 @@ class SelectiveCopying(Task):
 
     items: int = 8
     symbols: int = 16
-
-    @property
-    def vocab_size(self) -> int:
-        """Symbols, the blank, the sign to write."""
-        return self.symbols + 2
-
-    @property
-    def chance(self) -> float:
-        """Symbols are equally likely."""
-        return 1 / self.symbols
+    signs = 2  # the blank, and the one to write
 
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Examples:
         """Uniform symbols at uniform places."""
@@ -38,9 +29,7 @@ class SelectiveCopying(Task):
         tokens = np.full((batch, length), self.symbols, np.int64)
         np.put_along_axis(tokens, np.sort(choose(rng, batch, room, n), axis=1), items, 1)
         tokens[:, room:] = self.symbols + 1
-        targets, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
-        targets[:, room:], mask[:, room:] = items, True
-        return Examples(tokens, targets, mask)
+        return asked_last(tokens, items)
 
     def show(self, token: int) -> str:
         """A letter, a blank or the sign to write."""
@@ -48,7 +37,7 @@ class SelectiveCopying(Task):
 
 
 @dataclass(frozen=True)
-class Compression(Task):
+class Compression(OfSymbols):
     """Read random symbols, then write all of them: the state has to hold the sequence.
 
         tokens   a c b a > > > >
@@ -60,25 +49,13 @@ class Compression(Task):
 
     symbols: int = 16
 
-    @property
-    def vocab_size(self) -> int:
-        """Symbols and the sign to write."""
-        return self.symbols + 1
-
-    @property
-    def chance(self) -> float:
-        """Symbols are equally likely."""
-        return 1 / self.symbols
-
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Examples:
         """Uniform symbols."""
         need(length % 2 == 0, self, length, "it must be even: half is read, half written")
         half = length // 2
         tokens = np.full((batch, length), self.symbols, np.int64)
         tokens[:, :half] = rng.integers(self.symbols, size=(batch, half))
-        targets, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
-        targets[:, half:], mask[:, half:] = tokens[:, :half], True
-        return Examples(tokens, targets, mask)
+        return asked_last(tokens, tokens[:, :half])
 
     def show(self, token: int) -> str:
         """A letter or the sign to write."""

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hope_data.errors import InputError
 from hope_data.files import sha256_bytes
+from hope_data.loader import check_stream
 from hope_data.tasks.base import Examples, Task, draw
 
 IGNORED = -100  # as torch's cross_entropy leaves out
@@ -77,8 +77,5 @@ class TaskLoader(Iterator[TaskBatch]):
         Raises:
             InputError: the state is of another stream.
         """
-        if state.get("fingerprint") != self._fingerprint:
-            raise InputError(
-                "loader: this position belongs to another task, length, batch or seed; start afresh"
-            )
+        check_stream(state, self._fingerprint, "another task, length, batch or seed")
         self._number = int(state["batches"])

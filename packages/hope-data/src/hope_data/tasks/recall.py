@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hope_data.tasks.base import Examples, Ints, Task, choose, need, take
+from hope_data.tasks.base import Examples, Ints, OfPairs, OfSymbols, asked_last, choose, need, take
 
 
 @dataclass(frozen=True)
-class MQAR(Task):
+class MQAR(OfPairs):
     """Multi-query associative recall: pairs first, then each key once more, somewhere among blanks.
 
         tokens   k3 v1 k7 v4  .  k7 .  .  k3 .
@@ -27,12 +27,7 @@ class MQAR(Task):
     @property
     def vocab_size(self) -> int:
         """Keys, values, the blank."""
-        return self.keys + self.values + 1
-
-    @property
-    def chance(self) -> float:
-        """Values are equally likely."""
-        return 1 / self.values
+        return super().vocab_size + 1
 
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Examples:
         """Keys differ within a sequence; values may repeat."""
@@ -58,7 +53,7 @@ class MQAR(Task):
 
 
 @dataclass(frozen=True)
-class InContextRecall(Task):
+class InContextRecall(OfPairs):
     """Pairs of a map that is new in every sequence; asked at each key that came before.
 
     tokens   k2 v5 k0 v1 k2 v5 k0 v1
@@ -67,16 +62,6 @@ class InContextRecall(Task):
 
     keys: int = 16
     values: int = 16
-
-    @property
-    def vocab_size(self) -> int:
-        """Keys, then values."""
-        return self.keys + self.values
-
-    @property
-    def chance(self) -> float:
-        """Values are equally likely."""
-        return 1 / self.values
 
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Examples:
         """Keys are uniform."""
@@ -115,7 +100,7 @@ class NoisyRecall(InContextRecall):
     @property
     def vocab_size(self) -> int:
         """Keys, values, noise."""
-        return self.keys + self.values + self.noises
+        return super().vocab_size + self.noises
 
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Examples:
         """A share `noise` of all tokens, at random places between pairs."""
@@ -136,7 +121,7 @@ class NoisyRecall(InContextRecall):
 
 
 @dataclass(frozen=True)
-class FuzzyRecall(Task):
+class FuzzyRecall(OfPairs):
     """In-context recall where keys and values are words of one to `width` tokens.
 
         tokens   a2 a0 b5 | a1 b1 b3 | a2 a0 b5 | a1 b1 b3       (the bars are for people)
@@ -149,16 +134,6 @@ class FuzzyRecall(Task):
     width: int = 3
     keys: int = 16
     values: int = 16
-
-    @property
-    def vocab_size(self) -> int:
-        """Key symbols, then value symbols."""
-        return self.keys + self.values
-
-    @property
-    def chance(self) -> float:
-        """Value symbols are equally likely."""
-        return 1 / self.values
 
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Examples:
         """Every key of a row begins with another symbol; words follow each other uniformly."""
@@ -193,7 +168,7 @@ class FuzzyRecall(Task):
 
 
 @dataclass(frozen=True)
-class Needle(Task):
+class Needle(OfSymbols):
     """A few digits behind a mark, anywhere in a haystack of digits; the mark at the end asks for them.
 
     tokens   4 1 7 # 3 9 0 2 8 5 6 # 3
@@ -202,16 +177,6 @@ class Needle(Task):
 
     digits: int = 2
     symbols: int = 16
-
-    @property
-    def vocab_size(self) -> int:
-        """Digits and the mark."""
-        return self.symbols + 1
-
-    @property
-    def chance(self) -> float:
-        """Digits are equally likely."""
-        return 1 / self.symbols
 
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Examples:
         """The needle's depth is uniform."""
@@ -223,9 +188,7 @@ class Needle(Task):
         value = take(tokens, at + 1 + np.arange(n))
         tokens[:, length - n] = self.symbols
         tokens[:, length - n + 1 :] = value[:, :-1]
-        targets, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
-        targets[:, -n:], mask[:, -n:] = value, True
-        return Examples(tokens, targets, mask)
+        return asked_last(tokens, value)
 
     def show(self, token: int) -> str:
         """A digit or the mark."""
