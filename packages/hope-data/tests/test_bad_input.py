@@ -28,7 +28,7 @@ def acquire(folder: Path, name: str, kind: str = "jsonl") -> int:
 
 def invalid_utf8(folder: Path) -> tuple[str, str, str]:
     (folder / "a.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "\xff\xfe"}\n')
-    return "a.jsonl", "jsonl", "line 2: is no JSON"
+    return "a.jsonl", "jsonl", "line 2: is no UTF-8"
 
 
 def no_text_field(folder: Path) -> tuple[str, str, str]:

@@ -169,7 +169,7 @@ def bad_json(folder: Path) -> str:
 
 def bad_utf8(folder: Path) -> str:
     (folder / "a.jsonl").write_bytes(rows("fine") + b'{"text": "\xff"}\n')
-    return r"a\.jsonl, line 2: is no JSON"
+    return r"a\.jsonl, line 2: is no UTF-8"
 
 
 def no_object(folder: Path) -> str:

@@ -84,7 +84,9 @@ def find(patterns: list[str], kind: str) -> list[tuple[Path, str]]:
             paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())  # noqa: PTH207
             names = [p.name for p in paths]
         if not paths:
-            raise InputError(f"{pattern}: no {kind} file here; correct `files` in the manifest")
+            raise InputError(
+                f"{pattern}: no {kind} file here; correct `files` in the manifest, or the environment variable in it"
+            )
         found.update(zip(paths, names, strict=True))
     return list(found.items())
 
@@ -96,6 +98,8 @@ def _jsonl(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
             continue
         try:
             row = json.loads(line)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: is no UTF-8 ({error.reason}); convert it with iconv") from None
         except ValueError as error:
             raise InputError(f"{where}: is no JSON ({error}); mend or remove the line") from None
         if not isinstance(row, dict):
