@@ -185,6 +185,9 @@ def test_mistakes_leave_nothing_and_mishaps_leave_what_was_done(tmp_path: Path) 
     with pytest.raises(InputError, match="mistake"), open_work(tmp_path / "o", "m", {}):
         raise InputError("mistake")
     assert not list(tmp_path.iterdir())
+    with pytest.raises(Unfinished, match="no hub"), open_work(tmp_path / "o", "m", {}):
+        raise Unfinished("no hub")
+    assert not list(tmp_path.iterdir())
     with open_work(tmp_path / "o", "m", {}) as work:
         work.run("t", task, 2)
         with pytest.raises(Unfinished, match="2 of 2 tasks of step u are not done"):

@@ -152,7 +152,7 @@ def open_work(out: Path, marker: str, job: dict[str, Any]) -> Iterator[Work]:
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield Work(folder, out)
         except InputError as error:
-            if not isinstance(error, Unfinished):
+            if not isinstance(error, Unfinished) or not _begun(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         except OSError as error:
@@ -167,6 +167,10 @@ def _job_of(folder: Path) -> dict[str, Any] | None:
         return load_sealed(folder / _JOB, "")
     except InputError:
         return None
+
+
+def _begun(folder: Path) -> bool:
+    return any(path.name not in (_JOB, _LOCK) for path in folder.iterdir())
 
 
 def _empty(folder: Path) -> None:
