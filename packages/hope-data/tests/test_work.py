@@ -38,12 +38,19 @@ def many(data: Path, tmp_path_factory: pytest.TempPathFactory, make_corpus: Call
     root = tmp_path_factory.mktemp("many")
     rng = random.Random(0)
     words = [f"{a}{b}" for a in ("mo", "ta", "ri", "ve", "su") for b in ("n", "lk", "st", "r", "ma", "do")]
-    texts = [" ".join(rng.choices(words, k=400)) + ".\n" for _ in range(900)]
+
+    def lines(count: int) -> str:
+        return "".join(" ".join(rng.choices(words, k=20)) + ".\n" for _ in range(count))
+
+    said = [lines(3) for _ in range(9)]
+    texts = [lines(20) + (rng.choice(said) if rng.random() < 0.2 else "") for _ in range(900)]
     texts = [texts[rng.randrange(i + 1)] if rng.random() < 0.1 else text for i, text in enumerate(texts)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(acquire, "PART_BYTES", sum(map(len, texts)) // PARTS + 1500)
-        clean = make_corpus(root, "m", texts)
-    assert len(documents.provenance(clean)["files"]) == PARTS
+        clean = make_corpus(root, "m", texts, "filter: {language: '', passage_lines: 3}")
+    record = documents.provenance(clean)
+    assert (len(record["files"]), record["dropped"].keys()) == (PARTS, {"duplicate"})
+    assert record["cut"]["documents"] > 100
     shutil.copytree(data / "tokenizer", root / "tokenizer")
     sharding.shard(clean, root / "tokenizer", root / "shards" / "m", workers=1)
     return root
