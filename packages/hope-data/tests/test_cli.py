@@ -14,6 +14,7 @@ from hope_data.config import Manifest
 from hope_data.errors import InputError
 from hope_data.loader import LoaderConfig
 from hope_data.manifest import load_manifest
+from hope_data.tokenizer import Guard
 
 CONF = Path(__file__).parents[3] / "conf" / "corpus"
 SHARED = Path(os.environ.get("HOPE_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -184,6 +185,14 @@ def test_manifests_of_this_project_are_valid(path: Path) -> None:
     found = load_manifest(path)
     assert found.licence != "unknown" or path.stem == "mine"
     assert found.source
+
+
+@pytest.mark.parametrize("path", sorted((CONF.parent / "coverage").glob("*.json")), ids=lambda p: p.stem)
+def test_coverage_of_this_project_is_of_its_corpora_and_scales(path: Path) -> None:
+    guard = Guard.load(path, 0.02)
+    assert (CONF.parent / "scale" / f"{path.stem}.yaml").is_file()
+    assert {*guard.bytes_per_token} <= {p.stem for p in CONF.glob("*.yaml")}
+    assert all(2 < n < 6 for n in guard.bytes_per_token.values())
 
 
 def keys(cls: Any, prefix: str = "") -> list[str]:
