@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from hope_model.blocks import VARIANTS
-from hope_model.counting import parameters
-from hope_train.compose import Params, compose
+from hope_train.cli import main
+from hope_train.scales import NAMED, TOLERANCE
 
 CONF = Path(__file__).parents[3] / "conf"
-# parameters, tokens
-NAMED = {"pilot": (160e6, 3e9), "mid": (760e6, 30e9), "target": (1.3e9, 100e9)}
-RUNS = ("hope", "titans", "transformer")
 
 
-@pytest.mark.parametrize("scale", sorted(p.stem for p in (CONF / "scale").glob("*.yaml")))
-def test_sizes(scale: str) -> None:
-    params = Params(scale=scale, teach_scale=0.1, seed=0)
-    configs = {run: compose(run, CONF, params) for run in RUNS}
-    hope = configs["hope"].model
-    counts = {kind: parameters(dataclasses.replace(hope, variant=kind)) for kind in VARIANTS}
-    assert max(counts.values()) / min(counts.values()) < 1.03, counts
-    if scale in NAMED:
-        size, tokens = NAMED[scale]
-        assert all(abs(count / size - 1) < 0.03 for count in counts.values()), counts
-        for config in configs.values():
-            assert config.steps * config.batch_size * config.length == pytest.approx(tokens, rel=1e-3)
+def test_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scales", "--conf", str(CONF), "--json", str(tmp_path / "a.json")]) == 0
+    shown = capsys.readouterr().out
+    rows = json.loads((tmp_path / "a.json").read_text())["scales"]
+    counts = {(row["scale"], row["variant"]): row["parameters"] for row in rows}
+    scales = {p.stem for p in (CONF / "scale").glob("*.yaml")}
+    assert counts.keys() == {(scale, variant) for scale in scales for variant in VARIANTS}
+    assert {"smoke", *NAMED} <= scales
+    for scale in scales:
+        sizes = [counts[scale, variant] for variant in VARIANTS]
+        assert max(sizes) / min(sizes) < 1 + TOLERANCE, (scale, sizes)
+    for row in rows:
+        assert f"{row['parameters']:,}" in shown
+        if row["scale"] in NAMED:
+            size, tokens = NAMED[row["scale"]]
+            assert abs(row["parameters"] / size - 1) < TOLERANCE, row
+            assert row["deviation"] == pytest.approx(row["parameters"] / size - 1)
+            assert row["tokens"] == pytest.approx(tokens, rel=1e-3)
+
+
+def test_a_folder_without_scales(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scales", "--conf", str(tmp_path)]) == 2
+    assert "no scale there; --conf" in capsys.readouterr().err

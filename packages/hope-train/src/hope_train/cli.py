@@ -18,6 +18,7 @@ examples:
   torchrun --nproc-per-node 8 -m hope_train run runs/hope/config.yaml
   hope-train verify runs/hope/checkpoint                       is it whole?
   hope-train plan --run hope --device H100 --count 8 scale=mid what it will cost
+  hope-train scales                                            how large the named scales are
   hope-train bench runs/hope/config.yaml                       what the loop costs
 
 `hope-train COMMAND --help` teaches each command.
@@ -62,6 +63,14 @@ examples:
   hope-train plan --run hope scale=smoke precision=fp32 --measure    foreseen and real peak memory, on this CPU
 
 Memory is counted by running one step on tensors that hold nothing. Time assumes a share of the device's peak.
+"""
+SCALES = """\
+examples:
+  hope-train scales
+  hope-train scales --conf my/conf --json scales.json
+
+Builds every scale of conf/scale with every variant on the meta device and counts. pilot, mid and target are named by
+their size: 160 M, 760 M and 1.3 B.
 """
 BENCH = """\
 examples:
@@ -132,6 +141,10 @@ def parser() -> argparse.ArgumentParser:
     five.add_argument("--rounds", type=int, default=5, metavar="N", help="turns; default: %(default)s")
     five.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
 
+    seven = _parser(commands.add_parser, "scales", "How large the named scales are.", SCALES)
+    seven.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
+    seven.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+
     six = _parser(commands.add_parser, "ablations", "Run the studies of conf/study.", ABLATIONS)
     six.add_argument("--only", nargs="+", default=[], metavar="STUDY", help="these, or STUDY/ARM")
     six.add_argument(
@@ -168,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; wrong input is one line on stderr and status 2."""
     arguments = parser().parse_args(argv)
     commands = {"compose": _compose, "run": _run, "verify": _verify, "plan": _plan, "bench": _bench}
-    commands["ablations"] = _ablations
+    commands |= {"ablations": _ablations, "scales": _scales}
     try:
         return commands[arguments.command](arguments)
     except (DataInputError, ModelInputError) as error:
@@ -244,6 +257,19 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(table(numbers))
     if arguments.json:
         write_json(arguments.json, numbers)
+    return 0
+
+
+def _scales(arguments: argparse.Namespace) -> int:
+    from hope_data.files import write_json  # noqa: PLC0415
+    from hope_train.scales import scales, table  # noqa: PLC0415
+
+    rows = scales(arguments.conf)
+    if not rows:
+        raise ModelInputError(f"{arguments.conf / 'scale'}: no scale there; --conf names the folder above it")
+    print(table(rows))
+    if arguments.json:
+        write_json(arguments.json, {"scales": rows})
     return 0
 
 
