@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from hope_train import loop
-from hope_train.config import LogConfig, TrainConfig
+from hope_model import counting
+from hope_train import hardware, loop
+from hope_train.config import LogConfig, ScheduleConfig, TeachConfig, TrainConfig
 from hope_train.data import open_data
 from hope_train.distributed import World
 from hope_train.run import build, train
@@ -65,9 +66,14 @@ def test_a_short_context_sees_the_same_tokens(tiny: TrainConfig) -> None:
     torch.testing.assert_close(first[0][::2], first[1][:, :16], rtol=1e-4, atol=1e-5)
 
 
-def test_rows_hold_root_mean_squares_and_inner_metrics(tiny: TrainConfig, tmp_path: Path) -> None:
-    assert train(dataclasses.replace(tiny, lengths={0: 16, 3: 32}), tmp_path / "a") == 0
+def test_rows_hold_root_mean_squares_and_inner_metrics(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "peak_flops", lambda device: 1e12)
+    teach = TeachConfig(warmup=1.0, lr=[ScheduleConfig(name="constant", warmup=1.0)])
+    assert train(dataclasses.replace(tiny, lengths={0: 16, 3: 32}, teach=teach), tmp_path / "a") == 0
     rows = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    flops = 3 * counting.flops_per_token(tiny.model, tiny.length)
     assert [row["tokens"] for row in rows] == [row["step"] * 4 * 32 for row in rows]
     for row in rows:
         squares = row["grad_rms_muon"] ** 2 + row["grad_rms_adamw"] ** 2
@@ -78,6 +84,9 @@ def test_rows_hold_root_mean_squares_and_inner_metrics(tiny: TrainConfig, tmp_pa
         # A context of one segment is over before anything is taught.
         assert ("teach_norm" in row) == (row["step"] > 3)
         assert {"memory_norm", "eta", "alpha"} <= row.keys()
+        assert row["mfu"] == pytest.approx(row["tokens_per_s"] * flops / 1e12)
+        assert (row["cms_lr_0"], row["cms_lr_1"]) == pytest.approx((row["step"] / 6, 1.0))
+        assert row["teach_scale"] == pytest.approx(0.1 * row["step"] / 6)
         assert 0 < row["eta"] < 0.2  # twice eta_max at most
         assert 0.5 < row["alpha"] < 1
 
