@@ -67,6 +67,10 @@ def test_gradients_and_updates_are_counted_where_they_are_alive() -> None:
     # The worst moment comes at the end of the forward pass, where the first part of a batch has no gradients yet.
     assert 0.5 * weights < again - once <= weights
     assert foresee(dataclasses.replace(run, batch_size=16, accumulate=2), 1, bf16=False).activations == again
+    adamw = dataclasses.replace(run, optim=OptimConfig(name="adamw"))
+    shared = [foresee(dataclasses.replace(adamw, parallel=kind), 2, bf16=False) for kind in ("fsdp", "zero2")]
+    assert shared[0] == shared[1]
+    assert shared[0].optimizer == weights
     short = dataclasses.replace(run, batch_size=1, length=1)
     late = {
         name: foresee(dataclasses.replace(short, optim=OptimConfig(name=name)), 1, bf16=False).activations

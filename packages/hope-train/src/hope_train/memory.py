@@ -129,12 +129,12 @@ class Memory:
 
 
 def foresee(config: TrainConfig, devices: int, *, bf16: bool) -> Memory:
-    """Memory of each device; FSDP gathers weights and gradients whole, and shares out what is kept."""
+    """Memory of each device; FSDP and ZeRO gather weights and gradients whole, and share out what is kept."""
     groups = counting.parameter_groups(counting.build_meta(config.model))
     sizes = {name: sum(p.numel() for _, p in members) for name, members in groups.items()}
     slots = sizes["matrix"] * SLOTS[config.optim.name] + sizes["other"] * SLOTS["adamw"]
     weights = 4.0 * sum(sizes.values())
-    share = devices if config.parallel == "fsdp" and devices > 1 else 1
+    share = 1 if config.parallel == "ddp" else devices
     kept = weights / share if share > 1 else 0.0
     sequences = max(1, config.batch_size // (devices * config.accumulate))
     early = config.accumulate > 1 or (devices > 1 and config.parallel == "ddp")
