@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # HOPE, Titans and the Transformer at pilot scale on this machine's GPUs, at equal tokens for as long as it lasts:
 #   packages/hope-train/launch/pilot.sh
-# Every run gets EVERY steps (default 250) in turn. Stop it whenever; the same command goes on. Shards and tokenizer must
+# Every run gets EVERY steps (default 250) in turn. Stop it whenever; the same command goes on with the turn that it was in. Shards and tokenizer must
 # be there (`dvc repro validate`, with scale: pilot in params.yaml); more overrides for `hope-train compose` may follow as
 # arguments. After every turn reports/pilot/ holds each run's log, the curves, and a table with tokens/s and MFU.
 # To try it without a GPU:  PROCESSES=2 SCALE=tiny EVERY=10 packages/hope-train/launch/pilot.sh
@@ -15,17 +15,23 @@ for run in "${runs[@]}"; do
   if [ -z "${PROCESSES:-}" ]; then hope-train plan --run "$run" --count "$processes" "scale=$scale" "$@"; fi
   hope-train compose --run "$run" --out "runs/$scale/$run/config.yaml" "scale=$scale" "$@"
 done
+steps=$(hope-train compose --run "${runs[0]}" --print steps "scale=$scale" "$@")
+reached() { sed -n 's/^ *"step": \([0-9]*\).*/\1/p' "$1/checkpoint/meta.json" 2> /dev/null || echo 0; }
+low=$steps
+for run in "${runs[@]}"; do
+  step=$(reached "runs/$scale/$run")
+  low=$((step < low ? step : low))
+done
 trap 'exit 75' TERM INT
-for ((until = every; ; until += every)); do
-  finished=0
+for ((until = low - low % every + every; until < steps + every; until += every)); do
+  goal=$((until < steps ? until : steps))
   for run in "${runs[@]}"; do
-    folder=runs/$scale/$run status=0
-    torchrun --standalone --nproc-per-node "$processes" -m hope_train run "$folder/config.yaml" \
-      --out "$folder" --until "$until" || status=$?
+    folder=runs/$scale/$run
     # torchrun turns 75 (stopped, saved) into 1: what counts is the checkpoint.
+    torchrun --standalone --nproc-per-node "$processes" -m hope_train run "$folder/config.yaml" \
+      --out "$folder" --until "$goal" || true
     hope-train verify "$folder/checkpoint"
-    if [ "$status" = 0 ]; then finished=$((finished + 1)); fi
+    if (($(reached "$folder") < goal)); then exit 1; fi
     python "$here/curves.py" "runs/$scale" "reports/$scale"
   done
-  if [ "$finished" = ${#runs[@]} ]; then exit 0; fi
 done
