@@ -249,8 +249,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.measure:
         numbers = check(config)
         print(
-            "foreseen {foreseen_gib:.3f} GiB, measured {measured_gib:.3f} GiB: {ratio:.2f}; with freed blocks "
-            "that a run keeps {resident_gib:.3f} GiB".format(**numbers)
+            "foreseen {foreseen_gib:.3f} GiB, measured in use {measured_gib:.3f} GiB: {ratio:.2f}; with freed "
+            "blocks that a run on a CPU keeps {resident_gib:.3f} GiB: {resident_ratio:.2f}".format(**numbers)
         )
     else:
         numbers = plan(config, arguments.device, arguments.count)

@@ -8,7 +8,7 @@ from hope_model import counting
 from hope_model.errors import InputError
 from hope_train.config import TrainConfig
 from hope_train.hardware import DEVICES, GIB
-from hope_train.memory import SLOTS, foresee, measure
+from hope_train.memory import KEPT, SLOTS, foresee, measure
 
 
 def plan(config: TrainConfig, device: str, count: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def plan(config: TrainConfig, device: str, count: int) -> dict[str, Any]:
 
 
 def check(config: TrainConfig) -> dict[str, float]:
-    """One part of a batch on this CPU, foreseen and measured, in GiB."""
+    """One part of a batch on this CPU, foreseen and measured, in GiB: in use, and held by the process (`KEPT`)."""
     foreseen = foresee(config, 1, bf16=config.precision == "bf16").total / GIB
     measured, resident = (measure(config, keep=keep) / GIB for keep in (False, True))
     return {
@@ -66,6 +66,7 @@ def check(config: TrainConfig) -> dict[str, float]:
         "measured_gib": measured,
         "ratio": foreseen / measured,
         "resident_gib": resident,
+        "resident_ratio": KEPT * foreseen / resident,
     }
 
 
