@@ -34,14 +34,12 @@ class MemoryConfig:
     eta_max: float = 0.1  # bound of the hidden layer's inner learning rate, times 2 at most
     output_rule: str = "delta"  # "delta" (stable) or "gradient" (the paper's)
     tied_gates: bool = False  # the paper's one gate for erasing and writing
-    decay_to: str = (
-        "initial"  # what retention pulls fast weights to: the meta-learned ones, or "zero" (the paper's)
-    )
+    decay_to: str = "initial"  # what retention pulls fast weights to: these, or "zero" (the paper's)
     erase_hidden: bool = False  # a delta rule at the hidden layer too, with a gate of its own
     self_modify: bool = True  # False: k, v, eta, alpha keep their initial memories
     momentum: bool = True  # Titans only
     through_writes: bool = (
-        True  # False: the outer gradient takes what is written as a constant (as prior art did)
+        True  # False: what is written is a constant for the outer gradient, as in prior art
     )
     persistent: int = 8  # Titans with attention only: learned tokens that every query sees
 
