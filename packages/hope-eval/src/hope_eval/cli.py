@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_suite(commands)
     _add_compare(commands)
     _add_report(commands)
+    _add_package(commands)
     return parser
 
 
@@ -169,6 +170,50 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--html", type=Path, metavar="FILE", help="the same as one self-contained page that sorts"
     )
     report.set_defaults(function=_report)
+
+
+def _add_package(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "package",
+        help="a release of a checkpoint: weights, tokenizer, results, report, model card, sums",
+        description="Write one folder that loads and scores wherever it is copied, or check one.",
+        epilog="examples:\n  hope-eval package --checkpoint runs/hope/checkpoint --results reports/results/hope.json "
+        "--out releases/hope\n  hope-eval package --verify releases/hope",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="one of ours")
+    what.add_argument(
+        "--verify", type=Path, metavar="DIR", help="a bundle: check sums, load it, score its sample"
+    )
+    _add_paths(parser, "--results", False, "packs of these weights, files of `run` or `suite`")
+    _add_paths(parser, "--logs", False, "log.jsonl, for the report's curves")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: found by its hash")
+    parser.add_argument(
+        "--provenance",
+        type=Path,
+        default=Path("data/raw"),
+        metavar="DIR",
+        help="with CORPUS/provenance.json, for licences; default: %(default)s",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle")
+    parser.set_defaults(function=_package)
+
+
+def _package(arguments: argparse.Namespace) -> None:
+    from hope_eval import bundle  # noqa: PLC0415
+
+    if arguments.verify:
+        here, written = bundle.verify(arguments.verify)
+        print(
+            f"{arguments.verify}: whole; its sample scores {here:.4f} nats here, {written:.4f} where it was packed"
+        )
+        return
+    if not arguments.out:
+        raise InputError("package: --out is missing; name the folder to write")
+    given = [arguments.results, arguments.logs, arguments.provenance, arguments.tokenizer]
+    bundle.package(bundle.Sources(arguments.checkpoint, *given), arguments.out)
+    print(arguments.out)
 
 
 def _add_paths(parser: argparse.ArgumentParser, flag: str, required: bool, text: str) -> None:

@@ -1,0 +1,123 @@
+"""The model card of a release, in the format of Hugging Face: front matter, then Markdown; every figure from a file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hope_eval.report.tables import table
+from hope_eval.results import METRICS, Metric, Results, value
+
+LIMITS = """\
+- A research artefact of a small scale: it has seen {tokens} tokens. It does not answer questions, and what it writes is
+  neither true nor safe to act on.
+- One training seed ({seed}). The standard errors say how well the items measure these weights, not how much another
+  seed would change them.
+- Memories are written while text is read: two users must never share a state, or one reads what the other wrote."""
+USE = """\
+```python
+from hope_model import checkpoint
+
+model, about = checkpoint.load("{run}")
+logits, state = model(tokens)        # int64 [batch, time]; hand `state` on to continue
+```
+
+```sh
+sha256sum -c SHA256SUMS              # in this folder
+hope-eval package --verify .         # the same, then loads it and scores sample.json
+hope-eval zeroshot --checkpoint . --mirror DIR --json zero.json
+```"""
+
+
+def corpora(names: Sequence[str], provenance: Path | None) -> list[tuple[str, str, str]]:
+    """Name, licence and source of every training corpus; `unknown` where nothing tells."""
+    found = []
+    for name in names:
+        path = provenance / name / "provenance.json" if provenance else None
+        record = json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+        manifest = record.get("manifest", {})
+        packages = record.get("packages", {})
+        licences = [manifest.get("licence", ""), *(p.get("licence", "") for p in packages.values())]
+        source = manifest.get("source") or ", ".join(
+            f"{n} {p.get('version', '')}" for n, p in packages.items()
+        )
+        licence = "; ".join(dict.fromkeys(x for x in licences if x))
+        found.append((name, licence or "unknown", source or "unknown"))
+    return found
+
+
+def page(pack: Results, meta: Mapping[str, Any], sources: Sequence[tuple[str, str, str]]) -> str:
+    """The card.
+
+    Args:
+        pack: all results of these weights.
+        meta: the checkpoint's sidecar.
+        sources: of `corpora`.
+    """
+    about, tool = pack.checkpoint, pack.evaluator
+    tokens = "an unknown number of" if about.tokens is None else f"{about.tokens:,}"
+    size = [
+        ["variant", about.variant],
+        ["parameters", f"{about.parameters:,}"],
+        ["tokens seen", tokens],
+        ["steps", str(about.step)],
+        ["training length", str(meta.get("length", "unknown"))],
+        ["seed", str(about.seed)],
+        ["precision", str(meta.get("precision", "unknown"))],
+        ["code", about.revision],
+        ["weights, SHA-256", about.sha256],
+        ["tokenizer, SHA-256", about.tokenizer_sha256],
+    ]
+    measured = (
+        f"Measured by hope-eval {tool.hope_eval} ({tool.revision}), torch {tool.torch}, on {tool.device}."
+    )
+    parts = [
+        _front(about.run, about.variant, [name for name, *_ in sources]),
+        f"# {about.run}",
+        f"A {about.variant} language model of the HOPE lab, an open reproduction of *Nested Learning*.",
+        table(["", "value"], size),
+        "## Use",
+        USE.format(run=about.run),
+        "## Results",
+        f"{measured} ± is one standard error; all items and groups: `results/`, `report.md`, `report.html`.",
+        table(["task", "metric", "value", "chance", "n", "seed", "version"], _rows(pack)),
+        *_memorised(pack),
+        "## Training data",
+        table(["corpus", "licence", "source"], [list(row) for row in sources]),
+        "## Limits",
+        LIMITS.format(tokens=tokens, seed=about.seed),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(run: str, variant: str, names: Sequence[str]) -> str:
+    # Weights made of other people's text: what their licences ask is the reader's to judge, see the table.
+    lines = ["license: other", "license_name: see-training-data", "library_name: hope-model", "language: en"]
+    lines += ["pipeline_tag: text-generation", f"model_name: {json.dumps(run)}"]
+    lines += [f"tags: [nested-learning, {variant.replace('_', '-')}]", f"corpora: {json.dumps(list(names))}"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _rows(pack: Results) -> list[list[str]]:
+    return [
+        [task.task, METRICS[m.name].title, *_numbers(m), str(task.seed), str(task.version)]
+        for task in pack.tasks
+        for m in task.metrics
+        if m.group == "all"
+    ]
+
+
+def _numbers(m: Metric) -> list[str]:
+    return [value(m.value, m.stderr), "" if m.chance is None else f"{m.chance:.3g}", f"{m.n:,}"]
+
+
+def _memorised(pack: Results) -> list[str]:
+    rows = [
+        [row.task, row.mode, METRICS[row.metric].title, value(row.difference, row.stderr), f"{row.n:,}"]
+        for row in pack.memorized
+        if row.group == "all"
+    ]
+    if not rows:
+        return []
+    header = ["task", "mode", "metric", "memories written minus frozen", "n"]
+    return ["### Memorisation at test time", table(header, rows)]
