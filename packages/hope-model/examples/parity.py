@@ -51,12 +51,15 @@ def main() -> None:
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--chunks", type=int, nargs="*", default=[4, 8, 16, 32])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model, generator = build(arguments.variant, arguments.seed), torch.Generator().manual_seed(arguments.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=0.1, betas=(0.9, 0.95))
+    # Decaying the gates' biases, of retention above all, would teach memories to forget.
+    matrices = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1}
+    vectors = {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([matrices, vectors], lr=arguments.lr, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, arguments.lr, arguments.steps + 1, pct_start=0.1, cycle_momentum=False
     )
