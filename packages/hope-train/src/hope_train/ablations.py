@@ -127,7 +127,7 @@ class Suite:
             "missing": chain.missing,
             "variant": model.variant,
             "length": chain.config.length,
-            "chunk": model.memory.chunk,
+            "chunk": min(chain.config.memory_chunks or [model.memory.chunk]),
             "segment": min(model.cms.chunks()) if teaches else 0,
             "units": {Path(unit.config.run).name: unit.sha256[:16] for unit in units},
         }
