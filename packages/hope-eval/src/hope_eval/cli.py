@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_report(commands)
     _add_package(commands)
+    _add_stage2(commands)
     return parser
 
 
@@ -198,6 +199,31 @@ def _add_package(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle")
     parser.set_defaults(function=_package)
+
+
+def _add_stage2(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "stage2",
+        help="packs against each other and against the paper's rows, as a page",
+        description="Write a Markdown page: tasks of the paper's table, chance, cost, and what the numbers say.",
+    )
+    _add_paths(parser, "--packs", True, "results of `suite`; the first is compared with the others")
+    parser.add_argument(
+        "--training",
+        type=Path,
+        default=Path("reports/metrics"),
+        metavar="DIR",
+        help="train_RUN.json; default: %(default)s",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown page")
+    parser.set_defaults(function=_stage2)
+
+
+def _stage2(arguments: argparse.Namespace) -> None:
+    from hope_eval.report import stage2  # noqa: PLC0415
+
+    stage2.write(arguments.packs, arguments.training, arguments.out)
+    print(arguments.out)
 
 
 def _package(arguments: argparse.Namespace) -> None:

@@ -11,10 +11,11 @@ from hope_eval.results import METRICS, value
 SOLVED = 0.99
 INTRODUCTION = """\
 Written by `hope-eval ablations` from the JSON files of `hope-train ablations`; nothing here is typed by hand. Every arm
-gets its own learning rate: the best of several on validation with the first seed; then come the other seeds. are means over seeds ± one standard error over seeds. A verdict compares an arm with the first one, paired over
+gets its own learning rate: the best of several on validation with the first seed; then come the other seeds.
+Numbers are means over seeds ± one standard error over seeds. A verdict compares an arm with the first one, paired over
 seeds, by Student's 95 % interval; intervals are not corrected for their number. All arms of a study see equally many
-tokens, except in those called `…_equal_time`, where cheaper arms take more steps, as many as their measured speed allows.
-Seconds are of training on one thread of whatever machine it was, shared or not; FLOPs are counted."""
+tokens, except where its name ends in `_equal_time`: there cheaper arms take as many more steps as their measured speed
+allows. Seconds are of training on one thread of whatever machine it was, shared or not; FLOPs are counted."""
 
 
 def write(results: Path, out: Path, plots: Path) -> None:

@@ -1,0 +1,190 @@
+"""Our checkpoints beside their baselines and beside the paper's rows: the same tasks, whatever the scale."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hope_data.errors import InputError
+from hope_data.files import write_atomic
+from hope_eval import results as schema
+from hope_eval.report import verdicts
+from hope_eval.report.select import Named
+from hope_eval.report.tables import short, table
+from hope_eval.results import METRICS, Metric, value
+
+INTRODUCTION = """\
+Written by `hope-eval stage2` from the packs of `hope-eval suite` and the metrics of training. ± is one standard error
+over items; published numbers come without errors. **Rows of other sizes and token counts answer other questions**: the
+paper's models saw 30 and 100 billion tokens, ours what the last table says. Only rows of one table can be compared."""
+AVERAGED = (
+    "Accuracies in %, HellaSwag and ARC-c by likelihood per character, as in the paper; average of the eight."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the paper's table, and where ours comes from.
+
+    Attributes:
+        title: as the table's head says it.
+        task: of the pack.
+        metric: of the task.
+        percent: accuracies are printed in %.
+    """
+
+    title: str
+    task: str
+    metric: str
+    percent: bool = True
+
+
+COLUMNS = {
+    "wikitext": Column("Wiki ppl", "wikitext", "word_perplexity", percent=False),
+    "lambada_ppl": Column("LMB ppl", "lambada_openai", "perplexity", percent=False),
+    "lambada": Column("LMB", "lambada_openai", "acc"),
+    "piqa": Column("PIQA", "piqa", "acc"),
+    "hellaswag": Column("Hella", "hellaswag", "acc_norm"),
+    "winogrande": Column("Wino", "winogrande", "acc"),
+    "arc_easy": Column("ARC-e", "arc_easy", "acc"),
+    "arc_challenge": Column("ARC-c", "arc_challenge", "acc_norm"),
+    "social_iqa": Column("SIQA", "social_iqa", "acc"),
+    "boolq": Column("BoolQ", "boolq", "acc"),
+}
+
+
+def write(packs: Sequence[Path], training: Path, out: Path) -> None:
+    """Write the page.
+
+    Args:
+        packs: results of `hope-eval suite`, the first being compared with the others.
+        training: folder with `train_RUN.json`; a run without one has no speed.
+        out: Markdown file.
+
+    Raises:
+        InputError: no packs, or a file that is none.
+    """
+    if not packs:
+        raise InputError("no packs given; make them with `hope-eval suite`")
+    named = [(path.stem, schema.load(path)) for path in packs]
+    write_atomic(out, page(named, {name: _training(training, name) for name, _ in named}).encode())
+
+
+def page(named: Named, trained: Mapping[str, Mapping[str, Any]]) -> str:
+    """The Markdown page; `trained` has flat numbers of training by run."""
+    published = json.loads(files("hope_eval.report").joinpath("published.json").read_text(encoding="utf-8"))
+    head = ["", *(COLUMNS[name].title for name in COLUMNS), "average"]
+    theirs = [[row[0], *(f"{x:.2f}" for x in row[1:])] for row in published["rows"]]
+    columns = list(COLUMNS.values())
+    parts = [
+        "# Stage 2: our checkpoints against baselines and against the paper",
+        INTRODUCTION,
+        "## What the numbers say",
+        "\n".join(f"- {text}" for text in _sentences(named)),
+        "## Ours",
+        AVERAGED,
+        table(
+            head, [*(_ours(name, result, columns) for name, result in named), _chances(named), _counts(named)]
+        ),
+        "## The paper",
+        published["source"] + ".",
+        table(head, theirs),
+        "## What ours cost",
+        table(
+            ["run", "variant", "parameters", "tokens seen", "tokens/s", "FLOPs a token", "seed", "revision"],
+            [_cost(name, result, trained[name]) for name, result in named],
+        ),
+        "tokens/s as trained, on whatever machine it was, shared or not; FLOPs of forward and backward, counted.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _found(result: schema.Results, column: Column) -> Metric | None:
+    task = result.task(column.task)
+    return task.find(column.metric) if task else None
+
+
+def _cell(metric: Metric | None, column: Column) -> str:
+    if metric is None:
+        return "not run"
+    if not column.percent:
+        return value(metric.value, metric.stderr)
+    error = "" if metric.stderr is None else f" ± {100 * metric.stderr:.1f}"
+    return f"{100 * metric.value:.1f}{error}"
+
+
+def _ours(name: str, result: schema.Results, columns: Sequence[Column]) -> list[str]:
+    accuracies = [m.value for column in columns if column.percent and (m := _found(result, column))]
+    whole = len(accuracies) == sum(column.percent for column in columns)
+    average = f"{100 * sum(accuracies) / len(accuracies):.1f}" if whole else "-"
+    return [name, *(_cell(_found(result, column), column) for column in columns), average]
+
+
+def _chances(named: Named) -> list[str]:
+    found = [_any(named, column) for column in COLUMNS.values()]
+    return [
+        "chance",
+        *("-" if m is None or m.chance is None else f"{100 * m.chance:.1f}" for m in found),
+        "-",
+    ]
+
+
+def _counts(named: Named) -> list[str]:
+    found = [_any(named, column) for column in COLUMNS.values()]
+    return ["n", *("-" if m is None else f"{m.n:,}" for m in found), "-"]
+
+
+def _any(named: Named, column: Column) -> Metric | None:
+    return next((m for _, result in named if (m := _found(result, column))), None)
+
+
+def _sentences(named: Named) -> Iterator[str]:
+    """The first run against each other one on every task of the table; then which runs are above chance."""
+    wanted = {(c.task, c.metric): c.title for c in COLUMNS.values()}
+    wanted |= {("perplexity", "bits_per_byte"): METRICS["bits_per_byte"].title}
+    for a, b, rows in verdicts.pairs(named):
+        if a != named[0][0]:
+            continue
+        said: dict[str, list[str]] = {"better": [], "worse": [], "no difference": []}
+        for row in rows:
+            if title := wanted.get((row.task, row.metric)):
+                delta = value(row.difference.value, row.difference.stderr)
+                said[row.verdict].append(f"{title} ({delta})" if row.verdict != "no difference" else title)
+        forms = {"better": "better at", "worse": "worse at", "no difference": "no difference at"}
+        parts = [f"{forms[word]} {', '.join(titles)}" for word, titles in said.items() if titles]
+        yield f"`{a}` against `{b}` (95 %, paired, not corrected for their number): {'; '.join(parts)}."
+    for name, result in named:
+        above = [
+            column.title
+            for column in COLUMNS.values()
+            if (m := _found(result, column))
+            and m.chance is not None
+            and m.stderr
+            and m.value - m.chance > 3 * m.stderr
+        ]
+        where = ", ".join(above) or "none of these tasks"
+        yield f"`{name}` is more than three standard errors above chance at {where}."
+
+
+def _cost(name: str, result: schema.Results, trained: Mapping[str, Any]) -> list[str]:
+    about = result.checkpoint
+    tokens = "-" if about.tokens is None else f"{about.tokens:,}"
+    speed, flops = trained.get("tokens_per_s"), trained.get("flops_per_token")
+    return [
+        name,
+        about.variant,
+        f"{about.parameters:,}",
+        tokens,
+        "-" if speed is None else f"{speed:,.0f}",
+        "-" if flops is None else f"{flops:.2g}",
+        str(about.seed),
+        short(about.revision),
+    ]
+
+
+def _training(folder: Path, name: str) -> Mapping[str, Any]:
+    path = folder / f"train_{name}.json"
+    found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
