@@ -43,6 +43,37 @@ def test_answers_are_counted_as_by_hand(folder: Path, tmp_path: Path) -> None:
         assert exact.value == (right.sum(1) == mask.sum(1)).mean()
 
 
+def test_memories_frozen_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(
+        ModelConfig(variant="titans", vocab_size=8, dim=32, layers=1, head_dim=32, init_std=0.3)
+    )
+    folder, out = tmp_path / "checkpoint", tmp_path / "task.json"
+    checkpoint.save(folder, model, {"run": "tiny", "length": 8, "task": {"name": "dyck", "kinds": 2}})
+    given = ["task", "--checkpoint", str(folder), "--lengths", "24", "--count", "16", "--json", str(out)]
+    assert main([*given, "--memorize-paths", "titans"]) == 0
+    result = results.load(out)
+    assert [task.task for task in result.tasks] == ["dyck+off", "dyck+on"]
+    tokens, targets, mask = draw(build({"name": "dyck", "kinds": 2}), "test", 0, 0, 16, 24)
+    for task, writes in zip(result.tasks, ((), ("titans",)), strict=True):
+        state = model.initial(16, model.settings()._replace(teach_scale=0.0, writes=writes))
+        with torch.no_grad():
+            said = model(torch.from_numpy(tokens), state)[0].argmax(-1).numpy()
+        metric = task.find("task_accuracy", "length=24")
+        assert metric is not None
+        assert metric.value == pytest.approx(
+            ((said == targets) & mask).sum(1).mean() / mask.sum(1).mean(), abs=1e-2
+        )
+    first, second = (task.find("task_accuracy", "length=24") for task in result.tasks)
+    assert first is not None
+    assert second is not None
+    row = next(r for r in result.memorized if (r.metric, r.group) == ("task_accuracy", "length=24"))
+    assert row.difference == pytest.approx(second.value - first.value, abs=1e-6)
+    assert row.difference != 0
+    assert main([*given, "--memorize-oracle"]) == 2
+    assert "no context can be read again" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = LanguageModel(ModelConfig(variant="transformer", vocab_size=8, dim=32, layers=1, head_dim=32))
     checkpoint.save(tmp_path, model, {"length": 8})

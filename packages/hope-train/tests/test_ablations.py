@@ -11,7 +11,7 @@ import yaml
 
 from hope_model.errors import InputError
 from hope_train import study
-from hope_train.ablations import ASSUMED, DIVERGED, Suite
+from hope_train.ablations import ASSUMED, DIVERGED, Suite, asked_for
 from hope_train.cli import main
 
 ROOT = Path(__file__).parents[3]
@@ -169,3 +169,11 @@ def test_every_study_of_the_repository_is_whole(tmp_path: Path, capsys: pytest.C
     assert main(["ablations", "--plan", "--only", "order", *common]) == 0
     assert capsys.readouterr().out.startswith("0 of 10 trainings done; the rest takes about 0.2 h")
     assert list(json.loads((tmp_path / "plan.json").read_text())["order"]["arms"]) == ["first", "second"]
+
+
+def test_the_run_with_writes_is_the_one_that_counts() -> None:
+    off, on = (
+        {"task": f"perplexity+{mode}", "metrics": [{"value": n}]} for n, mode in enumerate(("off", "on"))
+    )
+    assert asked_for([off, on]) == [{"value": 1}]
+    assert asked_for([{"task": "perplexity", "metrics": [{"value": 7}]}]) == [{"value": 7}]

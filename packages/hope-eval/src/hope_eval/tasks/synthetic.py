@@ -14,7 +14,7 @@ from hope_data import tasks
 from hope_data.errors import InputError
 from hope_eval.models import describe
 from hope_eval.results import Checkpoint, Items, TaskResult, fingerprint
-from hope_model import LanguageModel, checkpoint
+from hope_model import LanguageModel, MemorySettings, checkpoint
 from hope_model.allocator import keep_freed_memory
 from hope_model.errors import InputError as ModelInputError
 
@@ -47,6 +47,7 @@ def measure(
     batch_tokens: int = 4096,
     device: str = "cpu",
     advance: Callable[[int], None] = lambda _: None,
+    settings: MemorySettings | None = None,
 ) -> TaskResult:
     """Read fresh sequences of each length and count the positions answered right.
 
@@ -59,6 +60,7 @@ def measure(
         batch_tokens: most tokens per forward pass.
         device: where to compute.
         advance: told the tokens of each pass.
+        settings: how memories are written; None as trained.
     """
     task, start = tasks.build(description), time.monotonic()
     labels, weights, hits, exact, drawn = [], [], [], [], []
@@ -69,7 +71,8 @@ def measure(
             rows = slice(at, at + max(1, batch_tokens // length))
             tokens_BT = torch.from_numpy(examples.tokens[rows]).to(device)
             with torch.inference_mode():
-                said_BT = model(tokens_BT)[0].argmax(-1).cpu().numpy()
+                state = model.initial(len(tokens_BT), settings)
+                said_BT = model(tokens_BT, state)[0].argmax(-1).cpu().numpy()
             right_BT = (said_BT == examples.targets[rows]) & examples.mask[rows]
             asked_B, right_B = examples.mask[rows].sum(1), right_BT.sum(1)
             labels += [str(length)] * len(asked_B)
