@@ -174,6 +174,7 @@ def test_model_arguments_are_those_of_the_command(checkpoint_folder: Path) -> No
     [
         ("file", "piqa/valid.jsonl: no such file, nor .gz"),
         ("field", "piqa/valid.jsonl, line 1: no field 'goal'"),
+        ("empty", "piqa/valid.jsonl: holds no rows"),
         ("labels", "valid-labels.lst: 11 labels for 12 rows"),
         ("json", "piqa/valid.jsonl, line 2: not JSON"),
         ("task", "unknown task 'mmlu'; with --mirror choose among piqa"),
@@ -197,6 +198,8 @@ def test_unfit_input_is_one_line_and_leaves_nothing(
         piqa.unlink()
     elif fault == "field":
         piqa.write_text("\n".join(line.replace("goal", "aim") for line in lines))
+    elif fault == "empty":
+        piqa.write_text("")
     elif fault == "labels":
         (copy / "piqa" / "valid-labels.lst").write_text("0\n" * 11)
     elif fault == "json":

@@ -56,10 +56,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model, generator = build(arguments.variant, arguments.seed), torch.Generator().manual_seed(arguments.seed)
-    # Decaying the gates' biases, of retention above all, would teach memories to forget.
-    matrices = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1}
-    vectors = {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW([matrices, vectors], lr=arguments.lr, betas=(0.9, 0.95))
+    # Examples are endless, so nothing has to be decayed; decaying gates and first weights teaches memories to forget.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=0.0, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, arguments.lr, arguments.steps + 1, pct_start=0.1, cycle_momentum=False
     )

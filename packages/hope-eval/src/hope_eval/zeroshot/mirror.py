@@ -146,13 +146,16 @@ def rows(folder: Path, task: str) -> list[Row]:
     """Rows of a task with the fields of the original data set.
 
     Raises:
-        InputError: a missing file, or a line that is not a row with the right fields (named by number).
+        InputError: a missing or empty file, or a line that is not a row with the right fields (named by number).
     """
     source = FILES[task]
     path = find(folder, source.file)
     if task == "wikitext":
-        return [{"page": page} for page in pages(read_text(path))]
-    made = [source.convert(row) for row in _read(path, source.fields)]
+        made: list[Row] = [{"page": page} for page in pages(read_text(path))]
+    else:
+        made = [source.convert(row) for row in _read(path, source.fields)]
+    if not made:
+        raise InputError(f"{path}: holds no rows; fetch it again or leave {task} out of --tasks")
     if task == "piqa" and "label" not in made[0]:
         labels = read_text(find(folder, "piqa/valid-labels.lst")).split()
         if len(labels) != len(made):
