@@ -25,6 +25,7 @@ import hf_models
 from hf_models import assert_same, hf_lm, load_tasks, samples
 
 from hope_eval.harness import HopeLM
+from hope_eval.lm import Scorer
 from hope_eval.zeroshot import mirror as mirrors
 from hope_eval.zeroshot import run as suite
 
@@ -167,6 +168,22 @@ def test_model_arguments_are_those_of_the_command(checkpoint_folder: Path) -> No
     options = {"batch_size": "auto", "max_batch_size": None, "device": "cuda:0"}
     lm = HopeLM.create_from_arg_string(told, options)
     assert (lm.max_length, lm.loaded.about.run) == (32, "tiny")
+
+
+def test_a_hope_exported_to_transformers_is_asked_as_ours(
+    checkpoint_folder: Path, corpora: Path, mirror: Path, tmp_path: Path
+) -> None:
+    """Through a key-value cache forks and places asked would reach what its memories are taught with."""
+    import hope_model.hf
+
+    folder = hope_model.hf.export(checkpoint_folder, corpora / "tokenizer", tmp_path / "exported")
+    loaded, ours = load(folder), load(checkpoint_folder, corpora / "tokenizer")
+    tokens = [np.arange(5, 45), np.arange(60, 90)]
+    for a, b in zip(*(Scorer(x.model).token_logp(tokens) for x in (loaded, ours)), strict=True):
+        assert np.abs(a - b).max() < 1e-6
+    out = tmp_path / "x.json"
+    assert main(command(folder, mirror, out, ["--tasks", "piqa", "--memorize"])) == 0
+    assert [task.task for task in schema.load(out).tasks] == ["piqa+off", "piqa+on"]
 
 
 @pytest.mark.parametrize(

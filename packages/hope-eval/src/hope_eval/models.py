@@ -214,7 +214,7 @@ def load(folder: Path, tokenizer: Path | None = None, device: str = "cpu", lengt
     except ValueError as error:
         raise InputError(f"{folder / 'config.json'}: not JSON ({error}); save the model again") from None
     if "model_type" in about and not (folder / "meta.json").is_file():
-        return _load_hf(folder, tokenizer or folder, device)
+        return _load_hf(folder, tokenizer or folder, device, length)
     return _load_ours(folder, tokenizer, device, length)
 
 
@@ -277,7 +277,7 @@ def _model_type(folder: Path) -> str:
     return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
 
 
-def _load_hf(folder: Path, tokenizer: Path, device: str) -> Loaded:
+def _load_hf(folder: Path, tokenizer: Path, device: str, length: int) -> Loaded:
     try:
         import transformers  # noqa: PLC0415 (optional, and slow to import)
     except ImportError:
@@ -313,5 +313,11 @@ def _load_hf(folder: Path, tokenizer: Path, device: str) -> Loaded:
         tokenizer_sha256="",
         revision="unknown",
     )
+    if (
+        about.variant == "hope"
+    ):  # its state depends on logits and memories are its own: no key-value cache fits
+        return Loaded(
+            HopeModel(model.model.to(device), device, length=length), HFTokenizer(inner), about, length
+        )
     wrapped = HFModel(model, device)
     return Loaded(wrapped, HFTokenizer(inner), about, wrapped.max_length or 2048)
