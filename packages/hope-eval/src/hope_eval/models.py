@@ -65,6 +65,7 @@ class HopeModel:
 
     Attributes:
         max_length: tokens of context allowed; None where the state does not grow.
+        memories: what can be written at test time, of `titans`, `cms.0`, `cms.1` ...
         copies_state: False: many forks run one after another on the same state, which costs no copy.
         defers: writes of a segment wait until the token after it is known.
         settings: how memories are written at test time; None as in training.
@@ -83,8 +84,10 @@ class HopeModel:
         settings: MemorySettings | None = None,
     ) -> None:
         self.model, self.device, self.settings = model.eval(), device, settings
-        config = model.config
-        full = variant_parts(config)[0] == "attention" and not config.attention.window
+        attends = variant_parts(model.config)[0] == "attention"
+        full = attends and not model.config.attention.window
+        mixer = () if attends else ("titans",)
+        self.memories = (*mixer, *(f"cms.{n}" for n in range(model.levels)))
         self.max_length = ATTENTION_REACH * length if full else None
 
     def __call__(

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from hope_data.files import write_atomic
 from hope_eval import results as schema
-from hope_eval.commands import Parsers, evaluator, positive
+from hope_eval.commands import (
+    Parsers,
+    add_memorize,
+    evaluator,
+    memorize_of,
+    positive,
+    run_tasks,
+    say_differences,
+)
 
 
 def add(commands: Parsers) -> None:
@@ -39,6 +47,7 @@ def add(commands: Parsers) -> None:
     )
     task.add_argument("--device", default="cpu", help="default: %(default)s")
     task.add_argument("--batch-tokens", type=positive, default=4096, metavar="N", help="default: %(default)s")
+    add_memorize(task)
     task.set_defaults(function=_task)
 
     page = commands.add_parser(
@@ -59,30 +68,30 @@ def _length(text: str) -> str:
 
 
 def _task(arguments: argparse.Namespace) -> None:
+    from hope_eval.lm import Scorer  # noqa: PLC0415
     from hope_eval.progress import Display  # noqa: PLC0415
     from hope_eval.tasks import synthetic  # noqa: PLC0415
 
     start = time.monotonic()
     model, task, trained, about = synthetic.load(arguments.checkpoint, arguments.device)
     lengths = [int(t.removesuffix("x")) * (trained if t.endswith("x") else 1) for t in arguments.lengths]
+
+    def run(scorer: Scorer) -> list[schema.TaskResult]:
+        return [synthetic.measure(scorer, task, lengths, count=arguments.count, seed=arguments.seed)]
+
     with Display() as display:
-        display.begin(str(task["name"]), arguments.count * sum(lengths))
-        measured = synthetic.measure(
-            model,
-            task,
-            lengths,
-            count=arguments.count,
-            seed=arguments.seed,
-            batch_tokens=arguments.batch_tokens,
-            device=arguments.device,
-            advance=display.advance,
-        )
+        scorer = Scorer(model, arguments.device, arguments.batch_tokens, display.advance)
+        scorer.begin = display.begin
+        done, differences = run_tasks(scorer, memorize_of(arguments), run)
     seconds = round(time.monotonic() - start, 3)
-    result = schema.Results(schema.SCHEMA, about, evaluator(arguments.device), [measured], seconds)
+    result = schema.Results(schema.SCHEMA, about, evaluator(arguments.device), done, seconds, differences)
     write_atomic(arguments.json, schema.dumps(result).encode())
-    for metric in measured.metrics:
-        if metric.name == "task_accuracy":
-            print(f"{measured.task}, {metric.group}: {schema.line(metric)}")
+    for measured in done:
+        for metric in measured.metrics:
+            if metric.name == "task_accuracy":
+                print(f"{measured.task}, {metric.group}: {schema.line(metric)}")
+    rows = (row for row in differences if row.group != "all" and row.metric == "task_accuracy")
+    say_differences(rows)
 
 
 def _ablations(arguments: argparse.Namespace) -> None:
