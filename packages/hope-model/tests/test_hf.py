@@ -98,6 +98,17 @@ def test_generate_carries_our_state(exported: Path) -> None:
         with torch.no_grad():
             row = torch.cat((row, model.model(row)[0][:, -1:].argmax(-1)), 1)
     assert torch.equal(out.sequences, row)
+    fed: list[int] = []
+    model.model.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].shape[1]))
+    longer = model.generate(
+        out.sequences,
+        past_key_values=out.past_key_values,
+        **{**options, "attention_mask": torch.ones_like(out.sequences), "max_new_tokens": 3},
+    )
+    assert fed == [1, 1, 1]  # neither the prompt nor what was written before runs again
+    whole = model.generate(prompts, **{**options, "max_new_tokens": 12})
+    assert torch.equal(longer, whole)
+    assert fed == [1, 1, 1, 11, *[1] * 11]
     beams = model.generate(prompts, num_beams=3, **options)
     again = model.generate(prompts, num_beams=3, use_cache=False, **options)
     assert torch.equal(beams, again)
