@@ -298,7 +298,7 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int) -> Load
         model, told = transformers.AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **options
         )
-        inner = None if ours else transformers.AutoTokenizer.from_pretrained(where or folder, **options)
+        inner: Any = None if ours else transformers.AutoTokenizer.from_pretrained(where or folder, **options)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
     if told["missing_keys"]:
