@@ -140,16 +140,16 @@ def test_compare_refuses_other_items(
     assert "perplexity: the two results are over different items" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("bounded", [True, False])
-def test_every_command_of_the_suite_is_understood(bounded: bool) -> None:
+@pytest.mark.parametrize(("bounded", "writes"), [(True, True), (False, False), (True, False)])
+def test_every_command_of_the_suite_is_understood(bounded: bool, writes: bool) -> None:
     parser = cli._parser()
     told = ["suite", "--checkpoint", "c", "--tokenizer", "t", "--shards", "s", "--json", "x.json"]
-    least = pieces(parser.parse_args(told), Sizes(), bounded=bounded)
+    least = pieces(parser.parse_args(told), Sizes(), bounded=bounded, writes=writes)
     told += ["--mirror", "m", "--text", "a.txt", "b.txt", "--babi", "qa1.txt", "--clinc150", "d"]
-    whole = pieces(parser.parse_args(told), Sizes(), bounded=bounded)
+    whole = pieces(parser.parse_args(told), Sizes(), bounded=bounded, writes=writes)
     for command in (*least, *whole):
         assert parser.parse_args(command).add
     names = ["run", "zeroshot", "zeroshot", "needle", "babi", "books", "continual", "continual"]
-    assert [command[0] for command in whole] == names + ["run"] * bounded
-    assert [command[0] for command in least] == ["run", "needle", "continual"] + ["run"] * bounded
+    assert [command[0] for command in whole] == names + ["run"] * writes
+    assert [command[0] for command in least] == ["run", "needle", "continual"] + ["run"] * writes
     assert ("memorize" in least[2]) == bounded

@@ -43,35 +43,45 @@ def test_answers_are_counted_as_by_hand(folder: Path, tmp_path: Path) -> None:
         assert exact.value == (right.sum(1) == mask.sum(1)).mean()
 
 
-def test_memories_frozen_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memories_frozen_and_written_stand_in_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frozen memories know nothing of a bracket that opened further back than the convolutions reach."""
     torch.manual_seed(0)
-    model = LanguageModel(
-        ModelConfig(variant="titans", vocab_size=8, dim=32, layers=1, head_dim=32, init_std=0.3)
-    )
-    folder, out = tmp_path / "checkpoint", tmp_path / "task.json"
-    checkpoint.save(folder, model, {"run": "tiny", "length": 8, "task": {"name": "dyck", "kinds": 2}})
-    given = ["task", "--checkpoint", str(folder), "--lengths", "24", "--count", "16", "--json", str(out)]
-    assert main([*given, "--memorize-paths", "titans"]) == 0
+    config = {"vocab_size": 8, "dim": 32, "layers": 1, "head_dim": 16, "init_std": 0.3}
+    model = LanguageModel(ModelConfig.from_dict({**config, "variant": "titans"}))
+    meta = {"run": "tiny", "length": 24, "task": {"name": "dyck", "kinds": 2}}
+    checkpoint.save(tmp_path / "checkpoint", model, meta)
+    out = tmp_path / "task.json"
+    told = ["task", "--checkpoint", str(tmp_path / "checkpoint"), "--json", str(out), "--lengths", "1x", "2x"]
+    assert main([*told, "--count", "9", "--memorize-paths", "titans", "--memorize-carry"]) == 0
     result = results.load(out)
     assert [task.task for task in result.tasks] == ["dyck+off", "dyck+on"]
-    tokens, targets, mask = draw(build({"name": "dyck", "kinds": 2}), "test", 0, 0, 16, 24)
-    for task, writes in zip(result.tasks, ((), ("titans",)), strict=True):
-        state = model.initial(16, model.settings()._replace(teach_scale=0.0, writes=writes))
-        with torch.no_grad():
-            said = model(torch.from_numpy(tokens), state)[0].argmax(-1).numpy()
-        metric = task.find("task_accuracy", "length=24")
-        assert metric is not None
-        assert metric.value == pytest.approx(
-            ((said == targets) & mask).sum(1).mean() / mask.sum(1).mean(), abs=1e-2
-        )
-    first, second = (task.find("task_accuracy", "length=24") for task in result.tasks)
-    assert first is not None
-    assert second is not None
-    row = next(r for r in result.memorized if (r.metric, r.group) == ("task_accuracy", "length=24"))
-    assert row.difference == pytest.approx(second.value - first.value, abs=1e-6)
-    assert row.difference != 0
-    assert main([*given, "--memorize-oracle"]) == 2
-    assert "no context can be read again" in capsys.readouterr().err
+    off, on = result.tasks
+    assert off.items_sha256 == on.items_sha256
+    assert off.items.scores["task_accuracy"] != on.items.scores["task_accuracy"]
+    assert on.settings["memorize_paths"] == "titans"
+    assert on.settings["memorize_state"] == "carried"
+    assert (off.tokens, on.tokens) == (9 * 72, 9 * 72)
+    for length in (24, 48):
+        [row] = [r for r in result.memorized if (r.metric, r.group) == ("task_accuracy", f"length={length}")]
+        values = [task.find("task_accuracy", f"length={length}") for task in (on, off)]
+        assert row.difference == pytest.approx(values[0].value - values[1].value, abs=1e-6)
+        assert (row.n, row.stderr is not None) == (9, True)
+    assert f"minus frozen: task_accuracy length=48 {results.value(row.difference, row.stderr)} (n 9)" in (
+        capsys.readouterr().out
+    )
+    assert main([*told, "--memorize-steps", "2"]) == 2
+    assert "task: more than one reading would show what is scored" in capsys.readouterr().err
+
+
+def test_a_model_without_memories_has_none_to_write(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.json"
+    assert main(["task", "--checkpoint", str(folder), "--json", str(out), "--memorize"]) == 2
+    assert "transformer has no memory to write at test time" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_checkpoint_of_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

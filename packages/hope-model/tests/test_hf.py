@@ -21,7 +21,7 @@ import transformers
 
 from hope_model import hf
 
-TEXT = "the green hill and the red stone, ünder 12 trees\n\tgo  on▁and on 🙂"
+TEXT = "the green hill and the <s>red</s> stone, ünder 12 trees\n\tgo  on▁and on <unk> 🙂"
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,15 @@ def exported(
     }
     model = LanguageModel(ModelConfig.from_dict({**values, "cms": {"smallest": 8, "levels": 2}}))
     sha256 = checkpoint.sha256(tokenizer / "tokenizer.model")
-    checkpoint.save(root / "checkpoint", model, {"tokenizer_sha256": sha256})
+    checkpoint.save(root / "checkpoint", model, {"tokenizer_sha256": sha256, "length": 64})
     return hf.export(root / "checkpoint", tokenizer, root / "hf")
 
 
 def test_auto_classes_load_the_same_model(exported: Path) -> None:
     ours, _ = checkpoint.load(exported.parent / "checkpoint")
-    assert transformers.AutoConfig.from_pretrained(exported).hope == ours.config.to_dict()
+    config = transformers.AutoConfig.from_pretrained(exported)
+    assert config.hope == ours.config.to_dict()
+    assert config.trained["length"] == 64
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported)
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
     tokens = torch.arange(2, 42)[None]
@@ -96,6 +98,17 @@ def test_generate_carries_our_state(exported: Path) -> None:
         with torch.no_grad():
             row = torch.cat((row, model.model(row)[0][:, -1:].argmax(-1)), 1)
     assert torch.equal(out.sequences, row)
+    fed: list[int] = []
+    model.model.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].shape[1]))
+    longer = model.generate(
+        out.sequences,
+        past_key_values=out.past_key_values,
+        **{**options, "attention_mask": torch.ones_like(out.sequences), "max_new_tokens": 3},
+    )
+    assert fed == [1, 1, 1]  # neither the prompt nor what was written before runs again
+    whole = model.generate(prompts, **{**options, "max_new_tokens": 12})
+    assert torch.equal(longer, whole)
+    assert fed == [1, 1, 1, 11, *[1] * 11]
     beams = model.generate(prompts, num_beams=3, **options)
     again = model.generate(prompts, num_beams=3, use_cache=False, **options)
     assert torch.equal(beams, again)
@@ -107,6 +120,7 @@ def test_tokenizer_is_lossless_and_id_for_id(exported: Path, tokenizer: Path) ->
     plain = TEXT.replace("▁", "")
     assert theirs.encode(plain) == inner.encode(plain)
     assert theirs.decode(theirs.encode(TEXT)) == TEXT
+    assert theirs.eos_token_id not in theirs.encode(TEXT)
     assert theirs.eos_token_id == 1
     assert theirs.decode([*theirs.encode("the hill"), 1], skip_special_tokens=True) == "the hill"
 

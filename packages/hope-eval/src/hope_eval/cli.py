@@ -124,12 +124,13 @@ def _suite(arguments: argparse.Namespace) -> None:
     from hope_eval.models import load  # noqa: PLC0415
     from hope_eval.suite import Sizes, pieces  # noqa: PLC0415
 
-    bounded = load(arguments.checkpoint, arguments.tokenizer).model.max_length is None
+    model = load(arguments.checkpoint, arguments.tokenizer).model
+    bounded, writes = model.max_length is None, bool(getattr(model, "memories", ()))
     # The former pack stays until the new one is whole.
     whole = arguments.json
     arguments.json = whole.with_name(whole.name + ".part")
     arguments.json.unlink(missing_ok=True)
-    for command in pieces(arguments, Sizes(), bounded=bounded):
+    for command in pieces(arguments, Sizes(), bounded=bounded, writes=writes):
         print(f"\nhope-eval {shlex.join(command)}", flush=True)
         start = time.monotonic()
         told = _parser().parse_args(command)

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -148,10 +148,16 @@ def say(result: schema.Results) -> None:
         for metric in task.metrics:
             if metric.group == "all":
                 print(f"{task.task}: {schema.line(metric)}")
-    for row in result.memorized:
-        if row.group == "all":
-            size = schema.value(row.difference, row.stderr)
-            print(f"{row.task}, memories written ({row.mode}) minus frozen: {row.metric} {size} (n {row.n})")
+    say_differences(row for row in result.memorized if row.group == "all")
+
+
+def say_differences(rows: Iterable[schema.PairedDifference]) -> None:
+    """Memories written against frozen, one a line."""
+    for row in rows:
+        size, group = schema.value(row.difference, row.stderr), "" if row.group == "all" else f" {row.group}"
+        print(
+            f"{row.task}, memories written ({row.mode}) minus frozen: {row.metric}{group} {size} (n {row.n})"
+        )
 
 
 def merge(former: schema.Results, new: schema.Results) -> schema.Results:

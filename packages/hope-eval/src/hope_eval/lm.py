@@ -210,6 +210,13 @@ class Scorer:
                 total_BK[:, k] += _picked(logits_BTV, tokens_BKL[:, k, 1:]).sum(1)
         return _finite(total_BK)
 
+    def likeliest(self, tokens_BT: Tokens) -> Tokens:
+        """The most likely token [B, T] after each token of sequences of equal length."""
+        rows_BT = torch.as_tensor(tokens_BT, device=self.device)
+        logits_BTV, state = self._forward(rows_BT, self._begin())
+        self._carry(state)
+        return logits_BTV.argmax(-1).cpu().numpy()
+
     def greedy(self, fork: Fork, steps: int) -> Tokens:
         """The `steps` most likely tokens [B, steps], one after another."""
         logp_BV, state = fork

@@ -60,13 +60,14 @@ def settings_on(model: HopeModel, memorize: Memorize) -> MemorySettings:
     """The model's memory settings with a choice's changes.
 
     Raises:
-        InputError: a path that the model does not have, or carrying what grows without bound.
+        InputError: no memory, a path that the model does not have, or carrying what grows without bound.
     """
     own = model.model.settings()
-    known = ["titans", *(f"cms.{n}" for n in range(model.model.levels))]
-    wrong = [path for path in memorize.paths or () if path not in known]
+    if not model.memories:
+        raise InputError(f"--memorize: {model.model.config.variant} has no memory to write at test time")
+    wrong = [path for path in memorize.paths or () if path not in model.memories]
     if wrong:
-        raise InputError(f"--memorize-paths {wrong[0]}: this model has {', '.join(known)}")
+        raise InputError(f"--memorize-paths {wrong[0]}: this model has {', '.join(model.memories)}")
     if memorize.carry and model.max_length is not None:
         raise InputError("--memorize-carry: full attention would keep every item; it needs a bounded state")
     scale = own.teach_scale if memorize.teach_scale is None else memorize.teach_scale

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hope_data.errors import InputError
 from hope_data.files import sha256_file
-from hope_data.tokenizer import Tokenizer
+from hope_data.tokenizer import MODEL, Tokenizer
 from hope_eval.results import Checkpoint
 from hope_model import LanguageModel, MemorySettings, checkpoint, counting
 from hope_model.allocator import keep_freed_memory
@@ -65,6 +65,7 @@ class HopeModel:
 
     Attributes:
         max_length: tokens of context allowed; None where the state does not grow.
+        memories: what can be written at test time, of `titans`, `cms.0`, `cms.1` ...
         copies_state: False: many forks run one after another on the same state, which costs no copy.
         defers: writes of a segment wait until the token after it is known.
         settings: how memories are written at test time; None as in training.
@@ -83,8 +84,10 @@ class HopeModel:
         settings: MemorySettings | None = None,
     ) -> None:
         self.model, self.device, self.settings = model.eval(), device, settings
-        config = model.config
-        full = variant_parts(config)[0] == "attention" and not config.attention.window
+        attends = variant_parts(model.config)[0] == "attention"
+        full = attends and not model.config.attention.window
+        mixer = () if attends else ("titans",)
+        self.memories = (*mixer, *(f"cms.{n}" for n in range(model.levels)))
         self.max_length = ATTENTION_REACH * length if full else None
 
     def __call__(
@@ -214,7 +217,7 @@ def load(folder: Path, tokenizer: Path | None = None, device: str = "cpu", lengt
     except ValueError as error:
         raise InputError(f"{folder / 'config.json'}: not JSON ({error}); save the model again") from None
     if "model_type" in about and not (folder / "meta.json").is_file():
-        return _load_hf(folder, tokenizer or folder, device, length)
+        return _load_hf(folder, tokenizer, device, length)
     return _load_ours(folder, tokenizer, device, length)
 
 
@@ -273,11 +276,7 @@ def describe(folder: Path, model: LanguageModel, meta: dict[str, Any]) -> Checkp
     )
 
 
-def _model_type(folder: Path) -> str:
-    return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
-
-
-def _load_hf(folder: Path, tokenizer: Path, device: str, length: int) -> Loaded:
+def _load_hf(folder: Path, where: Path | None, device: str, length: int) -> Loaded:
     try:
         import transformers  # noqa: PLC0415 (optional, and slow to import)
     except ImportError:
@@ -286,21 +285,32 @@ def _load_hf(folder: Path, tokenizer: Path, device: str, length: int) -> Loaded:
         ) from None
     transformers.logging.disable_progress_bar()
     keep_freed_memory()
-    if _model_type(folder) == "hope":
+    ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "hope"
+    if ours:
         import hope_model.hf  # noqa: F401, PLC0415 (registers the type)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise InputError(
             f"{folder}: no safetensors here; pickled weights are not read, save the model as safetensors"
         )
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
-        inner = transformers.AutoTokenizer.from_pretrained(tokenizer, **options)
+        model, told = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **options
+        )
+        inner: Any = None if ours else transformers.AutoTokenizer.from_pretrained(where or folder, **options)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
+    if told["missing_keys"]:
+        # transformers would draw them at random and say so in a warning.
+        missing = sorted(told["missing_keys"])
+        raise InputError(
+            f"{weights[0]}: {missing[0]} is missing ({len(missing)} in all); save the model again"
+        )
+    if ours:
+        return _load_exported(folder, model, where, device, length)
     if inner.eos_token_id is None:
-        raise InputError(f"{tokenizer}: the tokenizer has no end-of-text token; set eos_token")
+        raise InputError(f"{where or folder}: the tokenizer has no end-of-text token; set eos_token")
     about = Checkpoint(
         run=folder.resolve().name,
         variant=str(model.config.model_type),
@@ -313,11 +323,15 @@ def _load_hf(folder: Path, tokenizer: Path, device: str, length: int) -> Loaded:
         tokenizer_sha256="",
         revision="unknown",
     )
-    if (
-        about.variant == "hope"
-    ):  # its state depends on logits and memories are its own: no key-value cache fits
-        return Loaded(
-            HopeModel(model.model.to(device), device, length=length), HFTokenizer(inner), about, length
-        )
     wrapped = HFModel(model, device)
     return Loaded(wrapped, HFTokenizer(inner), about, wrapped.max_length or 2048)
+
+
+def _load_exported(folder: Path, model: Any, where: Path | None, device: str, length: int) -> Loaded:
+    """A checkpoint of ours that went through `hope_model.hf.export`: scored as the checkpoint itself."""
+    meta, inner = model.config.trained, model.model.to(device)
+    tokenizer = Tokenizer.load(where) if where else Tokenizer((folder / MODEL).read_bytes())
+    check_tokenizer(folder, inner, meta, tokenizer, where or folder)
+    length = int(meta.get("length", length))
+    about = describe(folder, inner, meta)
+    return Loaded(HopeModel(inner, device, length=length), HopeTokenizer(tokenizer), about, length)

@@ -35,13 +35,14 @@ class Sizes:
     memorized: int = 100
 
 
-def pieces(given: argparse.Namespace, sizes: Sizes, *, bounded: bool) -> list[list[str]]:
+def pieces(given: argparse.Namespace, sizes: Sizes, *, bounded: bool, writes: bool) -> list[list[str]]:
     """Arguments of `hope-eval`, one list a command; evaluators without data are left out.
 
     Args:
         given: what `hope-eval suite` was told.
         sizes: how much is asked.
         bounded: whether the state stays as large as it is; full attention can only be trained on streams.
+        writes: whether the model has memories to write at test time.
     """
     model = ["--checkpoint", str(given.checkpoint), "--tokenizer", str(given.tokenizer)]
     model += ["--json", str(given.json), "--add"]
@@ -68,7 +69,7 @@ def pieces(given: argparse.Namespace, sizes: Sizes, *, bounded: bool) -> list[li
     if given.clinc150:
         classes = ["--classes", "clinc150", "--data", str(given.clinc150), "--limit", str(sizes.groups)]
         made.append(["continual", *model, *classes, *learn, "--shots", str(sizes.shots)])
-    if bounded:
+    if writes:
         made.append(
             ["run", *model, *shards, "--tasks", "choice", "--limit", str(sizes.memorized), "--memorize"]
         )

@@ -4,10 +4,17 @@ import argparse
 import time
 from pathlib import Path
 
-from hope_data.errors import InputError
 from hope_data.files import write_atomic
 from hope_eval import results as schema
-from hope_eval.commands import Parsers, add_memorize, evaluator, memorize_of, positive, run_tasks
+from hope_eval.commands import (
+    Parsers,
+    add_memorize,
+    evaluator,
+    memorize_of,
+    positive,
+    run_tasks,
+    say_differences,
+)
 
 
 def add(commands: Parsers) -> None:
@@ -62,46 +69,29 @@ def _length(text: str) -> str:
 
 def _task(arguments: argparse.Namespace) -> None:
     from hope_eval.lm import Scorer  # noqa: PLC0415
-    from hope_eval.models import HopeModel  # noqa: PLC0415
     from hope_eval.progress import Display  # noqa: PLC0415
     from hope_eval.tasks import synthetic  # noqa: PLC0415
 
     start = time.monotonic()
-    memorize = memorize_of(arguments)
-    if memorize and (memorize.steps > 1 or memorize.carry or memorize.oracle):
-        raise InputError(
-            "a synthetic task asks at many positions of one sequence: no context can be read again, carried on or "
-            "told its answers; leave out --memorize-steps, --memorize-carry and --memorize-oracle"
-        )
     model, task, trained, about = synthetic.load(arguments.checkpoint, arguments.device)
     lengths = [int(t.removesuffix("x")) * (trained if t.endswith("x") else 1) for t in arguments.lengths]
-    wrapped = HopeModel(model, arguments.device, length=trained)
+
+    def run(scorer: Scorer) -> list[schema.TaskResult]:
+        return [synthetic.measure(scorer, task, lengths, count=arguments.count, seed=arguments.seed)]
+
     with Display() as display:
-        display.begin(str(task["name"]), arguments.count * sum(lengths) * (2 if memorize else 1))
-
-        def run(_: Scorer) -> list[schema.TaskResult]:
-            return [
-                synthetic.measure(
-                    model,
-                    task,
-                    lengths,
-                    count=arguments.count,
-                    seed=arguments.seed,
-                    batch_tokens=arguments.batch_tokens,
-                    device=arguments.device,
-                    advance=display.advance,
-                    settings=wrapped.settings,
-                )
-            ]
-
-        measured, differences = run_tasks(Scorer(wrapped, arguments.device), memorize, run)
+        scorer = Scorer(model, arguments.device, arguments.batch_tokens, display.advance)
+        scorer.begin = display.begin
+        done, differences = run_tasks(scorer, memorize_of(arguments), run)
     seconds = round(time.monotonic() - start, 3)
-    result = schema.Results(schema.SCHEMA, about, evaluator(arguments.device), measured, seconds, differences)
+    result = schema.Results(schema.SCHEMA, about, evaluator(arguments.device), done, seconds, differences)
     write_atomic(arguments.json, schema.dumps(result).encode())
-    for one in measured:
-        for metric in one.metrics:
+    for measured in done:
+        for metric in measured.metrics:
             if metric.name == "task_accuracy":
-                print(f"{one.task}, {metric.group}: {schema.line(metric)}")
+                print(f"{measured.task}, {metric.group}: {schema.line(metric)}")
+    rows = (row for row in differences if row.group != "all" and row.metric == "task_accuracy")
+    say_differences(rows)
 
 
 def _ablations(arguments: argparse.Namespace) -> None:

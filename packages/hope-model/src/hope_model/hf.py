@@ -10,7 +10,6 @@ Needs hope-model[hf].
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -37,12 +36,19 @@ _SPACE = "\u2581"
 
 
 class HopeConfig(transformers.PretrainedConfig):  # type: ignore[misc]  # transformers is not typed
-    """Configuration for transformers: `hope` is `ModelConfig.to_dict()`, the one home of every value."""
+    """Configuration for transformers.
+
+    Args:
+        hope: `ModelConfig.to_dict()`, the one home of every value.
+        trained: what the checkpoint's meta.json says of its training: run, seed, length, tokenizer and so on.
+    """
 
     model_type = "hope"
 
-    def __init__(self, hope: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        self.hope = ModelConfig.from_dict(hope or {}).to_dict()
+    def __init__(
+        self, hope: dict[str, Any] | None = None, trained: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self.hope, self.trained = ModelConfig.from_dict(hope or {}).to_dict(), dict(trained or {})
         self.vocab_size = self.hope["vocab_size"]
         self.hidden_size, self.num_hidden_layers = self.hope["dim"], self.hope["layers"]
         kwargs.setdefault("tie_word_embeddings", self.hope["tied_embedding"])
@@ -146,7 +152,7 @@ class HopeForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin
 
 
 class HopeTokenizer(transformers.PreTrainedTokenizer):  # type: ignore[misc]
-    """The sentencepiece tokenizer of hope-data, id for id; no token is added by itself."""
+    """The sentencepiece tokenizer of hope-data, id for id; no token is added by itself, none is written as text."""
 
     vocab_files_names: ClassVar = {"vocab_file": VOCABULARY}
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
@@ -156,6 +162,8 @@ class HopeTokenizer(transformers.PreTrainedTokenizer):  # type: ignore[misc]
         self._sp = sentencepiece.SentencePieceProcessor(model_file=vocab_file)
         for name, token in (("eos_token", self._sp.eos_id()), ("unk_token", self._sp.unk_id())):
             kwargs.setdefault(name, self._sp.id_to_piece(token))
+        # `</s>` in a text (HTML has it) is four characters, as in training, and does not end the text.
+        kwargs.setdefault("split_special_tokens", True)
         super().__init__(**kwargs)
 
     @property
@@ -208,8 +216,9 @@ def register() -> None:
 
 def from_checkpoint(folder: Path | str) -> HopeForCausalLM:
     """One of our checkpoints as a model of transformers, verified as `checkpoint.load` does."""
-    inner, _ = checkpoint.load(folder)
-    model = HopeForCausalLM(HopeConfig(inner.config.to_dict()))
+    inner, meta = checkpoint.load(folder)
+    trained = {key: value for key, value in meta.items() if key != "sha256"}  # of files that stay behind
+    model = HopeForCausalLM(HopeConfig(inner.config.to_dict(), trained))
     model.model.load_state_dict(inner.state_dict())
     model.eval()
     return model
@@ -231,8 +240,8 @@ def export(folder: Path | str, tokenizer: Path | str, out: Path | str) -> Path:
         raise InputError(f"{out} exists; name a new folder")
     if not source.is_file():
         raise InputError(f"{source} is missing; is {tokenizer} a tokenizer folder?")
-    model, meta = from_checkpoint(folder), json.loads((Path(folder) / checkpoint.META).read_text("utf-8"))
-    expected = meta.get("tokenizer_sha256")
+    model = from_checkpoint(folder)
+    expected = model.config.trained.get("tokenizer_sha256")
     if expected and checkpoint.sha256(source) != expected:
         raise InputError(
             f"{source}: not the tokenizer of {folder} ({str(expected)[:12]}); name the right one"
@@ -242,6 +251,8 @@ def export(folder: Path | str, tokenizer: Path | str, out: Path | str) -> Path:
     model.save_pretrained(beside)
     HopeTokenizer(str(source)).save_pretrained(beside)
     beside.chmod(0o755)
+    for file in beside.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner only
     os.sync()
     return beside.rename(out)
 
@@ -252,6 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("checkpoint", "tokenizer", "out"):
         parser.add_argument(name, type=Path, metavar=name.upper())
     given = parser.parse_args(argv)
+    transformers.logging.disable_progress_bar()
     try:
         export(given.checkpoint, given.tokenizer, given.out)
     except (InputError, OSError) as error:

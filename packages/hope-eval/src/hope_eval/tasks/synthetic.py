@@ -3,18 +3,18 @@
 Letters: B sequences, T tokens.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hope_data import tasks
 from hope_data.errors import InputError
+from hope_eval.lm import Scorer
 from hope_eval.models import describe
 from hope_eval.results import Checkpoint, Items, TaskResult, fingerprint
-from hope_model import LanguageModel, MemorySettings, checkpoint
+from hope_eval.tasks.base import Stopwatch, refuse_rereading
+from hope_model import LanguageModel, checkpoint
 from hope_model.allocator import keep_freed_memory
 from hope_model.errors import InputError as ModelInputError
 
@@ -38,62 +38,55 @@ def load(folder: Path, device: str = "cpu") -> tuple[LanguageModel, dict[str, ob
 
 
 def measure(
-    model: LanguageModel,
+    scorer: Scorer,
     description: dict[str, object],
     lengths: Sequence[int],
     *,
     count: int = 256,
     seed: int = 0,
-    batch_tokens: int = 4096,
-    device: str = "cpu",
-    advance: Callable[[int], None] = lambda _: None,
-    settings: MemorySettings | None = None,
 ) -> TaskResult:
     """Read fresh sequences of each length and count the positions answered right.
 
     Args:
-        model: trained on the task.
+        scorer: of a model that was trained on the task.
         description: name and dials, as in `data.task` of its run.
         lengths: T of the sequences.
         count: sequences per length.
         seed: of the sequences, which are the same for every model.
-        batch_tokens: most tokens per forward pass.
-        device: where to compute.
-        advance: told the tokens of each pass.
-        settings: how memories are written; None as trained.
+
+    Raises:
+        InputError: sequences are to be read more than once, or with answers.
     """
-    task, start = tasks.build(description), time.monotonic()
+    refuse_rereading(scorer, "task")
+    task, watch = tasks.build(description), Stopwatch(scorer)
+    scorer.begin(str(description["name"]), count * sum(lengths))
     labels, weights, hits, exact, drawn = [], [], [], [], []
     for length in lengths:
         examples = tasks.draw(task, "test", seed, 0, count, length)
         drawn.append([column.tolist() for column in examples])
-        for at in range(0, count, max(1, batch_tokens // length)):
-            rows = slice(at, at + max(1, batch_tokens // length))
-            tokens_BT = torch.from_numpy(examples.tokens[rows]).to(device)
-            with torch.inference_mode():
-                state = model.initial(len(tokens_BT), settings)
-                said_BT = model(tokens_BT, state)[0].argmax(-1).cpu().numpy()
+        for rows in scorer.batches(count, length):
+            said_BT = scorer.likeliest(examples.tokens[rows])
             right_BT = (said_BT == examples.targets[rows]) & examples.mask[rows]
             asked_B, right_B = examples.mask[rows].sum(1), right_BT.sum(1)
             labels += [str(length)] * len(asked_B)
             weights += [1.0] * len(asked_B)
             hits += (right_B / asked_B).tolist()
             exact += (right_B == asked_B).astype(float).tolist()
-            advance(tokens_BT.numel())
     items = Items(
         labels={"length": labels},
         cluster=list(range(len(labels))),
         weight=weights,
         scores={"task_accuracy": np.round(hits, 6).tolist(), "task_exact": exact},
     )
+    tokens, seconds = watch.stop()
     return TaskResult(
         task=str(description["name"]),
         version=VERSION,
         settings={"count": count, "lengths": list(lengths), **_dials(description)},
         seed=seed,
         items_sha256=fingerprint(drawn),
-        tokens=count * sum(lengths),
-        seconds=round(time.monotonic() - start, 3),
+        tokens=tokens,
+        seconds=seconds,
         metrics=[m for m in items.metrics({"task_accuracy": task.chance}) if m.group != "all"],
         items=items,
     )
