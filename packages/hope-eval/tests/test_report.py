@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hope_eval import results as schema
 from hope_eval.cli import main
-from hope_eval.report import plots, training
+from hope_eval.report import _notes, plots, training
 
 Write = Callable[..., Path]
 
@@ -138,3 +139,13 @@ def test_smoothing_keeps_a_constant_and_lags_a_step() -> None:
     assert stepped[49] == 0
     assert stepped[50] == pytest.approx(0.2, abs=0.01)
     assert stepped[99] > 0.99
+
+
+def test_notes_say_whose_they_are(synthetic: Write) -> None:
+    named = []
+    for run, notes in (("alpha", ["both", "one"]), ("beta", ["both"])):
+        result = schema.load(synthetic(run, 2.0, 0.5))
+        first, *others = result.tasks
+        named.append((run, replace(result, tasks=[replace(first, notes=notes), *others])))
+    assert _notes(named).splitlines() == ["Notes:", "", "- perplexity: both", "- perplexity: one (alpha)"]
+    assert _notes(named[1:]).splitlines() == ["Notes:", "", "- perplexity: both"]

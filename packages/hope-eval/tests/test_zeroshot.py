@@ -274,6 +274,21 @@ def test_a_wrong_tokenizer_is_refused(checkpoint_folder: Path, tmp_path: Path) -
         load(copy)
 
 
+@pytest.mark.parametrize(("second", "expected"), [(-2.0, 1), (-0.5, 0)])
+def test_the_same_answer_to_every_row_is_noted(second: float, expected: int) -> None:
+    """One row of three answers, where the second is likeliest, and one where it is so or not."""
+    rows = [
+        {"doc": {}, "acc": 0.0, "arguments": [("q", "a"), ("q", "b"), ("q", "c")], "filtered_resps": scored}
+        for scored in (
+            [(-3.0, False), (-1.0, True), (-2.0, False)],
+            [(second, False), (-1.0, True), (-9.0, False)],
+        )
+    ]
+    notes = suite._notes("piqa", rows)
+    assert len(notes) == expected
+    assert all("every row got answer 2 of 3" in note for note in notes)
+
+
 def test_articles_of_wikitext_come_back_as_they_were() -> None:
     rows = [
         "",

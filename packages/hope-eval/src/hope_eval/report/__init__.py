@@ -123,7 +123,12 @@ def _chosen(files: Sequence[Path], runs: Sequence[str]) -> list[Path]:
 
 
 def _notes(named: Named) -> str:
-    notes = dict.fromkeys(
-        f"- {task.task}: {note}" for _, r in named for task in r.tasks for note in task.notes
-    )
-    return "\n".join(["Notes:", "", *notes]) if notes else ""
+    """Notes of all tasks; those that not every run has say whose they are."""
+    runs: dict[str, list[str]] = {}
+    for run, result in named:
+        for line in dict.fromkeys(f"{task.task}: {note}" for task in result.tasks for note in task.notes):
+            runs.setdefault(line, []).append(run)
+    lines = [
+        f"- {line}" + (f" ({', '.join(of)})" if len(of) < len(named) else "") for line, of in runs.items()
+    ]
+    return "\n".join(["Notes:", "", *lines]) if lines else ""

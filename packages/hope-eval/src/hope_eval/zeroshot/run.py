@@ -150,6 +150,16 @@ def _perplexity(name: str, nats: list[float], weight: list[float], cluster: list
 
 
 def _notes(task: str, samples: Sequence[dict[str, Any]]) -> list[str]:
+    notes = []
     if task == "hellaswag" and "ctx" in samples[0]["doc"] and "ind" not in samples[0]["doc"]:
-        return ["the mirror has the joined context only; where its last sentence begins is inferred"]
-    return []
+        notes.append("the mirror has the joined context only; where its last sentence begins is inferred")
+    if "acc" in samples[0] and len(samples[0]["arguments"]) > 1 < len(samples):
+        scores = [[logp for logp, _ in sample["filtered_resps"]] for sample in samples]
+        picked = {row.index(max(row)) for row in scores}
+        if len(picked) == 1:
+            # Of small models: yes or no, or a letter, by its frequency. Two such models are equal to the last digit.
+            notes.append(
+                f"every row got answer {picked.pop() + 1} of {len(scores[0])}: "
+                "acc is the share of rows where it is right"
+            )
+    return notes
