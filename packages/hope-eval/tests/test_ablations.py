@@ -150,3 +150,39 @@ def test_a_spoilt_result_is_named(tmp_path: Path) -> None:
         ablation_data.load(folder)
     with pytest.raises(InputError, match="run `hope-train ablations` first"):
         ablation_data.load(tmp_path / "nowhere")
+
+
+def streamed(way: str, last: float, forgetting: float) -> list[dict[str, object]]:
+    """R of two domains: 3 before, 2 after their own stage, `last` at the end."""
+    R = {"0>a": 3.0, "0>b": 3.0, "1>a": 2.0, "1>b": 3.0, "2>a": last, "2>b": 2.0}
+    rows = [("bits_per_byte", f"{way} {cell}", v) for cell, v in R.items()]
+    rows += [("forgetting", way, forgetting), ("backward_transfer", way, 0.0), ("forward_transfer", way, 0.0)]
+    return [
+        {"name": m, "group": g, "value": v, "length": 32, "n": 4, "stderr": 0.1, "chance": None}
+        for m, g, v in rows
+    ]
+
+
+def test_a_stream_is_judged_by_way_of_learning(tmp_path: Path) -> None:
+    folder = results(tmp_path / "r", {"hope": [{32: 0.0}] * 3, "other": [{32: 0.0}] * 3}, "bits_per_byte")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["tiny"]["stream"] = {"domains": ["a", "b"], "tokens": 10, "held_out": 5, "lr": 0.1}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    for arm, ways in {"hope": ("memorize+off", "memorize+on", "train"), "other": ("train",)}.items():
+        for seed in SEEDS:
+            path = folder / "tiny" / arm / f"rate1-seed{seed}.json"
+            lost = {"memorize+off": 0.6, "memorize+on": 0.4, "train": 0.2 if arm == "hope" else 0.5}
+            rows = [row for w in ways for row in streamed(w, 2 + lost[w] + seed / 100, lost[w] + seed / 100)]
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": rows}))
+    out = tmp_path / "page.md"
+    ablations.write(folder, out, tmp_path / "plots")
+    page = out.read_text()
+    # The last row is (2 + lost, 2): its mean changes by half of what is forgotten.
+    assert "memories written against frozen: better in bits/byte at the end (-0.1000, 95 %" in page
+    assert "no difference in learned of a domain, bits/byte (+0.0000" in page
+    assert (
+        "`other` (by training) against `hope` (by training): worse in bits/byte at the end (+0.1500" in page
+    )
+    assert "worse in average forgetting (+0.3000" in page
+    assert "| hope | memories frozen | 0.01 | 3 | 2.305 ± 0.003 | 1.000 ± 0.000 | 0.610 ± 0.006 |" in page
+    assert (tmp_path / "plots" / "ablation_tiny.png").is_file()

@@ -301,3 +301,25 @@ def test_a_stream_is_memorised_or_not_in_pairs(
     for wrong in (["--memorize-oracle"], ["--learn", "train", "--memorize"]):
         assert main(["continual", *flags(checkpoint_folder, out), *sizes, *wrong]) == 2
     assert capsys.readouterr().err.count("leave out --memorize") == 2
+
+
+def test_each_way_of_learning_in_one_file(
+    corpora: Path, checkpoint_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "each.json"
+    sizes = ["--shards", str(corpora / "shards"), "--tokens", "300", "--held-out", "100", "--learn", "each"]
+    common = ["continual", *flags(checkpoint_folder, out), *sizes]
+    assert main([*common, "--corpora", "right,left"]) == 0
+    tasks = {task.task.removeprefix("continual_stream_"): task for task in schema.load(out).tasks}
+    assert list(tasks) == ["memorize+off", "memorize+on", "train"]
+    for task in tasks.values():
+        assert list(dict.fromkeys(task.items.labels["domain"])) == ["right", "left"]
+    found = [continual.matrix(task.metrics, "bits_per_byte", ["right", "left"]) for task in tasks.values()]
+    # Nothing has been learned yet; frozen memories read otherwise than those that a text writes.
+    np.testing.assert_allclose(found[1][0], found[2][0], atol=1e-4)
+    assert not np.allclose(found[0][2], found[1][2], atol=1e-3)
+    assert main([*common, "--memorize"]) == 2
+    assert main([*common, "--corpora", "nowhere"]) == 2
+    said = capsys.readouterr().err
+    assert "--learn each" in said
+    assert "no shards of corpus nowhere" in said

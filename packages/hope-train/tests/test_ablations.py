@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import yaml
 
 from hope_model.errors import InputError
 from hope_train import study
-from hope_train.ablations import ASSUMED, DIVERGED, Suite, asked_for
+from hope_train.ablations import ASSUMED, DIVERGED, Suite
 from hope_train.cli import main
+from hope_train.measure import asked_for, command, streamed
 
 ROOT = Path(__file__).parents[3]
 TINY = {
@@ -177,3 +179,31 @@ def test_the_run_with_writes_is_the_one_that_counts() -> None:
     )
     assert asked_for([off, on]) == [{"value": 1}]
     assert asked_for([{"task": "perplexity", "metrics": [{"value": 7}]}]) == [{"value": 7}]
+
+
+def test_a_stream_brings_what_was_not_trained_on(tmp_path: Path) -> None:
+    stream = {"domains": ["b", "c"], "tokens": 9}
+    arms = {"delta": {"run": "gated_deltanet"}}
+    text = ["data.corpora=[a]", "optim.lr=0.02"]
+    conf = project(tmp_path, scale="ablation", overrides=text, arms=arms, stream=stream)
+    [chain] = suite(tmp_path, conf).chains
+    unit = chain.unit(0.5, 0)
+    told = command(unit, Path("here"), Path("out.json"))
+    for key, given in {"--corpora": "b,c", "--learn": "each", "--lr": "0.001", "--tokens": "9"}.items():
+        assert told[told.index(key) + 1] == given
+    loaded = study.load(conf, [])["tiny"]
+    with pytest.raises(InputError, match=r"arm 'delta' is trained on 'b', which the stream brings as new"):
+        study.chains("tiny", dataclasses.replace(loaded, overrides=[]), conf, ["b"])
+    longer = dataclasses.replace(loaded, stream=dataclasses.replace(loaded.stream, tokens=10))
+    assert study.chains("tiny", longer, conf, [])[0].unit(0.5, 0).sha256 != unit.sha256
+
+
+def test_of_a_stream_cells_and_transfers_are_kept() -> None:
+    row = {"name": "bits_per_byte", "n": 4, "value": 2.0, "stderr": None, "chance": None}
+    groups = ("all", "cell=0>a", "stage=0", "domain=a")
+    metrics = [row | {"group": g} for g in groups] + [row | {"name": "forgetting", "group": "all"}]
+    found = streamed([{"task": "continual_stream_memorize+on", "metrics": metrics}], 512)
+    assert [(m["name"], m["group"], m["length"]) for m in found] == [
+        ("bits_per_byte", "memorize+on 0>a", 512),
+        ("forgetting", "memorize+on", 512),
+    ]

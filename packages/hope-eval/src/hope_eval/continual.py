@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from hope_data.errors import InputError
 from hope_eval.lm import Scorer, Tokens
+from hope_eval.memorize import Memorize, both
 from hope_eval.models import HopeModel, TextTokenizer
 from hope_eval.results import Items, Metric, TaskResult, fingerprint, rounded
 from hope_eval.tasks.base import Stopwatch
@@ -193,6 +194,22 @@ def stream(scorer: Scorer, domains: Sequence[Domain], learning: Learning, seed: 
     ]
     scorer.tokens += learner.scorer.tokens
     return _result("continual_stream", items, metrics, R, learning, watch, identity, seed, lower=True)
+
+
+def each(scorer: Scorer, domains: Sequence[Domain], lr: float, seed: int = 0) -> list[TaskResult]:
+    """A stream in every way that the model can learn it.
+
+    By its memories, frozen and written, or by its state where it has none to freeze (neither where full attention
+    keeps everything), and by training with `lr`.
+    """
+    model, made = scorer.model, []
+    if isinstance(model, HopeModel) and model.max_length is None:
+
+        def read(asked: Scorer) -> list[TaskResult]:
+            return [stream(asked, domains, Learning("memorize"), seed)]
+
+        made = both(scorer, Memorize(), read)[0] if model.memories else read(scorer)
+    return [*made, stream(scorer, domains, Learning("train", lr), seed)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from hope_data.errors import InputError
 from hope_data.files import write_atomic
 from hope_eval import results as schema
-from hope_eval.commands import Parsers, add_memorize, add_model, evaluate, names, positive
+from hope_eval.commands import Parsers, add_memorize, add_model, evaluate, memorize_of, names, positive
 
 if TYPE_CHECKING:
     from hope_data.shards import Split
@@ -192,7 +192,14 @@ def _add_continual(commands: Parsers) -> None:
     )
     what.add_argument("--classes", metavar="KIND", help="clinc150, banking77 or dbpedia, with --data")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the labelled texts")
-    parser.add_argument("--learn", default="memorize", help="memorize (state) or train (weights, on a copy)")
+    parser.add_argument(
+        "--corpora", default="", metavar="A,B", help="of --shards, in this order; default: all"
+    )
+    parser.add_argument(
+        "--learn",
+        default="memorize",
+        help="memorize (state), train (weights, on a copy), or each: all that the model can, memories frozen too",
+    )
     parser.add_argument("--lr", type=float, default=1e-4, help="of AdamW; default: %(default)s")
     parser.add_argument("--tokens", type=positive, default=20_000, metavar="N", help="learned of each domain")
     parser.add_argument(
@@ -215,6 +222,12 @@ def _continual(arguments: argparse.Namespace) -> None:
 
     if arguments.classes and not arguments.data:
         raise InputError("--classes: name the folder of the labelled texts with --data")
+    if arguments.corpora and not arguments.shards:
+        raise InputError("--corpora: are of --shards")
+    if arguments.learn == "each" and (arguments.classes or memorize_of(arguments)):
+        raise InputError(
+            "--learn each: of streams, and it freezes and writes by itself; leave out --memorize"
+        )
     learning = continual.Learning(how=arguments.learn, lr=arguments.lr)
 
     def run(loaded: "Loaded", scorer: "Scorer") -> list[schema.TaskResult]:
@@ -224,6 +237,8 @@ def _continual(arguments: argparse.Namespace) -> None:
             chosen = groups[: arguments.limit]
             return [continual.classes(scorer, loaded.tokenizer, chosen, learning, arguments.seed)]
         domains = _domains(arguments, loaded)[: arguments.limit]
+        if arguments.learn == "each":
+            return continual.each(scorer, domains, arguments.lr, arguments.seed)
         return [continual.stream(scorer, domains, learning, arguments.seed)]
 
     evaluate(arguments, run)
@@ -248,7 +263,7 @@ def _domains(arguments: argparse.Namespace, loaded: "Loaded") -> "list[Domain]":
         return made
     if not isinstance(tokenizer, HopeTokenizer):
         raise InputError("--shards: hold tokens of our own tokenizer; use --text for models of transformers")
-    for folder in corpora(arguments.shards, []):
+    for folder in corpora(arguments.shards, names(arguments.corpora)):
         train, test = (Split.open(folder, name, tokenizer.inner) for name in ("train", "test"))
         held_out = _documents(test, tokenizer, arguments.held_out)
         made.append(

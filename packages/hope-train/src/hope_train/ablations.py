@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from hope_data.files import write_atomic
 from hope_model.errors import InputError
 from hope_train import config as configuration
+from hope_train import measure
 from hope_train.provenance import revision
 from hope_train.run import RESUMABLE
 from hope_train.study import Chain, Unit
@@ -109,7 +110,7 @@ class Suite:
         studies: dict[str, Any] = {}
         for chain in self.chains:
             study = chain.definition
-            known = ("question", "order", "scale", "rates", "seeds", "lengths")
+            known = ("question", "order", "scale", "rates", "seeds", "lengths", "stream")
             entry = studies.setdefault(chain.study, {key: asdict(study)[key] for key in known} | {"arms": {}})
             entry["arms"][chain.arm] = self._planned(chain)
         path = self.results / "plan.json"
@@ -218,26 +219,10 @@ class Suite:
 
     def _evaluate(self, unit: Unit, folder: Path, lock: int) -> list[dict[str, Any]]:
         out = folder / "measured.json"
-        given = ["--checkpoint", str(folder / "checkpoint"), "--json", str(out)]
-        if unit.config.data.task:
-            command = ["task", *given, "--lengths", *unit.chain.definition.lengths]
-        else:
-            data, writes = unit.config.data, unit.chain.writes
-            command = ["run", *given, "--shards", data.shards, "--tokenizer", data.tokenizer]
-            command += ["--tasks", "perplexity", *(["--memorize-paths", ",".join(writes)] if writes else [])]
         script = str(Path(sys.executable).with_name("hope-eval"))
-        if self._call(folder, lock, [script, *command]):
+        if self._call(folder, lock, [script, *measure.command(unit, folder, out)]):
             raise InputError(f"{unit.config.run}: {_last_line(folder).removeprefix('error: ')}")
-        found = asked_for(json.loads(out.read_text())["tasks"])
-        if not unit.config.data.task:  # over all domains
-            found = [m for m in found if (m["name"], m["group"]) == ("bits_per_byte", "all")]
-        keys = ("name", "n", "value", "stderr", "chance")
-        trained = f"length={unit.config.length}"
-        return [
-            {key: m[key] for key in keys}
-            | {"length": int(m["group"].replace("all", trained).partition("=")[2])}
-            for m in found
-        ]
+        return measure.read(unit, out)
 
     def _call(self, folder: Path, lock: int, command: list[str]) -> int:
         """Run in the training's folder, its words into a file; raises `StoppedError` where it was stopped."""
@@ -280,12 +265,6 @@ class Suite:
             "curve": [{k: row[k] for k in keys if k in row} for row in rows if "val_loss" in row],
             "metrics": metrics,
         }
-
-
-def asked_for(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Metrics of the run that was asked for: where only some memories are written, the file has one with none too."""
-    found: list[dict[str, Any]] = next(t["metrics"] for t in tasks if not t["task"].endswith("+off"))
-    return found
 
 
 @contextmanager
@@ -340,7 +319,9 @@ class _Display:
         done, hours = progress(self._suite)
         self._bar.update(self._task, completed=done, note=f"about {hours:.1f} h left")
         score = "; ".join(
-            f"{m['length']}: {m['value']:.3f}" for m in record["metrics"] if m["name"] != "task_exact"
+            f"{m.get('group') or m['length']}: {m['value']:.3f}"
+            for m in record["metrics"]
+            if m["name"] != "task_exact" and ">" not in m.get("group", "")
         )
         found = record["failed"] or score or f"validation {record['validation'].get('val_loss', 0):.4f}"
         self.say(

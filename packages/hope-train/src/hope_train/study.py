@@ -36,6 +36,23 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Domains that a trained model meets one after another; none given means that nothing is streamed.
+
+    Attributes:
+        domains: corpora in the order they come; the arms must not have been trained on them.
+        tokens: learned of each.
+        held_out: tokens measured of each.
+        lr: of training on the stream, as a share of the training's own.
+    """
+
+    domains: list[str] = field(default_factory=list)
+    tokens: int = 4000
+    held_out: int = 800
+    lr: float = 0.1
+
+
+@dataclass(frozen=True)
 class Study:
     """One question and the arms that answer it; the first is the one the others are compared with.
 
@@ -49,6 +66,7 @@ class Study:
         seeds: of the runs that count; the first is that of the runs that choose.
         lengths: at which a task is evaluated, `2x` being twice the training length.
         tolerance: allowed difference of parameters, as a share of the first arm's.
+        stream: what is learned after training, instead of being tested on text.
     """
 
     question: str = MISSING
@@ -60,6 +78,7 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     lengths: list[str] = field(default_factory=lambda: ["1x", "2x", "4x", "8x"])
     tolerance: float = 0.03
+    stream: Stream = field(default_factory=Stream)
 
     def __post_init__(self) -> None:
         """Refuse a comparison that cannot be fair."""
@@ -105,7 +124,10 @@ class Unit:
     @property
     def sha256(self) -> str:
         """Of what is trained and how it is measured, whatever study asks for it."""
-        measured = self.chain.definition.lengths if self.config.data.task else self.chain.writes
+        study = self.chain.definition
+        measured = study.lengths if self.config.data.task else self.chain.writes
+        if study.stream.domains:
+            measured = ["stream", *map(str, dataclasses.astuple(study.stream))]
         return fingerprint(dataclasses.replace(self.config, run=":".join(measured)))
 
 
@@ -136,6 +158,11 @@ def chains(name: str, study: Study, conf: Path, corpora: list[str], scale: str =
         params = Params(scale=scale or study.scale, teach_scale=0.1, seed=0, corpora=corpora)
         config = compose(what.run, conf, params, [*study.overrides, *what.overrides])
         count = counting.parameters(config.model)
+        if met := sorted(set(study.stream.domains) & set(config.data.corpora)):
+            raise InputError(
+                f"{conf}/study/{name}.yaml: arm '{arm}' is trained on '{met[0]}', which the stream brings as new; "
+                "set data.corpora"
+            )
         first = made[0].parameters if made else count
         if abs(count / first - 1) > study.tolerance:
             raise InputError(

@@ -32,6 +32,17 @@ class ArmPlan:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What is learned after training; without domains, nothing."""
+
+    __pydantic_config__ = STRICT
+    domains: list[str]
+    tokens: int
+    held_out: int
+    lr: float
+
+
+@dataclass(frozen=True)
 class StudyPlan:
     """A study as `plan.json` tells it; the first arm is the one the others are compared with."""
 
@@ -43,11 +54,12 @@ class StudyPlan:
     seeds: list[int]
     lengths: list[str]
     arms: dict[str, ArmPlan]
+    stream: Stream = Stream([], 0, 0, 0.0)
 
 
 @dataclass(frozen=True)
 class Value:
-    """One measured number; `stderr` is over sequences or windows."""
+    """One measured number; `stderr` is over sequences, windows or documents; `group` names a way through a stream."""
 
     __pydantic_config__ = STRICT
     name: str
@@ -56,6 +68,7 @@ class Value:
     value: float
     stderr: float | None
     chance: float | None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -203,16 +216,20 @@ class Verdict:
 
 
 def verdict(study: Study, arm: Arm, length: int) -> Verdict | None:
-    """`better`, `worse` or `no difference`; None with fewer than three seeds in common."""
-    metric, first = study.metric, study.arms[0]
-    ours, theirs = arm.values(metric, length), first.values(metric, length)
+    """An arm against the first; None with fewer than three seeds in common."""
+    metric = study.metric
+    ours, theirs = ({s: v.value for s, v in a.values(metric, length).items()} for a in (arm, study.arms[0]))
+    return paired(ours, theirs, lower_is_better=METRICS[metric].lower_is_better)
+
+
+def paired(ours: dict[int, float], theirs: dict[int, float], *, lower_is_better: bool) -> Verdict | None:
+    """`better`, `worse` or `no difference` by seed; None with fewer than three seeds in common."""
     seeds = sorted(ours.keys() & theirs.keys())
     if len(seeds) < 3:
         return None
-    differences = [ours[seed].value - theirs[seed].value for seed in seeds]
-    mean, error = mean_error(differences)
+    mean, error = mean_error([ours[seed] - theirs[seed] for seed in seeds])
     half = T975[min(len(seeds) - 2, len(T975) - 1)] * (error or 0.0)
     low, high = mean - half, mean + half
-    up, down = ("worse", "better") if METRICS[metric].lower_is_better else ("better", "worse")
+    up, down = ("worse", "better") if lower_is_better else ("better", "worse")
     word = up if low > 0 else down if high < 0 else "no difference"
     return Verdict(word, mean, low, high, len(seeds))

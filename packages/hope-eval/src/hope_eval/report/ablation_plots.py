@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from hope_eval.report import ablation_streams
 from hope_eval.report.ablation_data import Study, mean_error
 from hope_eval.report.plots import COLOURS, STYLE, WIDTH, save
 from hope_eval.results import METRICS
@@ -19,7 +20,10 @@ def draw(studies: Sequence[Study], folder: Path) -> Iterator[tuple[str, str]]:
         if not study.lengths:
             continue
         with mpl.rc_context(STYLE):
-            figure = by_length(study) if len(study.lengths) > 1 else by_arm(study)
+            if study.plan.stream.domains:
+                figure = ablation_streams.draw(study)
+            else:
+                figure = by_length(study) if len(study.lengths) > 1 else by_arm(study)
             save(figure, folder / f"ablation_{study.name}.png")
         yield study.name, f"ablation_{study.name}.png"
 

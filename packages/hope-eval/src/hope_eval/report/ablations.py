@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from hope_data.files import write_atomic
-from hope_eval.report import ablation_plots
+from hope_eval.report import ablation_plots, ablation_streams
 from hope_eval.report.ablation_data import Arm, Study, load, mean_error, verdict
 from hope_eval.results import METRICS, value
 
@@ -42,7 +42,8 @@ def page(studies: list[Study], images: dict[str, str]) -> str:
         if not study.done:
             parts.append(f"not run ({study.planned} trainings)")
         else:
-            parts += [_sentences(study), _table(study)]
+            streamed = study.plan.stream.domains and study.lengths
+            parts += [_sentences(study), ablation_streams.table(study) if streamed else _table(study)]
             if study.name in images:
                 parts.append(f"![{study.plan.question}]({images[study.name]})")
             parts += [_rates(study), _provenance(study)]
@@ -63,6 +64,8 @@ def _overview(studies: list[Study]) -> str:
 
 
 def _short(study: Study, arm: Arm) -> str:
+    if study.plan.stream.domains:
+        return ablation_streams.short(study, arm)
     found = [(length, verdict(study, arm, length)) for length in study.lengths]
     words = [f"{v.word} at {length}" for length, v in found if v]
     return f"{arm.name}: {', '.join(words) if words else 'not decided'}"
@@ -70,7 +73,10 @@ def _short(study: Study, arm: Arm) -> str:
 
 def _sentences(study: Study) -> str:
     """Verdicts, what was solved, and facts of the definition that a reader has to know."""
-    lines = [sentence for arm in study.arms[1:] for sentence in [_verdict(study, arm)] if sentence]
+    if study.plan.stream.domains:
+        lines = ablation_streams.sentences(study)
+    else:
+        lines = [sentence for arm in study.arms[1:] for sentence in [_verdict(study, arm)] if sentence]
     if study.metric == "task_accuracy":
         lines += [_solved(study, arm) for arm in study.arms if arm.seeds]
     for arm in study.arms:

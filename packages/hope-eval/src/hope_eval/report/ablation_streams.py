@@ -1,0 +1,159 @@
+"""Studies that learn a stream of domains: how much of each is learned, kept and carried over, by way of learning."""
+
+from statistics import fmean
+
+from matplotlib.figure import Figure
+
+from hope_eval.report.ablation_data import Arm, Study, Verdict, mean_error, paired
+from hope_eval.report.plots import COLOURS, WIDTH
+from hope_eval.results import value
+
+# In the order of the page: name, heading, whether less of it is better.
+MEASURES = {
+    "last": ("bits/byte at the end", True),
+    "learned": ("learned of a domain, bits/byte", False),
+    "forgetting": ("average forgetting", True),
+    "backward_transfer": ("backward transfer", False),
+    "forward_transfer": ("forward transfer", False),
+}
+WAYS = {
+    "memorize+off": "memories frozen",
+    "memorize+on": "memories written",
+    "memorize": "by its state",
+    "train": "by training",
+}
+EXPLAINED = """\
+Bits per byte of every domain's held-out documents, before the stream and after each domain: R[i][j]. At the end: mean of
+the last row. Learned: R[before][j] - R[just after j], averaged over j; whoever learns nothing forgets nothing. Average
+forgetting, backward and forward transfer as in `hope-eval continual`. ± is one standard error over seeds."""
+
+
+def ways(arm: Arm) -> list[str]:
+    """How an arm's models learned, in the page's order."""
+    found = {v.group for t in arm.seeds.values() for v in t.metrics if v.group}
+    return [way for way in WAYS if way in found]
+
+
+def cells(arm: Arm, way: str, seed: int, domains: list[str]) -> list[list[float]]:
+    """R [n + 1, n] in bits per byte."""
+    found = {v.group: v.value for v in arm.seeds[seed].metrics}
+    return [[found[f"{way} {i}>{name}"] for name in domains] for i in range(len(domains) + 1)]
+
+
+def measured(study: Study, arm: Arm, way: str, measure: str) -> dict[int, float]:
+    """By seed."""
+    made = {}
+    for seed, training in arm.seeds.items():
+        own = [v.value for v in training.metrics if (v.name, v.group) == (measure, way)]
+        if own:
+            made[seed] = own[0]
+        elif any(v.group == way for v in training.metrics):
+            R = cells(arm, way, seed, study.plan.stream.domains)
+            made[seed] = fmean(
+                R[-1] if measure == "last" else (R[0][j] - R[j + 1][j] for j in range(len(R[0])))
+            )
+    return made
+
+
+def compared(study: Study, one: tuple[Arm, str], other: tuple[Arm, str], measure: str) -> Verdict | None:
+    """`one` minus `other`, paired over seeds; an arm and a way each."""
+    ours, theirs = measured(study, *one, measure), measured(study, *other, measure)
+    return paired(ours, theirs, lower_is_better=MEASURES[measure][1])
+
+
+def sentences(study: Study) -> list[str]:
+    """Written against frozen for each arm, then every arm against the first in the ways both have."""
+    lines, first = [], study.arms[0]
+    for arm in study.arms:
+        if {"memorize+on", "memorize+off"} <= set(ways(arm)):
+            said = _said(study, (arm, "memorize+on"), (arm, "memorize+off"))
+            lines.append(f"`{arm.name}`, memories written against frozen: {said}.")
+    for arm in study.arms[1:]:
+        for way in ways(arm):
+            # A state that cannot be frozen is set against memories that are written.
+            theirs = "memorize+on" if way == "memorize" else way
+            if theirs in ways(first):
+                said = _said(study, (arm, way), (first, theirs))
+                lines.append(f"`{arm.name}` ({WAYS[way]}) against `{first.name}` ({WAYS[theirs]}): {said}.")
+    return lines
+
+
+def _said(study: Study, one: tuple[Arm, str], other: tuple[Arm, str]) -> str:
+    parts = []
+    for measure in ("last", "learned", "forgetting"):
+        found, title = compared(study, one, other, measure), MEASURES[measure][0]
+        if found is None:
+            parts.append(f"not decided in {title}")
+        else:
+            interval = f"{found.difference:+.4f}, 95 % [{found.low:+.4f}, {found.high:+.4f}], {found.n} seeds"
+            parts.append(f"{found.word} in {title} ({interval})")
+    return "; ".join(parts)
+
+
+def short(study: Study, arm: Arm) -> str:
+    """An arm against the first in few words, by what is left at the end."""
+    first, words = study.arms[0], []
+    for way in ways(arm):
+        theirs = "memorize+on" if way == "memorize" else way
+        found = compared(study, (arm, way), (first, theirs), "last") if theirs in ways(first) else None
+        words += [f"{found.word} {WAYS[way]}"] if found else []
+    return f"{arm.name}: {', '.join(words) if words else 'not decided'}"
+
+
+def table(study: Study) -> str:
+    """A row per arm and way, with what is measured of it and what its training cost."""
+    stream = study.plan.stream
+    cost = ["parameters", "tokens trained", "tokens/s", "FLOPs"]
+    head = ["arm", "how", "learning rate", "seeds", *(title for title, _ in MEASURES.values()), *cost]
+    counts = [v.n for arm in study.arms for t in arm.seeds.values() for v in t.metrics if ">" in v.group]
+    rows = [
+        f"{EXPLAINED} Domains: {', '.join(stream.domains)}; {stream.tokens:,} tokens learned and {stream.held_out:,} "
+        f"measured of each, n {min(counts)} to {max(counts)} documents. No chance line: these are no choices.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---|---|" + "---:|" * (len(head) - 2),
+    ]
+    for arm in study.arms:
+        whole = [t for t in arm.seeds.values() if not t.failed]
+        if not whole:
+            rows.append(f"| {arm.name} | not run |" + " - |" * (len(head) - 2))
+            continue
+        speed = whole[0].tokens / mean_error([t.seconds for t in whole])[0]
+        spent = [f"{arm.plan.parameters:,}", f"{whole[0].tokens:,}", f"{speed:,.0f}", f"{whole[0].flops:.2g}"]
+        for way in ways(arm):
+            found = [list(measured(study, arm, way, measure).values()) for measure in MEASURES]
+            numbers = [value(*mean_error(values)) for values in found]
+            cells_ = [arm.name, WAYS[way], f"{whole[0].lr:.2g}", str(len(found[0])), *numbers, *spent]
+            rows.append("| " + " | ".join(cells_) + " |")
+    return "\n".join(rows)
+
+
+def draw(study: Study) -> Figure:
+    """What the stream changed, averaged over its domains, by stage: memories and state aside from training."""
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    stages = ["before", *study.plan.stream.domains]
+    for axes, title in zip(panels, ("memories and state", "training"), strict=True):
+        for n, arm in enumerate(study.arms):
+            for way in ways(arm):
+                if (way == "train") != (title == "training"):
+                    continue
+                rows = [cells(arm, way, seed, study.plan.stream.domains) for seed in arm.seeds]
+                changes = [[fmean(row) - fmean(R[0]) for row in R] for R in rows if R]
+                found = [mean_error([change[i] for change in changes]) for i in range(len(stages))]
+                axes.errorbar(
+                    [i + 0.04 * n for i in range(len(stages))],
+                    [mean for mean, _ in found],
+                    yerr=[error or 0.0 for _, error in found],
+                    color=COLOURS[n % len(COLOURS)],
+                    linestyle="--" if way == "memorize+off" else "-",
+                    marker="o",
+                    capsize=2,
+                    label=f"{arm.name}, {WAYS[way]}",
+                )
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(stages)), stages, rotation=30, ha="right")
+        axes.set(title=title, ylabel="change in bits/byte, all domains")
+        axes.legend(fontsize=8)
+    figure.suptitle(f"{study.name}: after each domain (less is better, ± 1 s.e. over seeds)")
+    return figure
