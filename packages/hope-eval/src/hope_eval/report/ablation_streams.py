@@ -23,9 +23,9 @@ WAYS = {
     "train": "by training",
 }
 EXPLAINED = """\
-Bits per byte of every domain's held-out documents, before the stream and after each domain: R[i][j]. At the end: mean of
-the last row. Learned: R[before][j] - R[just after j], averaged over j; whoever learns nothing forgets nothing. Average
-forgetting, backward and forward transfer as in `hope-eval continual`. ± is one standard error over seeds."""
+Bits per byte of every domain's held-out documents, before the stream and after each domain: R[i][j]. At the end: mean
+of the last row. Learned: R[before][j] - R[just after j], averaged over j; whoever learns nothing forgets nothing.
+Average forgetting, backward and forward transfer as in `hope-eval continual`. ± is one standard error over seeds."""
 
 
 def ways(arm: Arm) -> list[str]:
