@@ -174,7 +174,14 @@ def test_a_stream_is_judged_by_way_of_learning(tmp_path: Path) -> None:
             lost = {"memorize+off": 0.6, "memorize+on": 0.4, "train": 0.2 if arm == "hope" else 0.5}
             rows = [row for w in ways for row in streamed(w, 2 + lost[w] + seed / 100, lost[w] + seed / 100)]
             path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": rows}))
+    path = folder / "tiny" / "other" / "rate1-seed2.json"
+    spoilt = {"metrics": [], "failed": "diverged", "steps": 0, "validation": {}}
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | spoilt))
     out = tmp_path / "page.md"
+    ablations.write(folder, out, tmp_path / "plots")
+    assert "`other` (by training) against `hope` (by training): not decided in bits/byte" in out.read_text()
+    path.write_text(whole)
     ablations.write(folder, out, tmp_path / "plots")
     page = out.read_text()
     # The last row is (2 + lost, 2): its mean changes by half of what is forgotten.

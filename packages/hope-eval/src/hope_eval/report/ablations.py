@@ -63,7 +63,9 @@ def _timed(study: Study) -> str:
     said, verdicts = [], [_verdict(timed, arm) for arm in timed.arms[1:]]
     for arm in study.arms:
         if arm.timed:
-            steps, ordinary = next(iter(arm.timed.values())).steps, next(iter(arm.seeds.values())).steps
+            # What diverged has no steps.
+            steps = max(t.steps for t in arm.timed.values())
+            ordinary = max(t.steps for t in arm.trainings) or 1
             said.append(f"`{arm.name}` {steps} steps for {ordinary} ({steps / ordinary:.2g} times)")
     text = (
         f"At equal time: arms whose steps cost otherwise than `{reference}`'s (by more than 5 %) were trained again "
