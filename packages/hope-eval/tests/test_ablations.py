@@ -174,7 +174,14 @@ def test_a_stream_is_judged_by_way_of_learning(tmp_path: Path) -> None:
             lost = {"memorize+off": 0.6, "memorize+on": 0.4, "train": 0.2 if arm == "hope" else 0.5}
             rows = [row for w in ways for row in streamed(w, 2 + lost[w] + seed / 100, lost[w] + seed / 100)]
             path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": rows}))
+    path = folder / "tiny" / "other" / "rate1-seed2.json"
+    spoilt = {"metrics": [], "failed": "diverged", "steps": 0, "validation": {}}
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | spoilt))
     out = tmp_path / "page.md"
+    ablations.write(folder, out, tmp_path / "plots")
+    assert "`other` (by training) against `hope` (by training): not decided in bits/byte" in out.read_text()
+    path.write_text(whole)
     ablations.write(folder, out, tmp_path / "plots")
     page = out.read_text()
     # The last row is (2 + lost, 2): its mean changes by half of what is forgotten.
@@ -186,3 +193,25 @@ def test_a_stream_is_judged_by_way_of_learning(tmp_path: Path) -> None:
     assert "worse in average forgetting (+0.3000" in page
     assert "| hope | memories frozen | 0.01 | 3 | 2.305 ± 0.003 | 1.000 ± 0.000 | 0.610 ± 0.006 |" in page
     assert (tmp_path / "plots" / "ablation_tiny.png").is_file()
+
+
+def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
+    measured = {"hope": [{32: 0.90}, {32: 0.91}, {32: 0.92}], "cheap": [{32: 0.80}, {32: 0.81}, {32: 0.82}]}
+    folder = results(tmp_path, measured)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["tiny"]["equal_time"] = "hope"
+    plan["tiny"]["arms"]["cheap"]["timed"] = {f"rate1-seed{s}-steps25": f"long-{s}" for s in SEEDS}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert "At equal time:" not in ablations.page(ablation_data.load(folder), {})
+    for seed in SEEDS:
+        made = training("cheap", seed, 1.0, 0.5, {32: 0.93 + seed / 100}, "task_accuracy")
+        made |= {"sha256": f"long-{seed}", "steps": 25, "tokens": 10_000}
+        (folder / "tiny" / "cheap" / f"rate1-seed{seed}-steps25.json").write_text(json.dumps(made))
+    page = ablations.page(ablation_data.load(folder), {})
+    ordinary, timed = page.split("At equal time:")
+    assert "`cheap` 25 steps for 10 (2.5 times)" in timed
+    assert "worse at 32 (-0.100" in ordinary
+    assert "better at 32 (+0.030" in timed
+    assert "| cheap | 0.01 | 3 | 0.940 ± 0.006 | 1,000 | 10,000 |" in timed
+    assert "| hope | 0.01 | 3 | 0.910 ± 0.006 | 1,000 | 4,000 |" in timed
+    assert "**13 of 13 trainings are done.**" in page

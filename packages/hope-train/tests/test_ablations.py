@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from hope_model.errors import InputError
-from hope_train import study
+from hope_train import equal_time, study
 from hope_train.ablations import ASSUMED, DIVERGED, Suite
 from hope_train.cli import main
 from hope_train.measure import asked_for, command, streamed
@@ -207,3 +207,59 @@ def test_of_a_stream_cells_and_transfers_are_kept() -> None:
         ("bits_per_byte", "memorize+on 0>a", 512),
         ("forgetting", "memorize+on", 512),
     ]
+
+
+class Clocked(Fake):
+    """A step takes what `costs` says of the arm, in seconds."""
+
+    costs: dict[str, float]
+
+    def _train(self, unit: study.Unit) -> dict[str, Any]:
+        record = super()._train(unit)
+        steps = unit.config.steps
+        return record | {"steps": steps, "seconds": self.costs[unit.chain.arm] * steps}
+
+
+def clocked(tmp_path: Path, conf: Path, costs: dict[str, float], most: int = 100) -> Clocked:
+    made = fake(tmp_path, conf, {0.3: 0.7, 1.0: 0.2, 3.0: 0.5}, most)
+    again = Clocked(made.chains, made.results, made.work)
+    again.losses, again.trained, again.most, again.costs = made.losses, [], most, costs
+    return again
+
+
+def test_cheaper_arms_train_again_for_as_long(tmp_path: Path) -> None:
+    arms = {
+        "ours": {"run": "gated_deltanet"},
+        "cheap": {"run": "transformer"},
+        "like": {"run": "transformer", "overrides": ["optim.clip=0.5"]},
+    }
+    conf = project(tmp_path, arms=arms, equal_time="ours", overrides=[*TINY["overrides"], "steps=100"])
+    first = clocked(tmp_path, conf, {"ours": 3.0, "cheap": 0.911, "like": 2.9}, most=16)
+    hashes = [[chain.unit(1.0, 0).sha256 for chain in first.chains]]
+    assert not first.run()
+    assert first.trained[15] == "tiny/cheap/rate1-seed0-steps330"  # 3 / 0.911 = 3.29
+    # Slower by then; what was begun is gone on with, at the chosen rate.
+    again = clocked(tmp_path, conf, {"ours": 3.0, "cheap": 2.0, "like": 2.9})
+    assert again.run()
+    assert again.trained == [f"tiny/cheap/rate1-seed{seed}-steps330" for seed in (1, 2)]
+    plan = json.loads((tmp_path / "results/plan.json").read_text())["tiny"]["arms"]
+    assert list(plan["cheap"]["timed"]) == [f"rate1-seed{seed}-steps330" for seed in (0, 1, 2)]
+    assert (plan["ours"]["timed"], plan["like"]["timed"]) == ({}, {})
+    assert again.seconds(again.chains[1]) == 3.0
+    (conf / "study/tiny.yaml").write_text(
+        (conf / "study/tiny.yaml").read_text().replace("equal_time: ours", "equal_time: ''")
+    )
+    without = suite(tmp_path, conf)
+    assert [chain.unit(1.0, 0).sha256 for chain in without.chains] == hashes[0]
+    assert not without.timed(without.chains[1])
+
+
+def test_steps_at_equal_time_by_hand() -> None:
+    assert equal_time.steps(60, 1.0, 1.04) == 60
+    assert equal_time.steps(60, 1.0, 0.33) == 180  # 3.03, so 3.0
+    assert equal_time.steps(60, 1.0, 1.6) == 37  # 0.625, so 0.62: 37.2
+    records = [{"seconds": s, "steps": 10, "failed": ""} for s in (10.0, 90.0, 20.0)]
+    assert equal_time.step_seconds(records) == 2.0
+    assert equal_time.step_seconds([{"seconds": 0.0, "steps": 0, "failed": "diverged"}]) is None
+    with pytest.raises(InputError, match="'equal_time: x' is no arm; choose among"):
+        study.Study(equal_time="x")

@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from hope_data.files import write_atomic
 from hope_model.errors import InputError
 from hope_train import config as configuration
-from hope_train import measure
+from hope_train import equal_time, measure
 from hope_train.provenance import revision
 from hope_train.run import RESUMABLE
 from hope_train.study import Chain, Unit
@@ -72,16 +72,18 @@ class Suite:
             if record and record["sha256"] not in self._known:
                 self._known[record["sha256"]] = record
         self._revision = revision()
+        self._all = {(chain.study, chain.arm): chain for chain in self.chains}
 
     def run(self) -> bool:
         """Everything that is not done; whether it came to the end."""
         todo = [chain for chain in self.chains if not chain.missing]
         with _Display(self, todo) as self.display, ThreadPoolExecutor(self.jobs) as pool:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            futures = [pool.submit(self._chain, chain) for chain in todo]
             try:
-                for future in futures:
-                    future.result()
+                # At equal time afterwards: it needs the reference's seconds, and is the less urgent answer.
+                for part in (self._chain, self._timed):
+                    for future in [pool.submit(part, chain) for chain in todo]:
+                        future.result()
             except StoppedError:
                 return False
             except KeyboardInterrupt:
@@ -89,6 +91,7 @@ class Suite:
                 return False
             finally:
                 self._end()
+                self.write_plan()  # equal time is known only now
         return True
 
     def _end(self) -> None:
@@ -108,18 +111,17 @@ class Suite:
     def write_plan(self) -> None:
         """`plan.json`: what there is to be known, done or not; reports read it."""
         studies: dict[str, Any] = {}
-        for chain in self.chains:
+        for chain in self._all.values():
             study = chain.definition
-            known = ("question", "order", "scale", "rates", "seeds", "lengths", "stream")
+            known = ("question", "order", "scale", "rates", "seeds", "lengths", "stream", "equal_time")
             entry = studies.setdefault(chain.study, {key: asdict(study)[key] for key in known} | {"arms": {}})
             entry["arms"][chain.arm] = self._planned(chain)
         path = self.results / "plan.json"
-        former = json.loads(path.read_text()) if path.is_file() else {}
+        former = equal_time.described(path)
         merged = sorted(({**former, **studies}).items(), key=lambda item: (item[1]["order"], item[0]))
         write_atomic(path, (json.dumps(dict(merged), indent=1) + "\n").encode())
 
-    @staticmethod
-    def _planned(chain: Chain) -> dict[str, Any]:
+    def _planned(self, chain: Chain) -> dict[str, Any]:
         model, study = chain.config.model, chain.definition
         units = [chain.unit(rate, seed) for rate in study.rates for seed in study.seeds]
         teaches = model.variant.startswith("hope") and model.cms.teach_scale > 0
@@ -131,6 +133,7 @@ class Suite:
             "chunk": min(chain.config.memory_chunks or [model.memory.chunk]),
             "segment": min(model.cms.chunks()) if teaches else 0,
             "units": {Path(unit.config.run).name: unit.sha256[:16] for unit in units},
+            "timed": {Path(unit.config.run).name: unit.sha256[:16] for unit in self.timed(chain)},
         }
 
     def path(self, unit: Unit) -> Path:
@@ -147,7 +150,7 @@ class Suite:
         same = [
             r["wall_seconds"]
             for r in self._known.values()
-            if (r["study"], r["arm"]) == (chain.study, chain.arm)
+            if (r["study"], r["arm"]) == (chain.study, chain.arm) and r["steps"] in (0, chain.config.steps)
         ]
         alike = [
             r["wall_seconds"] for r in self._known.values() if r["variant"] == chain.config.model.variant
@@ -166,7 +169,39 @@ class Suite:
         missing = sum(record is None for record in tuned)
         if missing:
             return missing + len(chain.definition.seeds) - 1
-        return sum(self.result(unit) is None for unit in self._final(chain))
+        return sum(self.result(unit) is None for unit in [*self._final(chain), *self.timed(chain)])
+
+    def timed(self, chain: Chain) -> list[Unit]:
+        """The runs at equal time; none where the study wants none, costs are equal or not all measured."""
+        study = chain.definition
+        if study.equal_time in ("", chain.arm) or chain.missing:
+            return []
+        ordinary, reference = chain.config.steps, self._all[chain.study, study.equal_time]
+        tuned = [self.result(unit) for unit in chain.tuning()]
+        theirs, own = self._step_seconds(reference), self._step_seconds(chain)
+        if not all(tuned) or theirs is None or own is None:
+            return []
+        finals = self._final(chain)
+
+        def longer(steps: int) -> list[Unit]:
+            return [chain.longer(unit.rate, unit.config.seed, steps) for unit in finals]
+
+        # What was begun is gone on with: another machine's seconds would ask for other steps.
+        for steps in equal_time.begun(self.path(finals[0]).parent):
+            if any(self.result(unit) for unit in longer(steps)):
+                return longer(steps)
+        steps = equal_time.steps(ordinary, theirs, own)
+        return longer(steps) if steps != ordinary else []
+
+    def total(self, chain: Chain) -> int:
+        """Trainings of an arm, those at equal time as soon as they are known."""
+        return len(chain) + len(self.timed(chain))
+
+    def _step_seconds(self, chain: Chain) -> float | None:
+        """Of an arm all of whose ordinary runs are done; before, the median would wander."""
+        tuned = [self.result(unit) for unit in chain.tuning()]
+        whole = [self.result(unit) for unit in self._final(chain)] if all(tuned) else [None]
+        return equal_time.step_seconds([r for r in [*tuned, *whole] if r]) if all(whole) else None
 
     def _final(self, chain: Chain) -> list[Unit]:
         """The runs that count, with the learning rate that validated best; a run that diverged never does."""
@@ -179,6 +214,10 @@ class Suite:
         for unit in chain.tuning():
             self._unit(unit)
         for unit in self._final(chain):
+            self._unit(unit)
+
+    def _timed(self, chain: Chain) -> None:
+        for unit in self.timed(chain):
             self._unit(unit)
 
     def _unit(self, unit: Unit) -> None:
@@ -304,7 +343,7 @@ class _Display:
             TextColumn("{task.fields[note]}"),
         )
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._total = sum(map(len, todo))
+        self._total = sum(map(suite.total, todo))
         self._task = self._bar.add_task("", total=self._total, note="")
 
     def __enter__(self) -> _Display:
@@ -317,7 +356,8 @@ class _Display:
 
     def finished(self, unit: Unit, record: dict[str, Any]) -> None:
         done, hours = progress(self._suite)
-        self._bar.update(self._task, completed=done, note=f"about {hours:.1f} h left")
+        self._total = sum(map(self._suite.total, self._todo))
+        self._bar.update(self._task, completed=done, total=self._total, note=f"about {hours:.1f} h left")
         score = "; ".join(
             f"{m.get('group') or m['length']}: {m['value']:.3f}"
             for m in record["metrics"]
@@ -336,7 +376,7 @@ def progress(suite: Suite) -> tuple[int, float]:
     """Trainings done, and hours that the others will take."""
     chains = [chain for chain in suite.chains if not chain.missing]
     left = {id(chain): suite.left(chain) for chain in chains}
-    done = sum(len(chain) - left[id(chain)] for chain in chains)
+    done = sum(suite.total(chain) - left[id(chain)] for chain in chains)
     return done, sum(suite.seconds(chain) * left[id(chain)] for chain in chains) / suite.jobs / 3600
 
 
@@ -344,8 +384,8 @@ def estimate(suite: Suite) -> str:
     """One line: how much is done and how long the rest will take."""
     done, hours = progress(suite)
     chains = [chain for chain in suite.chains if not chain.missing]
-    total = sum(map(len, chains))
-    whole = sum(suite.seconds(chain) * len(chain) for chain in chains) / suite.jobs / 3600
+    total = sum(map(suite.total, chains))
+    whole = sum(suite.seconds(chain) * suite.total(chain) for chain in chains) / suite.jobs / 3600
     basis = f"{suite.measured()} of {len(chains)} arms measured, the others by their like"
     if not suite.measured():
         basis = f"at an assumed {ASSUMED:.0f} s each"

@@ -67,6 +67,7 @@ class Study:
         lengths: at which a task is evaluated, `2x` being twice the training length.
         tolerance: allowed difference of parameters, as a share of the first arm's.
         stream: what is learned after training, instead of being tested on text.
+        equal_time: an arm; those whose steps cost otherwise are trained again, for as long as it was.
     """
 
     question: str = MISSING
@@ -79,11 +80,16 @@ class Study:
     lengths: list[str] = field(default_factory=lambda: ["1x", "2x", "4x", "8x"])
     tolerance: float = 0.03
     stream: Stream = field(default_factory=Stream)
+    equal_time: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a comparison that cannot be fair."""
         if len(set(self.rates)) < 3 or len(set(self.seeds)) < 3:
             raise InputError("at least three 'rates' and three 'seeds'")
+        if self.equal_time and self.equal_time not in self.arms:
+            raise InputError(
+                f"'equal_time: {self.equal_time}' is no arm; choose among {', '.join(self.arms)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,11 @@ class Chain:
         optim = dataclasses.replace(optim, lr=optim.lr * rate, matrix_lr=optim.matrix_lr * rate)
         name = f"{self.study}/{self.arm}/rate{rate:g}-seed{seed}"
         return Unit(self, rate, dataclasses.replace(self.config, run=name, seed=seed, optim=optim))
+
+    def longer(self, rate: float, seed: int, steps: int) -> Unit:
+        """The run with another number of steps."""
+        config = self.unit(rate, seed).config
+        return Unit(self, rate, dataclasses.replace(config, run=f"{config.run}-steps{steps}", steps=steps))
 
     def tuning(self) -> list[Unit]:
         """The runs that choose a learning rate on validation; the best of them also counts, by what it is tested on."""

@@ -1,8 +1,10 @@
 """What `hope-train ablations` leaves, read strictly, and what follows from it by arithmetic."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TypeVar
@@ -19,7 +21,7 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """An arm; `units` are the first digits of the SHA-256 of its trainings by file name."""
+    """An arm; `units` are first digits of its trainings' SHA-256 by file name, `timed` of those at equal time."""
 
     __pydantic_config__ = STRICT
     parameters: int
@@ -29,6 +31,7 @@ class ArmPlan:
     chunk: int
     segment: int
     units: dict[str, str]
+    timed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class StudyPlan:
     lengths: list[str]
     arms: dict[str, ArmPlan]
     stream: Stream = Stream([], 0, 0, 0.0)
+    equal_time: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,13 @@ class Training:
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm with its results: `tuned` by rate, `seeds` by seed, of the rate that validated best."""
+    """An arm with its results: `tuned` by rate, `seeds` by seed, of the rate that validated best; `timed` likewise."""
 
     name: str
     plan: ArmPlan
     tuned: dict[float, Training]
     seeds: dict[int, Training]
+    timed: dict[int, Training] = field(default_factory=dict)
 
     @property
     def trainings(self) -> list[Training]:
@@ -149,13 +154,29 @@ class Study:
     @property
     def done(self) -> int:
         """Trainings that are there."""
-        return sum(len(arm.trainings) for arm in self.arms)
+        return sum(len(arm.trainings) + len(arm.timed) for arm in self.arms)
 
     @property
     def planned(self) -> int:
         """Trainings there are to be, without what cannot be run."""
         each = len(self.plan.rates) + len(self.plan.seeds) - 1
-        return sum(each for arm in self.arms if not arm.plan.missing)
+        return sum(each + len(arm.plan.timed) for arm in self.arms if not arm.plan.missing)
+
+    def at_equal_time(self) -> Study | None:
+        """The study with the runs at equal time in the place of others; None where nobody asked or has any.
+
+        An arm that is finished, with nothing planned at equal time, costs as much as the reference.
+        """
+        if not any(arm.timed for arm in self.arms):
+            return None
+        whole = len(self.plan.rates), len(self.plan.seeds)
+        arms = [
+            replace(arm, tuned={}, seeds=arm.seeds)
+            if not arm.plan.timed and (len(arm.tuned), len(arm.seeds)) == whole
+            else replace(arm, tuned={}, seeds=arm.timed)
+            for arm in self.arms
+        ]
+        return replace(self, arms=arms)
 
 
 def load(folder: Path) -> list[Study]:
@@ -172,16 +193,18 @@ def load(folder: Path) -> list[Study]:
 
 def _arm(folder: Path, name: str, study: StudyPlan, arm: str) -> Arm:
     plan = study.arms[arm]
-    found = []
-    for unit, sha256 in plan.units.items():
-        path = folder / name / arm / f"{unit}.json"
-        if path.is_file():
-            training = _validated(path, Training)
-            if training.sha256.startswith(sha256):
-                found.append(training)
+    found = _found(folder / name / arm, plan.units)
     tuned = {t.rate: t for t in found if t.seed == study.seeds[0]}
     chosen = Arm(arm, plan, tuned, {}).chosen
-    return Arm(arm, plan, tuned, {t.seed: t for t in found if t.seed in study.seeds and t.rate == chosen})
+    seeds = {t.seed: t for t in found if t.seed in study.seeds and t.rate == chosen}
+    timed = {t.seed: t for t in _found(folder / name / arm, plan.timed) if t.rate == chosen}
+    return Arm(arm, plan, tuned, seeds, timed)
+
+
+def _found(folder: Path, units: dict[str, str]) -> list[Training]:
+    paths = [(folder / f"{unit}.json", sha256) for unit, sha256 in units.items()]
+    read = [(_validated(path, Training), sha256) for path, sha256 in paths if path.is_file()]
+    return [training for training, sha256 in read if training.sha256.startswith(sha256)]
 
 
 T = TypeVar("T")

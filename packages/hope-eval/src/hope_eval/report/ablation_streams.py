@@ -130,7 +130,7 @@ def table(study: Study) -> str:
 
 def draw(study: Study) -> Figure:
     """What the stream changed, averaged over its domains, by stage: memories and state aside from training."""
-    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
     panels = figure.subplots(1, 2)
     stages = ["before", *study.plan.stream.domains]
     for axes, title in zip(panels, ("memories and state", "training"), strict=True):
@@ -138,8 +138,9 @@ def draw(study: Study) -> Figure:
             for way in ways(arm):
                 if (way == "train") != (title == "training"):
                     continue
-                rows = [cells(arm, way, seed, study.plan.stream.domains) for seed in arm.seeds]
-                changes = [[fmean(row) - fmean(R[0]) for row in R] for R in rows if R]
+                seeds = measured(study, arm, way, "last")  # without those that diverged
+                rows = [cells(arm, way, seed, study.plan.stream.domains) for seed in seeds]
+                changes = [[fmean(row) - fmean(R[0]) for row in R] for R in rows]
                 found = [mean_error([change[i] for change in changes]) for i in range(len(stages))]
                 axes.errorbar(
                     [i + 0.04 * n for i in range(len(stages))],
@@ -154,6 +155,6 @@ def draw(study: Study) -> Figure:
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xticks(range(len(stages)), stages, rotation=30, ha="right")
         axes.set(title=title, ylabel="change in bits/byte, all domains")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, handlelength=3.5)
     figure.suptitle(f"{study.name}: after each domain (less is better, ± 1 s.e. over seeds)")
     return figure

@@ -14,8 +14,9 @@ Written by `hope-eval ablations` from the JSON files of `hope-train ablations`; 
 gets its own learning rate: the best of several on validation with the first seed; then come the other seeds.
 Numbers are means over seeds ± one standard error over seeds. A verdict compares an arm with the first one, paired over
 seeds, by Student's 95 % interval; intervals are not corrected for their number. All arms of a study see equally many
-tokens, except where its name ends in `_equal_time`: there cheaper arms take as many more steps as their measured speed
-allows. Seconds are of training on one thread of whatever machine it was, shared or not; FLOPs are counted."""
+tokens, except at equal time (a second table, or a study whose name ends in `_equal_time`): there cheaper arms take as
+many more steps as their measured speed allows.
+Seconds are of training on one thread of whatever machine it was, shared or not; FLOPs are counted."""
 
 
 def write(results: Path, out: Path, plots: Path) -> None:
@@ -46,12 +47,31 @@ def page(studies: list[Study], images: dict[str, str]) -> str:
             parts += [_sentences(study), ablation_streams.table(study) if streamed else _table(study)]
             if study.name in images:
                 parts.append(f"![{study.plan.question}]({images[study.name]})")
-            parts += [_rates(study), _provenance(study)]
+            parts += [_timed(study), _rates(study), _provenance(study)]
         missing = [
             f"- `{arm.name}` cannot be run: {arm.plan.missing}." for arm in study.arms if arm.plan.missing
         ]
         parts.append("\n".join(missing))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _timed(study: Study) -> str:
+    """The same question where all arms trained for as long as one of them."""
+    timed, reference = study.at_equal_time(), study.plan.equal_time
+    if timed is None:
+        return ""
+    said, verdicts = [], [_verdict(timed, arm) for arm in timed.arms[1:]]
+    for arm in study.arms:
+        if arm.timed:
+            # What diverged has no steps.
+            steps = max(t.steps for t in arm.timed.values())
+            ordinary = max(t.steps for t in arm.trainings) or 1
+            said.append(f"`{arm.name}` {steps} steps for {ordinary} ({steps / ordinary:.2g} times)")
+    text = (
+        f"At equal time: arms whose steps cost otherwise than `{reference}`'s (by more than 5 %) were trained again "
+        f"for as long as it was, by the medians of the seconds measured here: {', '.join(said)}."
+    )
+    return "\n\n".join([text, "\n".join(f"- {line}" for line in verdicts if line), _table(timed)])
 
 
 def _overview(studies: list[Study]) -> str:

@@ -1,0 +1,40 @@
+"""Comparisons at equal time: how many steps an arm may take in the seconds that the reference took."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+SAME = 0.05  # costs closer than this are equal
+STEPS = re.compile(r"-steps(\d+)$")
+
+
+def step_seconds(records: Sequence[dict[str, Any]]) -> float | None:
+    """Median seconds of a training step over runs of the ordinary length; None where none was measured."""
+    found = [r["seconds"] / r["steps"] for r in records if r["steps"] and not r["failed"]]
+    return median(found) if found else None
+
+
+def steps(ordinary: int, reference: float, own: float) -> int:
+    """Steps that take as long as the reference's `ordinary` ones, by a factor of two significant digits.
+
+    Equal to `ordinary` where the costs are within `SAME` of each other.
+    """
+    ratio = reference / own
+    return ordinary if abs(ratio - 1) <= SAME else max(1, round(ordinary * float(f"{ratio:.2g}")))
+
+
+def begun(folder: Path) -> list[int]:
+    """Steps of the results at equal time that lie in an arm's folder, of whatever definition."""
+    names = [STEPS.search(path.stem) for path in folder.glob("*-steps*.json")]
+    return sorted({int(found[1]) for found in names if found})
+
+
+def described(planned: Path) -> dict[str, Any]:
+    """A plan that was written before, or nothing."""
+    plan: dict[str, Any] = json.loads(planned.read_text()) if planned.is_file() else {}
+    return plan
