@@ -14,8 +14,7 @@ Written by `hope-eval ablations` from the JSON files of `hope-train ablations`; 
 gets its own learning rate: the best of several on validation with the first seed; then come the other seeds.
 Numbers are means over seeds ± one standard error over seeds. A verdict compares an arm with the first one, paired over
 seeds, by Student's 95 % interval; intervals are not corrected for their number. All arms of a study see equally many
-tokens, except at equal time (a second table, or a study whose name ends in `_equal_time`): there cheaper arms take as
-many more steps as their measured speed allows.
+tokens, except in the tables at equal time: there cheaper arms take as many more steps as their measured speed allows.
 Seconds are of training on one thread of whatever machine it was, shared or not; FLOPs are counted."""
 
 
