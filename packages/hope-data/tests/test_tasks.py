@@ -96,15 +96,16 @@ def test_dyck_is_balanced_and_asks_for_the_bracket_that_closes() -> None:
     assert deepest == 5
 
 
-def test_mqar_keys_are_unique_and_asked_once() -> None:
+@pytest.mark.parametrize("times", [1, 3])
+def test_mqar_keys_are_unique_and_asked_as_often_as_wanted(times: int) -> None:
     places = set()
-    for tokens, answers in rows(drawn("mqar", pairs=6)):
+    for tokens, answers in rows(drawn("mqar", pairs=6, asked=times)):
         pairs = dict(zip(tokens[0:12:2], tokens[1:12:2], strict=True))
         assert len(pairs) == 6
         assert set(pairs) <= set(range(64))
         assert set(pairs.values()) <= set(range(64, 128))
         asked = {t: answer for t, answer in enumerate(answers) if answer is not None}
-        assert sorted(tokens[t] for t in asked) == sorted(pairs)
+        assert sorted(tokens[t] for t in asked) == sorted(times * list(pairs))
         assert all(pairs[tokens[t]] == answer for t, answer in asked.items())
         assert all(tokens[t] == 128 for t in range(12, SHORT) if t not in asked)
         places |= asked.keys()
@@ -180,7 +181,7 @@ def test_copying() -> None:
 def test_wrong_dials_and_lengths_are_named() -> None:
     for values, words in (
         ({"name": "mqra"}, "choose one of mqar"),
-        ({"name": "mqar", "pair": 4}, "unknown key 'pair'; known: pairs, keys, values"),
+        ({"name": "mqar", "pair": 4}, "unknown key 'pair'; known: pairs, keys, values, asked"),
         ({"name": "mqar", "pairs": "4"}, "'pairs' is '4'; it must be a int"),
         ({"name": "mqar", "pairs": 0}, "'pairs' is 0"),
     ):

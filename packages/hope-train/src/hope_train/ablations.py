@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from statistics import fmean
 from threading import Event, Lock
@@ -33,11 +33,14 @@ from hope_train import equal_time, measure
 from hope_train.provenance import revision
 from hope_train.run import RESUMABLE
 from hope_train.study import Chain, Unit
+from hope_train.warm import Warm
 
 SCHEMA = 1
 GRACE = 60.0  # seconds that a training has to save
 DIVERGED = re.compile(r"loss is .* and gradient norm")
 ASSUMED = 60.0  # seconds of a training nobody has measured
+# What a training or an evaluation would import; torch's optimisers ask for its compiler.
+IMPORTED = ("torch._dynamo", "hope_train.run", "hope_eval.cli", "hope_eval.evaluate", "hope_eval.tasks.synthetic")
 
 
 class StoppedError(Exception):
@@ -61,7 +64,7 @@ class Suite:
     jobs: int = 1
     stop: Event = field(default_factory=Event)
     display: _Display = field(init=False)
-    _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    _running: set[ForkServerProcess] = field(default_factory=set)
     _guard: Lock = field(default_factory=Lock)
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -72,6 +75,7 @@ class Suite:
             if record and record["sha256"] not in self._known:
                 self._known[record["sha256"]] = record
         self._revision = revision()
+        self._warm = Warm(IMPORTED, {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"})
         self._all = {(chain.study, chain.arm): chain for chain in self.chains}
 
     def run(self) -> bool:
@@ -102,10 +106,8 @@ class Suite:
         for process in running:
             process.terminate()
         deadline = time.monotonic() + GRACE
-        for process in running:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+        for process in running:  # looked at only: the thread that started it reads how it ended
+            if not wait([process.sentinel], max(0.0, deadline - time.monotonic())):
                 process.kill()
 
     def write_plan(self) -> None:
@@ -237,14 +239,7 @@ class Suite:
         write_atomic(folder / "config.yaml", configuration.dump(config).encode())
         with _locked(folder) as lock:
             start = time.monotonic()
-            command = [
-                sys.executable,
-                "-m",
-                "hope_train",
-                "run",
-                str(folder / "config.yaml"),
-                "--fresh-on-mismatch",
-            ]
+            command = ["hope-train", "run", str(folder / "config.yaml"), "--fresh-on-mismatch"]
             command += ["--out", str(folder), "--json", str(folder / "train.json")]
             status = self._call(folder, lock, command)
             said = _last_line(folder)
@@ -258,28 +253,23 @@ class Suite:
 
     def _evaluate(self, unit: Unit, folder: Path, lock: int) -> list[dict[str, Any]]:
         out = folder / "measured.json"
-        script = str(Path(sys.executable).with_name("hope-eval"))
-        if self._call(folder, lock, [script, *measure.command(unit, folder, out)]):
+        if self._call(folder, lock, ["hope-eval", *measure.command(unit, folder, out)]):
             raise InputError(f"{unit.config.run}: {_last_line(folder).removeprefix('error: ')}")
         return measure.read(unit, out)
 
     def _call(self, folder: Path, lock: int, command: list[str]) -> int:
-        """Run in the training's folder, its words into a file; raises `StoppedError` where it was stopped."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-        with (folder / "said.txt").open("wb") as said, self._guard:
+        """Run a script, its words into a file; raises `StoppedError` where the one SIGTERM it gets made it save."""
+        with self._guard:
             if self.stop.is_set():
                 raise StoppedError
-            # In a session of its own Ctrl-C does not reach it, and the one SIGTERM it gets makes it save.
-            process = subprocess.Popen(
-                command, stdout=said, stderr=said, env=environment, pass_fds=[lock], start_new_session=True
-            )
+            process = self._warm.start(command, folder / "said.txt", lock)
             self._running.add(process)
-        status = process.wait()
+        process.join()
         with self._guard:
             self._running.discard(process)
-        if status == RESUMABLE or self.stop.is_set():
+        if process.exitcode == RESUMABLE or self.stop.is_set():
             raise StoppedError
-        return status
+        return process.exitcode or 0
 
     def _record(self, unit: Unit, folder: Path, metrics: list[dict[str, Any]], failed: str) -> dict[str, Any]:
         told = json.loads((folder / "train.json").read_text()) if not failed else {}

@@ -12,9 +12,9 @@ from hope_data.tasks.base import Examples, Ints, OfPairs, OfSymbols, asked_last,
 
 @dataclass(frozen=True)
 class MQAR(OfPairs):
-    """Multi-query associative recall: pairs first, then each key once more, somewhere among blanks.
+    """Multi-query associative recall: pairs first, then each key `asked` times more, somewhere among blanks.
 
-        tokens   k3 v1 k7 v4  .  k7 .  .  k3 .
+        tokens   k3 v1 k7 v4  .  k7 .  .  k3 .     (asked once)
         targets  -  -  -  -   -  v4 -  -  v1 -
 
     Pairs stay as many at any length: a longer sequence asks later.
@@ -23,6 +23,7 @@ class MQAR(OfPairs):
     pairs: int = 8
     keys: int = 64
     values: int = 64
+    asked: int = 1
 
     @property
     def vocab_size(self) -> int:
@@ -31,17 +32,17 @@ class MQAR(OfPairs):
 
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Examples:
         """Keys differ within a sequence; values may repeat."""
-        P, rest = self.pairs, length - 2 * self.pairs
-        need(rest >= P, self, length, f"{P} pairs and their queries need {3 * P}")
+        P, rest, times = self.pairs, length - 2 * self.pairs, self.asked
+        need(rest >= times * P, self, length, f"{P} pairs and their queries need {(2 + times) * P}")
         need(self.keys >= P, self, length, f"{P} pairs need as many keys")
         keys = choose(rng, batch, self.keys, P)
         values = self.keys + rng.integers(self.values, size=(batch, P))
         tokens = np.full((batch, length), self.keys + self.values, np.int64)
         tokens[:, 0 : 2 * P : 2], tokens[:, 1 : 2 * P : 2] = keys, values
-        asked = 2 * P + choose(rng, batch, rest, P)
-        np.put_along_axis(tokens, asked, keys, 1)
+        asked = 2 * P + choose(rng, batch, rest, times * P)
+        np.put_along_axis(tokens, asked, np.tile(keys, times), 1)
         targets, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
-        np.put_along_axis(targets, asked, values, 1)
+        np.put_along_axis(targets, asked, np.tile(values, times), 1)
         np.put_along_axis(mask, asked, True, 1)
         return Examples(tokens, targets, mask)
 
