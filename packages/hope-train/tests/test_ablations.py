@@ -81,7 +81,7 @@ def test_the_best_rate_on_validation_is_the_one_that_counts(tmp_path: Path) -> N
     assert len(first.trained) == 10  # the arm that cannot be run is left alone
     records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("results/tiny/full/*.json"))]
     assert [(r["rate"], r["seed"]) for r in records] == [(0.3, 0), (1.0, 0), (3.0, 0), (3.0, 1), (3.0, 2)]
-    assert records[2]["lr"] == pytest.approx(9e-3)
+    assert records[2]["lr"] == pytest.approx(3e-2)
 
 
 def test_what_is_done_is_not_done_again_until_its_definition_changes(tmp_path: Path) -> None:

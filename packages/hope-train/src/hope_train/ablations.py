@@ -40,7 +40,13 @@ GRACE = 60.0  # seconds that a training has to save
 DIVERGED = re.compile(r"loss is .* and gradient norm")
 ASSUMED = 60.0  # seconds of a training nobody has measured
 # What a training or an evaluation would import; torch's optimisers ask for its compiler.
-IMPORTED = ("torch._dynamo", "hope_train.run", "hope_eval.cli", "hope_eval.evaluate", "hope_eval.tasks.synthetic")
+IMPORTED = (
+    "torch._dynamo",
+    "hope_train.run",
+    "hope_eval.cli",
+    "hope_eval.evaluate",
+    "hope_eval.tasks.synthetic",
+)
 
 
 class StoppedError(Exception):
