@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import yaml
 
 from hope_model.errors import InputError
-from hope_train import equal_time, study
+from hope_train import ablations, equal_time, study
 from hope_train.ablations import ASSUMED, DIVERGED, Suite
 from hope_train.cli import main
 from hope_train.measure import asked_for, command, streamed
@@ -135,6 +137,24 @@ def test_a_real_training_leaves_its_json_and_nothing_else(
     assert (record["steps"], record["tokens"], record["failed"]) == (2, 32, "")
     assert record["flops"] > 0
     assert not list((tmp_path / "work").rglob("*.safetensors"))
+
+
+def test_what_another_runner_made_meanwhile_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = suite(tmp_path, project(tmp_path))
+    unit = real.chains[0].unit(1.0, 0)
+    theirs = {"schema": ablations.SCHEMA, "sha256": unit.sha256, "by": "another"}
+
+    @contextmanager
+    def waited(_: Path) -> Iterator[int]:
+        real.path(unit).parent.mkdir(parents=True)
+        real.path(unit).write_text(json.dumps(theirs))
+        yield 0
+
+    monkeypatch.setattr(ablations, "_locked", waited)
+    assert real._train(unit) == theirs
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_diverged_run_is_told_from_a_broken_one() -> None:

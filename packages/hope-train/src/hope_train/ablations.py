@@ -241,10 +241,12 @@ class Suite:
 
     def _train(self, unit: Unit) -> dict[str, Any]:
         folder, config = self.work / unit.config.run, unit.config
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "config.yaml", configuration.dump(config).encode())
-        with _locked(folder) as lock:
+        with _locked(folder.with_name(f"{folder.name}.lock")) as lock:
+            if made := self.result(unit):  # by another runner, while this one waited
+                return made
             start = time.monotonic()
+            folder.mkdir(exist_ok=True)
+            write_atomic(folder / "config.yaml", configuration.dump(config).encode())
             command = ["hope-train", "run", str(folder / "config.yaml"), "--fresh-on-mismatch"]
             command += ["--out", str(folder), "--json", str(folder / "train.json")]
             status = self._call(folder, lock, command)
@@ -254,7 +256,7 @@ class Suite:
             metrics = self._evaluate(unit, folder, lock) if status == 0 else []
             record = self._record(unit, folder, metrics, "" if status == 0 else said)
             record["wall_seconds"] = max(round(time.monotonic() - start, 1), record["seconds"])
-        shutil.rmtree(folder)
+            shutil.rmtree(folder)
         return record
 
     def _evaluate(self, unit: Unit, folder: Path, lock: int) -> list[dict[str, Any]]:
@@ -303,9 +305,10 @@ class Suite:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[int]:
+def _locked(path: Path) -> Iterator[int]:
     """One process at a time: a child that outlived its parent holds the lock it inherited."""
-    handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield handle
