@@ -275,7 +275,7 @@ def test_cheaper_arms_train_again_for_as_long(tmp_path: Path) -> None:
 
 
 def test_steps_at_equal_time_by_hand() -> None:
-    assert equal_time.steps(60, 1.0, 1.04) == 60
+    assert equal_time.steps(60, 1.0, 1.09) == 60
     assert equal_time.steps(60, 1.0, 0.33) == 180  # 3.03, so 3.0
     assert equal_time.steps(60, 1.0, 1.6) == 37  # 0.625, so 0.62: 37.2
     records = [{"seconds": s, "steps": 10, "failed": ""} for s in (10.0, 90.0, 20.0)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-SAME = 0.05  # costs closer than this are equal
+SAME = 0.1  # costs closer than this are equal, as far as a busy machine can tell
 STEPS = re.compile(r"-steps(\d+)$")
 
 

@@ -67,7 +67,7 @@ def _timed(study: Study) -> str:
             ordinary = max(t.steps for t in arm.trainings) or 1
             said.append(f"`{arm.name}` {steps} steps for {ordinary} ({steps / ordinary:.2g} times)")
     text = (
-        f"At equal time: arms whose steps cost otherwise than `{reference}`'s (by more than 5 %) were trained again "
+        f"At equal time: arms whose steps cost otherwise than `{reference}`'s (by more than a tenth) were trained again "
         f"for as long as it was, by the medians of the seconds measured here: {', '.join(said)}."
     )
     return "\n\n".join([text, "\n".join(f"- {line}" for line in verdicts if line), _table(timed)])
