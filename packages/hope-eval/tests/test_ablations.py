@@ -55,6 +55,7 @@ def results(folder: Path, measured: dict[str, list[dict[int, float]]], name: str
         units = {f"rate{r:g}-seed{s}": f"{arm}-{r}-{s}" for r in (0.3, 1.0, 3.0) for s in SEEDS}
         arms[arm] = {
             "parameters": 1000,
+            "state_bytes": 20992,
             "missing": "",
             "variant": "hope",
             "length": 32,
@@ -128,7 +129,9 @@ def test_the_page_says_what_was_found_and_what_was_not_run(tmp_path: Path) -> No
     assert "training never saw a chunk's boundary" in page
     assert "| none | not run | 0 |" in page
     assert "`never` cannot be run: no switch." in page
-    assert "| hope | 0.01 | 3 | 0.997 ± 0.003 | 0.750 ± 0.029 | 1,000 | 4,000 | 8 | 500 | 1e+09 |" in page
+    assert (
+        "| hope | 0.01 | 3 | 0.997 ± 0.003 | 0.750 ± 0.029 | 1,000 | 21.0 | 4,000 | 8 | 500 | 1e+09 |" in page
+    )
     first = (plots / "ablation_tiny.png").read_bytes()
     assert first[:8] == b"\x89PNG\r\n\x1a\n"
     ablations.write(folder, out, plots)
@@ -212,6 +215,6 @@ def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
     assert "`cheap` 25 steps for 10 (2.5 times)" in timed
     assert "worse at 32 (-0.100" in ordinary
     assert "better at 32 (+0.030" in timed
-    assert "| cheap | 0.01 | 3 | 0.940 ± 0.006 | 1,000 | 10,000 |" in timed
-    assert "| hope | 0.01 | 3 | 0.910 ± 0.006 | 1,000 | 4,000 |" in timed
+    assert "| cheap | 0.01 | 3 | 0.940 ± 0.006 | 1,000 | 21.0 | 10,000 |" in timed
+    assert "| hope | 0.01 | 3 | 0.910 ± 0.006 | 1,000 | 21.0 | 4,000 |" in timed
     assert "**13 of 13 trainings are done.**" in page

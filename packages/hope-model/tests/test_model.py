@@ -192,6 +192,15 @@ def test_variants_of_one_size_have_equal_parameters() -> None:
         assert max(counts) / min(counts) < 1.03
 
 
+def test_bytes_of_a_state_by_hand() -> None:
+    from hope_model.counting import state_bytes
+
+    matrices, tail, keys_and_values = 2 * 32 * 32, 3 * 3 * 64, 2 * 32 * 64
+    for variant, numbers in {"gated_deltanet": matrices + tail, "transformer": keys_and_values}.items():
+        config = ModelConfig(variant=variant, vocab_size=33, dim=64, layers=2, head_dim=32)
+        assert state_bytes(config, 32) == 2 * 4 * numbers
+
+
 def test_bf16_autocast_keeps_the_state_in_float32(tokens: torch.Tensor) -> None:
     for variant in VARIANTS:
         torch.manual_seed(0)

@@ -9,6 +9,7 @@ from torch import nn
 from hope_model.blocks import parameter_count, variant_parts
 from hope_model.config import ModelConfig
 from hope_model.model import LanguageModel
+from hope_model.state import n_bytes
 
 
 def build_meta(config: ModelConfig) -> LanguageModel:
@@ -20,6 +21,14 @@ def build_meta(config: ModelConfig) -> LanguageModel:
 def parameters(config: ModelConfig) -> int:
     """Number of parameters, a tied embedding counted once."""
     return parameter_count(build_meta(config))
+
+
+def state_bytes(config: ModelConfig, length: int) -> int:
+    """Bytes that one sequence's state holds after `length` tokens, measured on a CPU: for small models."""
+    model = LanguageModel(config)
+    with torch.no_grad():
+        _, state = model(torch.zeros(1, length, dtype=torch.long))
+    return n_bytes(state)
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hope_data.files import write_atomic
+from hope_model import counting
 from hope_model.errors import InputError
 from hope_train import config as configuration
 from hope_train import equal_time, measure
@@ -135,6 +136,8 @@ class Suite:
         teaches = model.variant.startswith("hope") and model.cms.teach_scale > 0
         return {
             "parameters": chain.parameters,
+            # Recall is a question of size; studies of text may be of any scale, and are not measured here.
+            "state_bytes": counting.state_bytes(model, chain.config.length) if chain.config.data.task else 0,
             "missing": chain.missing,
             "variant": model.variant,
             "length": chain.config.length,

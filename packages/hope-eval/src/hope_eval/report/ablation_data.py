@@ -21,7 +21,13 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """An arm; `units` are first digits of its trainings' SHA-256 by file name, `timed` of those at equal time."""
+    """An arm.
+
+    Attributes:
+        units: first digits of its trainings' SHA-256 by file name.
+        timed: the same of those at equal time.
+        state_bytes: of one sequence after the training's length; 0 where not measured.
+    """
 
     __pydantic_config__ = STRICT
     parameters: int
@@ -32,6 +38,7 @@ class ArmPlan:
     segment: int
     units: dict[str, str]
     timed: dict[str, str] = field(default_factory=dict)
+    state_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def _timed(study: Study) -> str:
             ordinary = max(t.steps for t in arm.trainings) or 1
             said.append(f"`{arm.name}` {steps} steps for {ordinary} ({steps / ordinary:.2g} times)")
     text = (
-        f"At equal time: arms whose steps cost otherwise than `{reference}`'s (by more than a tenth) were trained again "
+        f"At equal time: arms whose steps cost otherwise than `{reference}`'s (by over a tenth) were trained again "
         f"for as long as it was, by the medians of the seconds measured here: {', '.join(said)}."
     )
     return "\n\n".join([text, "\n".join(f"- {line}" for line in verdicts if line), _table(timed)])
@@ -148,7 +148,7 @@ def _table(study: Study) -> str:
     asked = f", n {min(counts)} each" if counts else ""
     chance = f", chance {min(chances):.3g}" if chances else ""
     head = [f"{info.title} at {length}" for length in study.lengths]
-    cost = ["parameters", "tokens", "seconds", "tokens/s", "FLOPs"]
+    cost = ["parameters", "state, kB", "tokens", "seconds", "tokens/s", "FLOPs"]
     rows = [
         f"{info.title} by tokens of the sequence; {better} is better{asked}{chance}. Trained at "
         f"{study.arms[0].plan.length} tokens.",
@@ -161,18 +161,19 @@ def _table(study: Study) -> str:
 
 
 def _cells(study: Study, arm: Arm) -> list[str]:
-    cells = [arm.name]
+    state = f"{arm.plan.state_bytes / 1000:.1f}" if arm.plan.state_bytes else "-"
+    size, cells = [f"{arm.plan.parameters:,}", state], [arm.name]
     trainings = list(arm.seeds.values())
     if not trainings:
         word = "cannot be run" if arm.plan.missing else "not run"
-        return [*cells, word, "0", *["-"] * len(study.lengths), f"{arm.plan.parameters:,}", *["-"] * 4]
+        return [*cells, word, "0", *["-"] * len(study.lengths), *size, *["-"] * 4]
     failed = sum(bool(t.failed) for t in trainings)
     cells += [f"{trainings[0].lr:.2g}", str(len(trainings)) + (f", {failed} diverged" if failed else "")]
     for length in study.lengths:
         values = [v.value for v in arm.values(study.metric, length).values()]
         cells.append(value(*mean_error(values)) if values else "-")
     whole = [t for t in trainings if not t.failed]
-    cells.append(f"{arm.plan.parameters:,}")
+    cells += size
     if not whole:
         return [*cells, *["-"] * 4]
     seconds, tokens = mean_error([t.seconds for t in whole])[0], whole[0].tokens
