@@ -6,12 +6,22 @@ from typing import Any
 import pytest
 import torch
 
+from hope_model.ops.native import build
 from hope_model.tree import tensors
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["native", "torch"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who computes the chunk steps: the C++ kernels or torch."""
+    monkeypatch.setenv(build.SWITCH, "0" if request.param == "torch" else "1")
+    if request.param == "native" and build.kernels("gated_delta") is None:
+        pytest.skip("no C++ compiler")
+    return str(request.param)
 
 
 @pytest.fixture

@@ -68,7 +68,10 @@ def self_modifying_inputs(
 @pytest.mark.parametrize("self_modify", [True, False])
 @pytest.mark.parametrize("chunk", [1, 3, 4, 16])
 @pytest.mark.parametrize(("T", "position"), [(1, 0), (11, 0), (11, 2), (9, 5)])
-@pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize(
+    ("form", "written"), [("native", True), ("torch", True), ("torch", False)], indirect=["form"]
+)
+@pytest.mark.usefixtures("form")
 def test_self_modifying_is_the_token_loop(
     assert_same: Assert, T: int, position: int, chunk: int, *, written: bool, self_modify: bool
 ) -> None:
@@ -82,6 +85,7 @@ def test_self_modifying_is_the_token_loop(
 
 
 @pytest.mark.parametrize("variant", ["self_modifying_titans", "titans"])
+@pytest.mark.usefixtures("form")
 def test_one_head_alone_is_one_head_in_a_batch(variant: str) -> None:
     """First weights are one copy for the batch; with one head, spreading them may give a view."""
     memory = MemoryConfig(chunk=4)
@@ -137,14 +141,19 @@ def test_cut_writes_are_constants_of_the_same_value(
 @pytest.mark.parametrize(
     ("T", "chunk", "position"), [(1, 4, 0), (11, 1, 0), (11, 4, 0), (11, 4, 3), (11, 64, 0)]
 )
-@pytest.mark.parametrize("form", ["written", "plain", "erasing, to zero"])
+@pytest.mark.parametrize(
+    ("form", "rule"),
+    [("native", "written"), ("torch", "written"), ("torch", "plain"), ("torch", "erasing, to zero")],
+    indirect=["form"],
+)
+@pytest.mark.usefixtures("form")
 def test_titans_memory_is_the_token_loop(
-    assert_same: Assert, T: int, chunk: int, position: int, form: str, *, momentum: bool, stable: bool
+    assert_same: Assert, T: int, chunk: int, position: int, rule: str, *, momentum: bool, stable: bool
 ) -> None:
     def chunked(*args: Any) -> Any:
-        return titans_memory(*args, written=form == "written")
+        return titans_memory(*args, written=rule == "written")
 
-    default = form != "erasing, to zero"
+    default = rule != "erasing, to zero"
     draw, rules = Draw(), Rules(chunk=chunk, stable=stable)
     q, k, v = (draw.unit(B, H, T, d) for _ in range(3))
     log_a = F.logsigmoid(draw(B, H, T)).detach().requires_grad_()
@@ -159,6 +168,7 @@ def test_titans_memory_is_the_token_loop(
     assert_same(titans_memory_naive, chunked, q, k, v, gates, state, rules, origin)
 
 
+@pytest.mark.usefixtures("form")
 def test_written_out_backward_passes_gradcheck() -> None:
     args = self_modifying_inputs(5, Rules(chunk=3), 0, self_modify=True)
     x, q, gates, readout, state, rules, fixed, first = args

@@ -32,6 +32,7 @@ def inputs(T: int, *, momentum: bool, erase: bool, K: int = 4, V: int = 3, seed:
 @pytest.mark.parametrize("erase", [False, True])
 @pytest.mark.parametrize("T", [1, 2, 13])
 @pytest.mark.parametrize("chunk", [1, 3, 5, 64])
+@pytest.mark.usefixtures("form")
 def test_chunk_is_the_token_loop(
     assert_same: Assert, T: int, chunk: int, *, momentum: bool, erase: bool
 ) -> None:
@@ -42,12 +43,14 @@ def test_chunk_is_the_token_loop(
 
 
 @pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.usefixtures("form")
 def test_gradcheck(*, momentum: bool) -> None:
     args = inputs(4, momentum=momentum, erase=True, K=2, V=2)
     assert torch.autograd.gradcheck(lambda *a: [x for x in gated_delta(*a, chunk=3) if x is not None], args)
 
 
 @pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.usefixtures("form")
 def test_two_halves_are_the_whole(*, momentum: bool) -> None:
     q, k, w, log_a, b, S, log_theta, P = inputs(11, momentum=momentum, erase=True)
     whole, S_whole, P_whole = gated_delta(q, k, w, log_a, b, S, log_theta, P, chunk=4)
@@ -64,6 +67,7 @@ def test_two_halves_are_the_whole(*, momentum: bool) -> None:
 
 
 @pytest.mark.parametrize("a", [1.0, 1e-6])
+@pytest.mark.usefixtures("form")
 def test_extreme_retention(assert_same: Assert, a: float) -> None:
     q, k, w, log_a, b, S, _, _ = inputs(130, momentum=False, erase=True)
     log_a = torch.full_like(log_a, a).log().requires_grad_()

@@ -1,5 +1,6 @@
 """Small layers against the plain form, and positions far into a stream."""
 
+import pytest
 import torch
 
 from hope_model import AttentionConfig, ModelConfig
@@ -7,14 +8,17 @@ from hope_model.layers.attention import Attention, rotate
 from hope_model.layers.basic import CausalConv
 
 
-def test_convolution_is_torchs() -> None:
+@pytest.mark.parametrize("T", [1, 7])
+@pytest.mark.parametrize("D", [5, 19])
+@pytest.mark.usefixtures("form")
+def test_convolution_is_torchs(D: int, T: int) -> None:
     torch.manual_seed(0)
-    conv = CausalConv(5, 4).double()
+    conv = CausalConv(D, 4).double()
     conv.weight.data.normal_()
-    x, tail = torch.randn(2, 7, 5).double().requires_grad_(), torch.randn(2, 3, 5).double().requires_grad_()
+    x, tail = (torch.randn(2, n, D).double().requires_grad_() for n in (T, 3))
     y, after = conv(x, tail)
     whole = torch.cat((tail, x), 1)
-    expected = torch.nn.functional.conv1d(whole.mT, conv.weight.T[:, None], groups=5).mT
+    expected = torch.nn.functional.conv1d(whole.mT, conv.weight.T[:, None], groups=D).mT
     assert (y - expected).abs().max() < 1e-12
     assert torch.equal(after, whole[:, -3:])
     assert torch.autograd.gradcheck(lambda *a: conv(*a)[0], (x, tail))

@@ -14,9 +14,11 @@ import yaml
 
 from hope_model.errors import InputError
 from hope_train import ablations, equal_time, study
-from hope_train.ablations import ASSUMED, DIVERGED, Suite
+from hope_train.ablations import DIVERGED, Suite
 from hope_train.cli import main
 from hope_train.measure import asked_for, command, streamed
+from hope_train.progress import ASSUMED
+from hope_train.warm import Warm
 
 ROOT = Path(__file__).parents[3]
 TINY = {
@@ -76,7 +78,7 @@ def fake(tmp_path: Path, conf: Path, losses: dict[float, Any], most: int = 100) 
 
 
 def test_the_best_rate_on_validation_is_the_one_that_counts(tmp_path: Path) -> None:
-    first = fake(tmp_path, project(tmp_path), {0.3: 0.7, 1.0: None, 3.0: 0.5})
+    first = fake(tmp_path, project(tmp_path, widen=0), {0.3: 0.7, 1.0: None, 3.0: 0.5})
     assert first.run()
     tuning = [f"tiny/delta/rate{rate}-seed0" for rate in ("0.3", "1", "3")]
     assert first.trained[:5] == [*tuning, *[f"tiny/delta/rate3-seed{seed}" for seed in (1, 2)]]
@@ -84,6 +86,28 @@ def test_the_best_rate_on_validation_is_the_one_that_counts(tmp_path: Path) -> N
     records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("results/tiny/full/*.json"))]
     assert [(r["rate"], r["seed"]) for r in records] == [(0.3, 0), (1.0, 0), (3.0, 0), (3.0, 1), (3.0, 2)]
     assert records[2]["lr"] == pytest.approx(3e-2)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {0.3: 0.7, 1.0: 0.6, 3.0: 0.5, 10.0: 0.55},  # bracketed
+        {0.3: 0.7, 1.0: 0.6, 3.0: 0.5, 10.0: 0.4, 30.0: None},
+        {0.3: 0.5, 1.0: 0.6, 3.0: 0.7, 0.1: 0.4, 0.03: 0.3},  # twice, no more
+        {0.3: 0.7, 1.0: 0.6, 3.0: 0.0005},  # solved
+        {0.3: None, 1.0: None, 3.0: None},
+    ],
+)
+def test_a_rate_beyond_the_end_is_tried(tmp_path: Path, losses: dict[float, Any]) -> None:
+    first = fake(tmp_path, project(tmp_path, arms={"delta": {"run": "gated_deltanet"}}), losses)
+    assert first.run()
+    names = [f"rate{rate:g}-seed0" for rate in losses]
+    assert first.trained[: len(names)] == [f"tiny/delta/{name}" for name in names]
+    best = min(losses, key=lambda rate: float("inf") if losses[rate] is None else losses[rate])
+    assert first.trained[len(names) :] == [f"tiny/delta/rate{best:g}-seed{seed}" for seed in (1, 2)]
+    plan = json.loads((tmp_path / "results/plan.json").read_text())["tiny"]["arms"]["delta"]
+    assert list(plan["units"])[::3] == names
+    assert (first.left(first.chains[0]), first.total(first.chains[0])) == (0, len(names) + 2)
 
 
 def test_what_is_done_is_not_done_again_until_its_definition_changes(tmp_path: Path) -> None:
@@ -118,6 +142,38 @@ def test_equal_runs_of_two_studies_are_trained_once(tmp_path: Path) -> None:
     assert not second.trained
     record = json.loads((tmp_path / "results/twin/same/rate1-seed2.json").read_text())
     assert (record["study"], record["arm"], record["seed"]) == ("twin", "same", 2)
+    (conf / "study/twin.yaml").write_text(yaml.safe_dump(twin | {"kernels": False}))
+    second.chains = study.chains("twin", study.load(conf, [])["twin"], conf, [])
+    assert second.chains[0].unit(1.0, 0).environment == {"HOPE_NATIVE": "0"}
+    second.stop.clear()
+    assert second.run()
+    assert len(second.trained) == 5  # in torch a training costs otherwise
+
+
+@pytest.mark.parametrize(
+    ("environment", "kernels"), [({"HOPE_NATIVE": "0"}, "kernels torch"), ({}, "kernels ")]
+)
+def test_a_training_has_its_own_environment(
+    tmp_path: Path, environment: dict[str, str], kernels: str
+) -> None:
+    command = [
+        "hope-model",
+        "bench",
+        "--variants",
+        "transformer",
+        "--length",
+        "4",
+        "--dim",
+        "32",
+        "--head-dim",
+        "16",
+    ]
+    command += ["--layers", "1", "--vocab-size", "16", "--repeats", "1"]
+    with (tmp_path / "lock").open("w") as lock:
+        process = Warm((), {}).start(command, tmp_path / "said", lock.fileno(), environment)
+        process.join()
+    assert process.exitcode == 0
+    assert kernels in (tmp_path / "said").read_text()
 
 
 def test_a_real_training_leaves_its_json_and_nothing_else(

@@ -143,7 +143,7 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     compare = commands.add_parser(
         "compare",
         help="paired differences between two results",
-        description="A minus B over the same items; 95 %% intervals from a paired bootstrap over documents.",
+        description="A minus B over the same items; 95 % intervals from a paired bootstrap over documents.",
     )
     compare.add_argument("a", type=Path, metavar="A.json")
     compare.add_argument("b", type=Path, metavar="B.json")

@@ -15,6 +15,7 @@ from hope_model.allocator import keep_freed_memory
 from hope_model.config import CMSConfig, ModelConfig
 from hope_model.counting import flops_per_token, parameters
 from hope_model.model import LanguageModel
+from hope_model.ops.native.build import kernels
 from hope_model.state import State, n_bytes
 
 TRAIN_VARIANTS = ("transformer", "gated_deltanet", "titans", "self_modifying_titans", "hope")
@@ -49,7 +50,13 @@ def machine(settings: BenchSettings) -> dict[str, Any]:
     """Where and with what the numbers were taken."""
     on_gpu = settings.device.startswith("cuda")
     name = torch.cuda.get_device_name() if on_gpu else _cpu_name()
-    return {"machine": name, "torch": torch.__version__, "python": platform.python_version()}
+    compiled = not on_gpu and kernels("gated_delta") is not None
+    return {
+        "machine": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernels": "C++" if compiled else "torch",
+    }
 
 
 def _cpu_name() -> str:

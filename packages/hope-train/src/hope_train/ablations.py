@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -23,14 +24,12 @@ from statistics import fmean
 from threading import Event, Lock
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
 from hope_data.files import write_atomic
 from hope_model import counting
 from hope_model.errors import InputError
 from hope_train import config as configuration
 from hope_train import equal_time, measure
+from hope_train.progress import ASSUMED, Display
 from hope_train.provenance import revision
 from hope_train.run import RESUMABLE
 from hope_train.study import Chain, Unit
@@ -39,7 +38,6 @@ from hope_train.warm import Warm
 SCHEMA = 1
 GRACE = 60.0  # seconds that a training has to save
 DIVERGED = re.compile(r"loss is .* and gradient norm")
-ASSUMED = 60.0  # seconds of a training nobody has measured
 # What a training or an evaluation would import; torch's optimisers ask for its compiler.
 IMPORTED = (
     "torch._dynamo",
@@ -70,7 +68,7 @@ class Suite:
     work: Path
     jobs: int = 1
     stop: Event = field(default_factory=Event)
-    display: _Display = field(init=False)
+    display: Display = field(init=False)
     _running: set[ForkServerProcess] = field(default_factory=set)
     _guard: Lock = field(default_factory=Lock)
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -81,14 +79,14 @@ class Suite:
             record = _read(path)
             if record and record["sha256"] not in self._known:
                 self._known[record["sha256"]] = record
-        self._revision = revision()
+        self._revision = revision(self.results)
         self._warm = Warm(IMPORTED, {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"})
         self._all = {(chain.study, chain.arm): chain for chain in self.chains}
 
     def run(self) -> bool:
         """Everything that is not done; whether it came to the end."""
         todo = [chain for chain in self.chains if not chain.missing]
-        with _Display(self, todo) as self.display, ThreadPoolExecutor(self.jobs) as pool:
+        with Display(self, todo) as self.display, ThreadPoolExecutor(self.jobs) as pool:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 # At equal time afterwards: it needs the reference's seconds, and is the less urgent answer.
@@ -122,7 +120,17 @@ class Suite:
         studies: dict[str, Any] = {}
         for chain in self._all.values():
             study = chain.definition
-            known = ("question", "order", "scale", "rates", "seeds", "lengths", "stream", "equal_time")
+            known = (
+                "question",
+                "order",
+                "scale",
+                "rates",
+                "seeds",
+                "lengths",
+                "stream",
+                "equal_time",
+                "kernels",
+            )
             entry = studies.setdefault(chain.study, {key: asdict(study)[key] for key in known} | {"arms": {}})
             entry["arms"][chain.arm] = self._planned(chain)
         path = self.results / "plan.json"
@@ -132,7 +140,7 @@ class Suite:
 
     def _planned(self, chain: Chain) -> dict[str, Any]:
         model, study = chain.config.model, chain.definition
-        units = [chain.unit(rate, seed) for rate in study.rates for seed in study.seeds]
+        units = [chain.unit(one.rate, seed) for one in self.tuning(chain) for seed in study.seeds]
         teaches = model.variant.startswith("hope") and model.cms.teach_scale > 0
         return {
             "parameters": chain.parameters,
@@ -174,9 +182,18 @@ class Suite:
         known = {(r["study"], r["arm"]) for r in self._known.values()}
         return sum((c.study, c.arm) in known for c in self.chains if not c.missing)
 
+    def tuning(self, chain: Chain) -> list[Unit]:
+        """The runs that choose an arm's learning rate, as far as can be known."""
+
+        def loss(unit: Unit) -> float | None:
+            record = self.result(unit)
+            return float(record["validation"].get("val_loss", math.inf)) if record else None
+
+        return chain.tuning(loss)
+
     def left(self, chain: Chain) -> int:
         """Trainings of an arm that are to be done, as far as can be known before a learning rate is chosen."""
-        tuned = [self.result(unit) for unit in chain.tuning()]
+        tuned = [self.result(unit) for unit in self.tuning(chain)]
         missing = sum(record is None for record in tuned)
         if missing:
             return missing + len(chain.definition.seeds) - 1
@@ -188,7 +205,7 @@ class Suite:
         if study.equal_time in ("", chain.arm) or chain.missing:
             return []
         ordinary, reference = chain.config.steps, self._all[chain.study, study.equal_time]
-        tuned = [self.result(unit) for unit in chain.tuning()]
+        tuned = [self.result(unit) for unit in self.tuning(chain)]
         theirs, own = self._step_seconds(reference), self._step_seconds(chain)
         if not all(tuned) or theirs is None or own is None:
             return []
@@ -206,24 +223,24 @@ class Suite:
 
     def total(self, chain: Chain) -> int:
         """Trainings of an arm, those at equal time as soon as they are known."""
-        return len(chain) + len(self.timed(chain))
+        return len(self.tuning(chain)) + len(chain.definition.seeds) - 1 + len(self.timed(chain))
 
     def _step_seconds(self, chain: Chain) -> float | None:
         """Of an arm all of whose ordinary runs are done; before, the median would wander."""
-        tuned = [self.result(unit) for unit in chain.tuning()]
+        tuned = [self.result(unit) for unit in self.tuning(chain)]
         whole = [self.result(unit) for unit in self._final(chain)] if all(tuned) else [None]
         return equal_time.step_seconds([r for r in [*tuned, *whole] if r]) if all(whole) else None
 
     def _final(self, chain: Chain) -> list[Unit]:
         """The runs that count, with the learning rate that validated best; a run that diverged never does."""
-        tuned = {unit.rate: self.result(unit) for unit in chain.tuning()}
+        tuned = {unit.rate: self.result(unit) for unit in self.tuning(chain)}
         losses = {rate: r["validation"].get("val_loss", float("inf")) for rate, r in tuned.items() if r}
         best = min(losses, key=lambda rate: losses[rate])
         return [chain.unit(best, seed) for seed in chain.definition.seeds]
 
     def _chain(self, chain: Chain) -> None:
-        for unit in chain.tuning():
-            self._unit(unit)
+        while waiting := [unit for unit in self.tuning(chain) if not self.result(unit)]:
+            self._unit(waiting[0])  # what it finds may ask for a rate beyond
         for unit in self._final(chain):
             self._unit(unit)
 
@@ -252,7 +269,7 @@ class Suite:
             write_atomic(folder / "config.yaml", configuration.dump(config).encode())
             command = ["hope-train", "run", str(folder / "config.yaml"), "--fresh-on-mismatch"]
             command += ["--out", str(folder), "--json", str(folder / "train.json")]
-            status = self._call(folder, lock, command)
+            status = self._call(unit, lock, command)
             said = _last_line(folder)
             if status and not DIVERGED.search(said):
                 raise InputError(f"{unit.config.run}: {said.removeprefix('error: ')}")
@@ -264,16 +281,17 @@ class Suite:
 
     def _evaluate(self, unit: Unit, folder: Path, lock: int) -> list[dict[str, Any]]:
         out = folder / "measured.json"
-        if self._call(folder, lock, ["hope-eval", *measure.command(unit, folder, out)]):
+        if self._call(unit, lock, ["hope-eval", *measure.command(unit, folder, out)]):
             raise InputError(f"{unit.config.run}: {_last_line(folder).removeprefix('error: ')}")
         return measure.read(unit, out)
 
-    def _call(self, folder: Path, lock: int, command: list[str]) -> int:
+    def _call(self, unit: Unit, lock: int, command: list[str]) -> int:
         """Run a script, its words into a file; raises `StoppedError` where the one SIGTERM it gets made it save."""
         with self._guard:
             if self.stop.is_set():
                 raise StoppedError
-            process = self._warm.start(command, folder / "said.txt", lock)
+            said = self.work / unit.config.run / "said.txt"
+            process = self._warm.start(command, said, lock, unit.environment)
             self._running.add(process)
         process.join()
         with self._guard:
@@ -330,68 +348,3 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _last_line(folder: Path) -> str:
     lines = (folder / "said.txt").read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "no message"
-
-
-class _Display:
-    """A bar over trainings on a terminal, a line for each elsewhere; both with the time left."""
-
-    def __init__(self, suite: Suite, todo: list[Chain]) -> None:
-        self._suite, self._todo = suite, todo
-        self._console = Console(stderr=True)
-        columns = (
-            TextColumn("ablations"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._total = sum(map(suite.total, todo))
-        self._task = self._bar.add_task("", total=self._total, note="")
-
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        self.say(estimate(self._suite))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def finished(self, unit: Unit, record: dict[str, Any]) -> None:
-        done, hours = progress(self._suite)
-        self._total = sum(map(self._suite.total, self._todo))
-        self._bar.update(self._task, completed=done, total=self._total, note=f"about {hours:.1f} h left")
-        score = "; ".join(
-            f"{m.get('group') or m['length']}: {m['value']:.3f}"
-            for m in record["metrics"]
-            if m["name"] != "task_exact" and ">" not in m.get("group", "")
-        )
-        found = record["failed"] or score or f"validation {record['validation'].get('val_loss', 0):.4f}"
-        self.say(
-            f"{done}/{self._total} {unit.config.run}: {found} ({record['wall_seconds']:.0f} s); {hours:.1f} h left"
-        )
-
-    def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
-
-
-def progress(suite: Suite) -> tuple[int, float]:
-    """Trainings done, and hours that the others will take."""
-    chains = [chain for chain in suite.chains if not chain.missing]
-    left = {id(chain): suite.left(chain) for chain in chains}
-    done = sum(suite.total(chain) - left[id(chain)] for chain in chains)
-    return done, sum(suite.seconds(chain) * left[id(chain)] for chain in chains) / suite.jobs / 3600
-
-
-def estimate(suite: Suite) -> str:
-    """One line: how much is done and how long the rest will take."""
-    done, hours = progress(suite)
-    chains = [chain for chain in suite.chains if not chain.missing]
-    total = sum(map(suite.total, chains))
-    whole = sum(suite.seconds(chain) * suite.total(chain) for chain in chains) / suite.jobs / 3600
-    basis = f"{suite.measured()} of {len(chains)} arms measured, the others by their like"
-    if not suite.measured():
-        basis = f"at an assumed {ASSUMED:.0f} s each"
-    return (
-        f"{done} of {total} trainings done; the rest takes about {hours:.1f} h, all of them {whole:.1f} h, "
-        f"on {suite.jobs} processes ({basis})"
-    )

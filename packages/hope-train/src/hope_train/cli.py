@@ -288,8 +288,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _ablations(arguments: argparse.Namespace) -> int:
     from hope_train import study  # noqa: PLC0415
-    from hope_train.ablations import Suite, estimate  # noqa: PLC0415
+    from hope_train.ablations import Suite  # noqa: PLC0415
     from hope_train.compose import load_params  # noqa: PLC0415
+    from hope_train.progress import estimate  # noqa: PLC0415
     from hope_train.run import FINISHED, RESUMABLE  # noqa: PLC0415
 
     corpora = load_params(arguments.params).corpora

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from hope_model import LanguageModel, counting
 from hope_model.allocator import keep_freed_memory
+from hope_model.ops.native.build import SWITCH, without_kernels
 from hope_train.config import TrainConfig, dump, load
 from hope_train.network import Network
 from hope_train.optim import Optimizer
@@ -99,9 +100,9 @@ def foreseen_peak(
 def counted_peak(
     config: TrainConfig, layers: int, sequences: int, length: int, *, bf16: bool, gradients: bool = False
 ) -> float:
-    """The same on whatever tensors are made here: real ones, unless a mode says otherwise."""
+    """The same on whatever tensors are made here: real ones, unless a mode says otherwise. In torch, as on a GPU."""
     model_config = dataclasses.replace(config.model, layers=layers)
-    with _Alive() as alive:
+    with without_kernels(), _Alive() as alive:
         # Nothing is compiled here: what its kernels keep is not known.
         network = Network(LanguageModel(model_config), dataclasses.replace(config, compile=False))
         for p in network.parameters():
@@ -150,14 +151,14 @@ def foresee(config: TrainConfig, devices: int, *, bf16: bool) -> Memory:
 
 
 def measure(config: TrainConfig, *, keep: bool = False) -> float:
-    """Peak bytes of two real steps of one part of a batch on this CPU, in a process of their own.
+    """Peak bytes of two real steps of one part of a batch on this CPU, in torch as on a GPU, in a process of their own.
 
     Args:
         config: of the run.
         keep: count also what was freed and is kept for later, as a run does for speed (`keep_freed_memory`);
             otherwise blocks from 64 KiB on go back at once, and the peak is what was needed.
     """
-    environment = os.environ if keep else os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = os.environ | {SWITCH: "0"} | ({} if keep else {"MALLOC_MMAP_THRESHOLD_": "65536"})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(dump(config), encoding="utf-8")

@@ -15,27 +15,36 @@ import torch
 from hope_train.config import TrainConfig
 
 PACKAGES = ("hope_data", "hope_model", "hope_train")
+WRITTEN = ("reports", "dvc.lock")  # by the pipeline itself, before and while it trains
+SOURCES = (".py", ".cpp", ".hpp")
 DISTRIBUTIONS = ("torch", "numpy", "safetensors", "hope-data", "hope-model", "hope-train")
 
 
-def revision() -> str:
-    """Git revision of the working folder, with `-dirty` where it was changed; `unknown` outside git."""
+def revision(results: Path | None = None) -> str:
+    """Git revision of the working folder, with `-dirty` where it was changed; `unknown` outside git.
+
+    What the pipeline writes itself makes nothing dirty: `reports`, `dvc.lock`, and `results`, where they lie elsewhere.
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
         return done.stdout.strip()
 
     try:
-        return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+        top, found = Path(git("rev-parse", "--show-toplevel")), git("rev-parse", "HEAD")
+        where = [":(top)", *(f":(top,exclude){name}" for name in WRITTEN)]
+        if results and results.resolve().is_relative_to(top):
+            where.append(f":(top,exclude){results.resolve().relative_to(top)}")
+        return found + ("-dirty" if git("diff", "--name-only", "HEAD", "--", *where) else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
 def code_sha256() -> str:
-    """SHA-256 over the sources that decide what training computes."""
+    """SHA-256 over the sources that decide what training computes, its kernels included."""
     roots = [Path(root) for name in PACKAGES for root in _locations(name)]
     digest = hashlib.sha256()
-    for file in (file for root in roots for file in sorted(root.rglob("*.py"))):
+    for file in (file for root in roots for file in sorted(root.rglob("*")) if file.suffix in SOURCES):
         content = file.read_bytes()
         digest.update(f"{file.parent.name}/{file.name} {len(content)}\n".encode())
         digest.update(content)

@@ -6,6 +6,8 @@ A study is a file of conf/study; Hydra composes each arm's run from it and from 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from hope_model.errors import InputError
 from hope_train.compose import Params, compose
 from hope_train.config import TrainConfig, fingerprint
 from hope_train.values import read_yaml, strict
+
+SOLVED = 1e-3  # validation loss in nats per token below which no learning rate is better than another
 
 
 @dataclass  # not frozen: OmegaConf could not fill it inside a mapping
@@ -63,11 +67,13 @@ class Study:
         overrides: of all arms, before their own.
         arms: by name.
         rates: factors of the scale's learning rates; validation chooses one for each arm.
+        widen: how often an arm whose best rate lies at an end is given one more beyond it.
         seeds: of the runs that count; the first is that of the runs that choose.
         lengths: at which a task is evaluated, `2x` being twice the training length.
         tolerance: allowed difference of parameters, as a share of the first arm's.
         stream: what is learned after training, instead of being tested on text.
         equal_time: an arm; those whose steps cost otherwise are trained again, for as long as it was.
+        kernels: whether memories may use their CPU kernels; false where an arm's rule has none, so that times compare.
     """
 
     question: str = MISSING
@@ -76,11 +82,13 @@ class Study:
     overrides: list[str] = field(default_factory=list)
     arms: dict[str, Arm] = field(default_factory=dict)
     rates: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
+    widen: int = 2
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     lengths: list[str] = field(default_factory=lambda: ["1x", "2x", "4x", "8x"])
     tolerance: float = 0.03
     stream: Stream = field(default_factory=Stream)
     equal_time: str = ""
+    kernels: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a comparison that cannot be fair."""
@@ -116,12 +124,23 @@ class Chain:
         config = self.unit(rate, seed).config
         return Unit(self, rate, dataclasses.replace(config, run=f"{config.run}-steps{steps}", steps=steps))
 
-    def tuning(self) -> list[Unit]:
-        """The runs that choose a learning rate on validation; the best of them also counts, by what it is tested on."""
-        return [self.unit(rate, self.definition.seeds[0]) for rate in self.definition.rates]
+    def tuning(self, losses: Callable[[Unit], float | None]) -> list[Unit]:
+        """The runs that choose a learning rate on validation; the best of them also counts, by what it is tested on.
 
-    def __len__(self) -> int:
-        return len(self.definition.rates) + len(self.definition.seeds) - 1
+        Args:
+            losses: what a run validated at, None before; decides whether rates beyond an end are asked for.
+        """
+        study = self.definition
+        units = [self.unit(rate, study.seeds[0]) for rate in study.rates]
+        for _ in range(study.widen):
+            found = {unit.rate: loss for unit in units if (loss := losses(unit)) is not None}
+            best = min(found, key=lambda rate: found[rate], default=0.0)
+            if len(found) < len(units) or not SOLVED < found[best] < math.inf:
+                break
+            if best not in (min(found), max(found)):
+                break
+            units.append(self.unit(_beyond(best, up=best == max(found)), study.seeds[0]))
+        return units
 
 
 @dataclass(frozen=True)
@@ -133,13 +152,26 @@ class Unit:
     config: TrainConfig
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Of its processes."""
+        return {} if self.chain.definition.kernels else {"HOPE_NATIVE": "0"}
+
+    @property
     def sha256(self) -> str:
         """Of what is trained and how it is measured, whatever study asks for it."""
         study = self.chain.definition
         measured = study.lengths if self.config.data.task else self.chain.writes
         if study.stream.domains:
             measured = ["stream", *map(str, dataclasses.astuple(study.stream))]
+        if not study.kernels:  # another cost: no result of a study with them
+            measured = [*measured, "torch"]
         return fingerprint(dataclasses.replace(self.config, run=":".join(measured)))
+
+
+def _beyond(rate: float, *, up: bool) -> float:
+    """The next number of the row 0.1, 0.3, 1, 3, 10, which has no end."""
+    tens, three = divmod(round(2 * math.log10(rate)) + (1 if up else -1), 2)
+    return float(f"{3 if three else 1}e{tens}")
 
 
 def load(conf: Path, only: list[str]) -> dict[str, Study]:

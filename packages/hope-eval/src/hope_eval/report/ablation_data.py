@@ -40,6 +40,10 @@ class ArmPlan:
     timed: dict[str, str] = field(default_factory=dict)
     state_bytes: int = 0
 
+    def rates(self, seeds: list[int]) -> int:
+        """Learning rates that are to be tried."""
+        return len(self.units) // len(seeds)
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -66,6 +70,7 @@ class StudyPlan:
     arms: dict[str, ArmPlan]
     stream: Stream = Stream([], 0, 0, 0.0)
     equal_time: str = ""
+    kernels: bool = True
 
 
 @dataclass(frozen=True)
@@ -166,8 +171,9 @@ class Study:
     @property
     def planned(self) -> int:
         """Trainings there are to be, without what cannot be run."""
-        each = len(self.plan.rates) + len(self.plan.seeds) - 1
-        return sum(each + len(arm.plan.timed) for arm in self.arms if not arm.plan.missing)
+        seeds = self.plan.seeds
+        wanted = [arm.plan for arm in self.arms if not arm.plan.missing]
+        return sum(plan.rates(seeds) + len(seeds) - 1 + len(plan.timed) for plan in wanted)
 
     def at_equal_time(self) -> Study | None:
         """The study with the runs at equal time in the place of others; None where nobody asked or has any.
@@ -176,10 +182,10 @@ class Study:
         """
         if not any(arm.timed for arm in self.arms):
             return None
-        whole = len(self.plan.rates), len(self.plan.seeds)
+        seeds = self.plan.seeds
         arms = [
             replace(arm, tuned={}, seeds=arm.seeds)
-            if not arm.plan.timed and (len(arm.tuned), len(arm.seeds)) == whole
+            if not arm.plan.timed and (len(arm.tuned), len(arm.seeds)) == (arm.plan.rates(seeds), len(seeds))
             else replace(arm, tuned={}, seeds=arm.timed)
             for arm in self.arms
         ]

@@ -13,9 +13,13 @@ INTRODUCTION = """\
 Written by `hope-eval ablations` from the JSON files of `hope-train ablations`; nothing here is typed by hand. Every arm
 gets its own learning rate: the best of several on validation with the first seed; then come the other seeds.
 Numbers are means over seeds ± one standard error over seeds. A verdict compares an arm with the first one, paired over
-seeds, by Student's 95 % interval; intervals are not corrected for their number. All arms of a study see equally many
-tokens, except in the tables at equal time: there cheaper arms take as many more steps as their measured speed allows.
-Seconds are of training on one thread of whatever machine it was, shared or not; FLOPs are counted."""
+seeds, by Student's 95 % interval; intervals are not corrected for their number. With three seeds such an interval is
+4.3 standard errors wide on each side: "no difference" says that these numbers show none, not that there is none; "not
+decided", that fewer than three seeds are in common. All arms of a study see equally many tokens, except in the tables
+at equal time: there cheaper arms take as many more steps as their measured speed allows. Learning rates are AdamW's;
+Muon's follow from them by the scale's fixed factor. Seconds are of training on one thread of whatever machine it was,
+shared or not; FLOPs are counted."""
+WORDS = ("better", "worse", "no difference", "not decided")
 
 
 def write(results: Path, out: Path, plots: Path) -> None:
@@ -37,11 +41,12 @@ def page(studies: list[Study], images: dict[str, str]) -> str:
     """The Markdown page; `images` by study."""
     done, planned = sum(s.done for s in studies), sum(s.planned for s in studies)
     parts = ["# Ablations", INTRODUCTION, f"**{done} of {planned} trainings are done.**", _overview(studies)]
+    waiting = [f"{study.name} ({study.planned} trainings)" for study in studies if not study.done]
+    if waiting:
+        parts.append(f"Not run: {', '.join(waiting)}.")
     for study in studies:
-        parts += [f"## {study.name}", study.plan.question]
-        if not study.done:
-            parts.append(f"not run ({study.planned} trainings)")
-        else:
+        if study.done:
+            parts += [f"## {study.name}", study.plan.question]
             streamed = study.plan.stream.domains and study.lengths
             parts += [_sentences(study), ablation_streams.table(study) if streamed else _table(study)]
             if study.name in images:
@@ -74,20 +79,36 @@ def _timed(study: Study) -> str:
 
 
 def _overview(studies: list[Study]) -> str:
-    rows = ["| study | trainings | what the numbers say |", "|---|---|---|"]
+    rows = [
+        "| study | against | at equal tokens | at equal time | trainings |",
+        "|---|---|---|---|---|",
+    ]
     for study in studies:
-        said = "; ".join(_short(study, arm) for arm in study.arms[1:] if not arm.plan.missing)
-        counted = f"{study.done} of {study.planned}"
-        rows.append(f"| [{study.name}](#{study.name}) | {counted} | {said if study.done else 'not run'} |")
+        if study.done:
+            timed, link = study.at_equal_time(), f"[{study.name}](#{study.name})"
+            cells = [link, study.arms[0].name, _short(study), _short(timed) if timed else ""]
+            rows.append(f"| {' | '.join(cells)} | {study.done} of {study.planned} |")
     return "\n".join(rows)
 
 
-def _short(study: Study, arm: Arm) -> str:
+def _short(study: Study) -> str:
+    """Who is better and who worse than the first arm, and where; who is neither."""
+    arms = [arm for arm in study.arms[1:] if not arm.plan.missing]
     if study.plan.stream.domains:
-        return ablation_streams.short(study, arm)
-    found = [(length, verdict(study, arm, length)) for length in study.lengths]
-    words = [f"{v.word} at {length}" for length, v in found if v]
-    return f"{arm.name}: {', '.join(words) if words else 'not decided'}"
+        return "; ".join(ablation_streams.short(study, arm) for arm in arms)
+    said: dict[str, list[str]] = {word: [] for word in WORDS}
+    for arm in arms:
+        found = {n: v.word for n in study.lengths if (v := verdict(study, arm, n))}
+        if not found:
+            said["not decided"].append(arm.name)
+        elif set(found.values()) == {"no difference"}:
+            said["no difference"].append(arm.name)
+        for word in WORDS[:2]:
+            where = [n for n in study.lengths if found.get(n) == word]
+            if where:
+                everywhere = len(where) == len(study.lengths)
+                said[word].append(arm.name if everywhere else f"{arm.name} at {', '.join(map(str, where))}")
+    return "; ".join(f"**{word}** {', '.join(names)}" for word, names in said.items() if names)
 
 
 def _sentences(study: Study) -> str:
@@ -96,6 +117,8 @@ def _sentences(study: Study) -> str:
         lines = ablation_streams.sentences(study)
     else:
         lines = [sentence for arm in study.arms[1:] for sentence in [_verdict(study, arm)] if sentence]
+    if not study.plan.kernels:
+        lines.append("No arm uses the C++ kernels, since the rules of some have none: seconds compare.")
     if study.metric == "task_accuracy":
         lines += [_solved(study, arm) for arm in study.arms if arm.seeds]
     for arm in study.arms:
@@ -107,7 +130,8 @@ def _sentences(study: Study) -> str:
             )
         if plan.segment and plan.length <= plan.segment:
             lines.append(
-                f"`{arm.name}`: the CMS writes every {plan.segment} tokens at most, so it never wrote in training."
+                f"`{arm.name}`: its fastest CMS level writes every {plan.segment} tokens: never in training on "
+                f"{plan.length}, for the first time in longer tests."
             )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -192,12 +216,12 @@ def _rates(study: Study) -> str:
             continue
         tried = sorted(arm.tuned)
         note = ""
-        if len(tried) < len(study.plan.rates):
+        if len(tried) < arm.plan.rates(study.plan.seeds):
             note = " (not all tried yet)"
         elif arm.chosen in (tried[0], tried[-1]):
             note = " (the best is at the end of what was tried)"
         rows.append(f"- {arm.name}: {', '.join(losses)}{note}")
-    return "\n".join(["Validation loss by learning rate:", "", *rows])
+    return "\n".join(["Validation loss (nats per token) by learning rate:", "", *rows])
 
 
 def _provenance(study: Study) -> str:

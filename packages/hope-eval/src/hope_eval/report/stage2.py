@@ -96,7 +96,8 @@ def page(named: Named, trained: Mapping[str, Mapping[str, Any]]) -> str:
             ["run", "variant", "parameters", "tokens seen", "tokens/s", "FLOPs a token", "seed", "revision"],
             [_cost(name, result, trained[name]) for name, result in named],
         ),
-        "tokens/s as trained, on whatever machine it was, shared or not; FLOPs of forward and backward, counted.",
+        "tokens/s as trained, all tokens over all seconds, on whatever machine it was, shared or not; "
+        "FLOPs of forward and backward, counted.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -13,6 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from hope_model.ops.activations import l2norm
 from hope_model.ops.deep_memory.written_parts import normalise, normalise_back
+from hope_model.ops.native.convolution import convolution, convolution_applies
+from hope_model.ops.native.heads import GATED_NORM, SPLIT_HEADS, gated_norm
+from hope_model.ops.native.heads import split_heads as native_split_heads
 
 
 def linear(inputs: int, outputs: int, std: float) -> nn.Linear:
@@ -52,8 +55,30 @@ class _UnitHeads(torch.autograd.Function):
         return g_BHdT.permute(0, 3, 1, 2).flatten(2), None
 
 
-def unit_heads(x_BTD: Tensor, heads: int, *, twice: bool = False) -> Tensor:
-    """[B, T, H d] to heads of norm 1, [B, H, T, d]; `twice`: differentiable more than once."""
+def split_heads(
+    x_BTE: Tensor, heads: int, *, parts: int = 1, unit: int = 1, silu: bool = False, twice: bool = False
+) -> tuple[Tensor, ...]:
+    """[B, T, parts H d] to parts of heads, [B, H, T, d] in the precision of states.
+
+    Args:
+        x_BTE: A projection, or several side by side.
+        heads: H.
+        parts: How many.
+        unit: The first so many get norm 1.
+        silu: SiLU of x instead of x.
+        twice: Must be differentiable more than once.
+    """
+    if not twice and SPLIT_HEADS.applies(x_BTE):
+        return native_split_heads(x_BTE, heads, parts, unit, silu=silu)
+    x_BTE = F.silu(x_BTE) if silu else x_BTE
+    whole = x_BTE if x_BTE.dtype == torch.float64 else x_BTE.float()
+    each = whole.chunk(parts, -1)
+    return tuple(
+        _unit_heads(x, heads, twice=twice) if n < unit else to_heads(x, heads) for n, x in enumerate(each)
+    )
+
+
+def _unit_heads(x_BTD: Tensor, heads: int, *, twice: bool) -> Tensor:
     if twice:
         return l2norm(to_heads(x_BTD, heads), -1)
     y_BHdT: Tensor = _UNIT_HEADS(x_BTD, heads)
@@ -101,8 +126,9 @@ class SwiGLU(nn.Module):
 class CausalConv(nn.Module):
     """Depthwise causal convolution; the state is the last width-1 inputs [B, width-1, D]."""
 
-    def __init__(self, dim: int, width: int) -> None:
+    def __init__(self, dim: int, width: int, *, twice: bool = False) -> None:
         super().__init__()
+        self.twice = twice  # must be differentiable more than once
         self.weight = nn.Parameter(torch.zeros(width, dim))
         nn.init.ones_(self.weight.data[-1])  # begins as the identity
 
@@ -114,7 +140,9 @@ class CausalConv(nn.Module):
     def forward(self, x_BTD: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over j of weight_j * x_{t-width+1+j}."""
         whole_BSD = torch.cat((tail.to(x_BTD.dtype), x_BTD), 1)
-        y: Tensor = _CONVOLVE(whole_BSD, self.weight.to(x_BTD.dtype))
+        weight_WD = self.weight.to(x_BTD.dtype)
+        native = not self.twice and convolution_applies(whole_BSD, weight_WD)
+        y: Tensor = (convolution if native else _CONVOLVE)(whole_BSD, weight_WD)
         return y, whole_BSD[:, x_BTD.shape[1] :]
 
 
@@ -148,14 +176,21 @@ _CONVOLVE: Callable[..., Any] = _Convolve.apply
 class GatedOutput(nn.Module):
     """Per-head norm, output gate, output projection: how every memory's reads return to the stream."""
 
-    def __init__(self, dim: int, head_dim: int, std: float, out_std: float) -> None:
+    def __init__(self, dim: int, head_dim: int, std: float, out_std: float, *, twice: bool = False) -> None:
         super().__init__()
+        self.twice = twice  # must be differentiable more than once
         self.norm = nn.RMSNorm(head_dim, eps=1e-6)
         self.gate = linear(dim, dim, std)
         self.out = linear(dim, dim, out_std)
 
     def forward(self, o_BHTd: Tensor, x_BTD: Tensor) -> Tensor:
         """[B, H, T, d] reads and the layer's input to [B, T, D]."""
+        gate_BTD = self.gate(x_BTD)
+        if not self.twice and GATED_NORM.applies(o_BHTd, gate_BTD, self.norm.weight):
+            return self._out(gated_norm(o_BHTd, gate_BTD, self.norm.weight))
         o_BTD = self.norm(o_BHTd.transpose(1, 2)).flatten(-2)
-        y: Tensor = self.out(_SILU_PRODUCT(o_BTD.to(x_BTD.dtype), self.gate(x_BTD)))
-        return y
+        return self._out(_SILU_PRODUCT(o_BTD.to(x_BTD.dtype), gate_BTD))
+
+    def _out(self, y_BTD: Tensor) -> Tensor:
+        projected: Tensor = self.out(y_BTD)
+        return projected

@@ -165,7 +165,8 @@ class CMS(nn.Module):
                     start = LevelWeights(*(rho * d for d in level.delta or map(torch.zeros_like, weights)))
                 # A token behind a closed gate neither writes nor erases.
                 rate_BT = signal.detach().any(-1) * (scale * self.config.lr / self.segment)
-                return cms_delta_rule(u, signal, rate_BT.to(u.dtype), weights, start, ACTIVATION)
+                twice = self.config.differentiable_twice
+                return cms_delta_rule(u, signal, rate_BT.to(u.dtype), weights, start, ACTIVATION, twice=twice)
             gradient = cms_gradient(u, signal / self.segment, weights, ACTIVATION)
         return gradient if level.total is None else _add(level.total, gradient)
 

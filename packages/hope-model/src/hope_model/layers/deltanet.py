@@ -6,11 +6,10 @@ Letters: B sequences, T tokens, D width, H heads, d head width.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
-from hope_model.layers.basic import CausalConv, GatedOutput, linear, to_heads, unit_heads
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import RetentionGate
 from hope_model.ops.gated_delta import gated_delta
 from hope_model.precision import full_precision
@@ -31,10 +30,10 @@ class GatedDeltaNet(nn.Module):
         self.heads, self.head_dim, self.chunk = config.heads, config.head_dim, config.memory.chunk
         self.twice = config.cms.differentiable_twice
         self.qkv = linear(config.dim, 3 * config.dim, std)
-        self.conv = CausalConv(3 * config.dim, config.conv)
+        self.conv = CausalConv(3 * config.dim, config.conv, twice=config.cms.differentiable_twice)
         self.retention = RetentionGate(config, std)
         self.beta = linear(config.dim, config.heads, std)
-        self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
+        self.output = GatedOutput(config.dim, config.head_dim, std, out_std, twice=self.twice)
 
     def initial(self, batch: int) -> DeltaState:
         """Nothing remembered."""
@@ -49,12 +48,12 @@ class GatedDeltaNet(nn.Module):
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
         log_a, beta = self.retention(x_BTD), self.beta(x_BTD)
         with full_precision(x_BTD) as cast:
-            q, k, v = cast(F.silu(qkv)).chunk(3, -1)
-            q, k = (unit_heads(part, self.heads, twice=self.twice) for part in (q, k))
-            v = to_heads(v, self.heads)
+            q, k, v = split_heads(qkv, self.heads, parts=3, unit=2, silu=True, twice=self.twice)
             if not write:
                 o = (state.S_BHdd @ q.transpose(-1, -2)).transpose(-1, -2)
                 return self.output(o, x_BTD), DeltaState(state.S_BHdd, tail)
             b = log_a.exp() * 2 * cast(beta).transpose(1, 2).sigmoid()
-            o, S, _ = gated_delta(q, k, b[..., None] * v, log_a, b, state.S_BHdd, chunk=self.chunk)
+            o, S, _ = gated_delta(
+                q, k, b[..., None] * v, log_a, b, state.S_BHdd, chunk=self.chunk, twice=self.twice
+            )
         return self.output(o, x_BTD), DeltaState(S, tail)

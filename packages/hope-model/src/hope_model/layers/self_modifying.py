@@ -3,12 +3,14 @@
 Letters: B sequences, T tokens, D width, H heads, d head width.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
-from hope_model.layers.basic import CausalConv, GatedOutput, linear, unit_heads
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import retention_bias
 from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules, with_chunk
 from hope_model.ops.deep_memory import (
@@ -30,7 +32,7 @@ class SelfModifyingTitans(nn.Module):
         super().__init__()
         self.heads, self.rules = config.heads, memory_rules(config)
         self.self_modify = config.memory.self_modify
-        self.conv = CausalConv(config.dim, config.conv)
+        self.conv = CausalConv(config.dim, config.conv, twice=config.cms.differentiable_twice)
         self.query = linear(config.dim, config.dim, std)
         # Strengths in (0, 2) of the output layer's delta rule and, if asked for, of the hidden layer's erasing.
         self.erase = config.memory.erase_hidden and not self.rules.tied_gates
@@ -48,7 +50,7 @@ class SelfModifyingTitans(nn.Module):
         self.output_share_H4 = nn.Parameter(torch.full((H, len(BANK) - 1), -2.0)) if shares else None
         self.alpha_Hd = nn.Parameter(torch.randn(H, d).mul_(d**-0.5))
         self.alpha_bias_H = nn.Parameter(retention_bias(H))
-        self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
+        self.output = GatedOutput(config.dim, config.head_dim, std, out_std, twice=self.rules.twice)
 
     def initial(self, batch: int) -> TitansState:
         """The meta-learned memories."""
@@ -65,8 +67,7 @@ class SelfModifyingTitans(nn.Module):
         q = self.query(x_BTD)
         raw = None if self.strengths is None else self.strengths(x_BTD)
         with full_precision(x_BTD) as cast:
-            twice = self.rules.twice
-            x, q = (unit_heads(cast(part), self.heads, twice=twice) for part in (x_BTD, q))
+            x, q = (split_heads(part, self.heads, twice=self.rules.twice)[0] for part in (x_BTD, q))
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             strengths: tuple[Tensor, ...] = ()
@@ -78,7 +79,7 @@ class SelfModifyingTitans(nn.Module):
                 x,
                 q,
                 gates,
-                self._readout(),
+                self._readout(cast),
                 state.memory,
                 with_chunk(self.rules, chunk),
                 *self._firsts(len(x)),
@@ -93,13 +94,13 @@ class SelfModifyingTitans(nn.Module):
         fixed = None if self.self_modify else self.memory.fast(batch)
         return fixed, first if self.decay_to == "initial" else None
 
-    def _readout(self) -> Readout:
-        share_H4 = self.output_share_H4
+    def _readout(self, cast: Callable[[Tensor], Tensor]) -> Readout:
+        share_H4, scale_HR = self.output_share_H4, self.eta_scale_HR
         return Readout(
-            self.eta_Hd,
-            self.eta_bias_H,
-            self.eta_scale_HR,
-            self.alpha_Hd,
-            self.alpha_bias_H,
-            None if share_H4 is None else F.pad(share_H4.sigmoid(), (0, 1), value=1.0),
+            cast(self.eta_Hd),
+            cast(self.eta_bias_H),
+            None if scale_HR is None else cast(scale_HR),
+            cast(self.alpha_Hd),
+            cast(self.alpha_bias_H),
+            None if share_H4 is None else F.pad(cast(share_H4).sigmoid(), (0, 1), value=1.0),
         )

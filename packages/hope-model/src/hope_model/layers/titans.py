@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
-from hope_model.layers.basic import CausalConv, GatedOutput, linear, unit_heads
+from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import RetentionGate
 from hope_model.observe import note
 from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, read_memory, titans_memory
@@ -75,12 +75,12 @@ class Titans(nn.Module):
         super().__init__()
         self.heads, self.rules, self.momentum = config.heads, memory_rules(config), config.memory.momentum
         self.qkv = linear(config.dim, 3 * config.dim, std)
-        self.conv = CausalConv(3 * config.dim, config.conv)
+        self.conv = CausalConv(3 * config.dim, config.conv, twice=config.cms.differentiable_twice)
         self.memory = MemoryWeights(config, 1)
         self.retention = RetentionGate(config, std)
         self.erase, self.decay_to = config.memory.erase_hidden, config.memory.decay_to
         self.gates = linear(config.dim, (4 if self.erase else 3) * config.heads, std)
-        self.output = GatedOutput(config.dim, config.head_dim, std, out_std)
+        self.output = GatedOutput(config.dim, config.head_dim, std, out_std, twice=self.rules.twice)
 
     def initial(self, batch: int) -> TitansState:
         """The meta-learned memory, no momentum."""
@@ -97,8 +97,7 @@ class Titans(nn.Module):
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
         log_a, raw = self.retention(x_BTD), self.gates(x_BTD)
         with full_precision(x_BTD) as cast:
-            parts, twice = cast(F.silu(qkv)).chunk(3, -1), self.rules.twice
-            q, k, v = (unit_heads(part, self.heads, twice=twice) for part in parts)
+            q, k, v = split_heads(qkv, self.heads, parts=3, unit=3, silu=True, twice=self.rules.twice)
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             gates = self._gates(log_a, cast(raw))

@@ -82,6 +82,8 @@ def cms_delta_rule(
     weights: LevelWeights,
     delta: LevelWeights,
     activation: str,
+    *,
+    twice: bool = False,
 ) -> LevelWeights:
     """Delta gradient descent (eq. 57) with implicit steps: `delta` after the writes of T tokens.
 
@@ -95,13 +97,14 @@ def cms_delta_rule(
         weights: theta + delta at the chunk's start, per sequence [B, h, D], [B, D, h].
         delta: Before the first token; further calls go on from the result.
         activation: The level's activation.
+        twice: Must be differentiable more than once.
     """
     phi, back = _backward(u_BTD, teach_BTD, weights, activation)
     keep_BT = torch.zeros_like(rate_BT)
     written = []
     for k, g, before in ((u_BTD, back, delta.up), (phi, teach_BTD, delta.down)):
         b_BT = rate_BT / (1 + rate_BT * k.square().sum(-1))
-        written.append(gated_delta(k, k, -b_BT[..., None] * g, keep_BT, b_BT, before)[1])
+        written.append(gated_delta(k, k, -b_BT[..., None] * g, keep_BT, b_BT, before, twice=twice)[1])
     return LevelWeights(*written)
 
 

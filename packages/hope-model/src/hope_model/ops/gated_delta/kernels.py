@@ -1,4 +1,6 @@
-"""The recurrence by flash-linear-attention's CUDA kernels (`pip install hope-model[cuda]`), behind the same contract.
+"""The recurrence by whatever is fastest: our C++ kernel on a CPU, flash-linear-attention's on CUDA, else torch.
+
+The latter come with `pip install hope-model[cuda]`.
 
 Letters: N leading dimensions, B and H the last two of them, T tokens, K key width, V value width.
 """
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hope_model.ops.gated_delta.chunk import gated_delta as gated_delta_torch
+from hope_model.ops.gated_delta.native import KERNEL, gated_delta_native
 
 LARGEST_KEY = 256  # of fla's kernels
 FLOOR = 1e-6  # beta at least: v = w / beta exists where a gate is shut
@@ -45,9 +48,17 @@ def gated_delta(
     log_theta_NT: Tensor | None = None,
     P_NVK: Tensor | None = None,
     chunk: int = 64,
+    *,
+    twice: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`gated_delta_naive`: by kernels on CUDA where they apply (no momentum, K up to 256), else by the torch form."""
-    fast = q_NTK.is_cuda and log_theta_NT is None and q_NTK.shape[-1] <= LARGEST_KEY
+    """`gated_delta_naive`: by kernels where they apply (no momentum; CUDA: K up to 256), else by the torch form.
+
+    `twice`: differentiable more than once, as only the torch form is.
+    """
+    plain = twice or log_theta_NT is not None
+    if not plain and b_NT is not None and KERNEL.applies(q_NTK, k_NTK, w_NTV, log_a_NT, b_NT, S_NVK):
+        return *gated_delta_native(q_NTK, k_NTK, w_NTV, log_a_NT, b_NT, S_NVK, chunk), P_NVK
+    fast = q_NTK.is_cuda and not plain and q_NTK.shape[-1] <= LARGEST_KEY
     found = kernels() if fast and q_NTK.dtype != torch.float64 else None
     if found is None:
         return gated_delta_torch(q_NTK, k_NTK, w_NTV, log_a_NT, b_NT, S_NVK, log_theta_NT, P_NVK, chunk)

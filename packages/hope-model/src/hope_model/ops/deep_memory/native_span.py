@@ -1,0 +1,106 @@
+"""Whole chunks of both kinds of deep memory by their C++ kernels (`ops/native`), many chunks a call.
+
+Letters: N batch and heads, H heads, R memories, d head width, m hidden width, T tokens, C tokens of a chunk. First
+weights are one copy for the batch: sequence n has those of head n modulo H.
+"""
+
+import torch
+from torch import Tensor
+
+from hope_model.observe import note
+from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
+from hope_model.ops.native.function import Kernel
+
+TITANS = Kernel(
+    "titans",
+    sizes="N H d m T C",
+    inputs="q k v log_a log_theta output eta S2 S1 P2 P1 O2 O1",
+    outputs="o=q S2_end=S2 S1_end=S1 P2_end=P2 P1_end=P1",
+    shared="O2 O1",
+    record="d m C",
+)
+SELF_MODIFYING = Kernel(
+    "self_modifying",
+    sizes="N H R F d m T C own",
+    numbers="eta_max",
+    # F: memories that project, where they are not those that are written; scale and share: factors [H, R] of eta and b.
+    inputs="x q output W2 W1 O2 O1 F2 F1 readers bias scale share",
+    outputs="o=q W2_end=W2 W1_end=W1 eta=output alpha=output",
+    seen="eta alpha",
+    shared="O2 O1 readers bias scale share",
+    record="R d m C",
+)
+
+
+def _flat(x: Tensor | None, last: int) -> Tensor:
+    if x is None:
+        raise TypeError("a gate that this rule needs is missing")
+    return x.reshape(-1, *x.shape[x.dim() - last :])
+
+
+def _like(weights: tuple[Tensor, ...], like: FastWeights) -> FastWeights:
+    return FastWeights(*(x.view(W.shape) for x, W in zip(weights, like, strict=True)))
+
+
+def _after(
+    now: FastWeights, momentum: FastWeights | None, T: int, state: MemoryState, rules: Rules
+) -> MemoryState:
+    position = state.position + T
+    return MemoryState(now, state.start if position % rules.chunk else now, momentum, position)
+
+
+def native_titans(
+    q_NdT: Tensor,
+    k_NdT: Tensor,
+    v_NdT: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    rules: Rules,
+    origin: FastWeights | None,
+) -> tuple[Tensor, MemoryState]:
+    """`written_span`: tokens that begin with a chunk, whole chunks or a part of one; momentum and origin are needed."""
+    assert state.momentum is not None  # noqa: S101
+    assert origin is not None  # noqa: S101
+    q, k, v = (_flat(x, 2) for x in (q_NdT, k_NdT, v_NdT))
+    S2, S1, P2, P1, O2, O1 = (_flat(W, 2) for W in (*state.now, *state.momentum, *origin))
+    (N, m, d), T = S2.shape, q.shape[-1]
+    o, S2, S1, P2, P1 = TITANS(
+        {"N": N, "H": len(O2), "d": d, "m": m, "T": T, "C": min(rules.chunk, T)},
+        q=q, k=k, v=v, log_a=_flat(gates.log_a_NT, 1), log_theta=_flat(gates.log_theta_NT, 1),
+        output=_flat(gates.output_NRT, 1), eta=_flat(gates.eta_NRT, 1), S2=S2, S1=S1, P2=P2, P1=P1, O2=O2, O1=O1,
+    )  # fmt: skip
+    now, momentum = (_like(weights, state.now) for weights in ((S2, S1), (P2, P1)))
+    return o.view(q_NdT.shape), _after(now, momentum, T, state, rules)
+
+
+def native_self_modifying(
+    x_NdT: Tensor,
+    q_NdT: Tensor,
+    gates: Gates,
+    readout: Readout,
+    state: MemoryState,
+    rules: Rules,
+    fixed: FastWeights | None,
+    origin: FastWeights,
+) -> tuple[Tensor, MemoryState]:
+    """Many of chunk.py's `_written_chunk`: tokens that begin with a chunk, whole chunks or a part of one."""
+    W2, W1 = (_flat(W, 3) for W in state.now)
+    (N, R, m, d), T, H = W2.shape, x_NdT.shape[-1], len(readout.eta_Hd)
+
+    def of_heads(factors_HR: Tensor | None) -> Tensor:
+        return W2.new_ones(H, R) if factors_HR is None else factors_HR[..., -R:]
+
+    F2, F1 = (None, None) if fixed is None else (_flat(W, 3) for W in fixed)
+    sizes = {"N": N, "H": H, "R": R, "F": R if F2 is None else F2.shape[1], "d": d, "m": m, "T": T}
+    o, W2, W1, eta, alpha = SELF_MODIFYING(
+        sizes | {"C": min(rules.chunk, T), "own": F2 is None, "eta_max": rules.eta_max},
+        x=_flat(x_NdT, 2), q=_flat(q_NdT, 2), output=_flat(gates.output_NRT, 1), W2=W2, W1=W1,
+        O2=origin.W2_NRmd, O1=origin.W1_NRdm, F2=F2, F1=F1,
+        readers=torch.stack((readout.eta_Hd, readout.alpha_Hd), 1),
+        bias=torch.stack((readout.eta_bias_H, readout.alpha_bias_H), 1),
+        scale=of_heads(None if readout.eta_scale_HR is None else 2 * readout.eta_scale_HR.sigmoid()),
+        share=of_heads(readout.output_share_HR),
+    )  # fmt: skip
+    note("eta", eta)
+    note("alpha", alpha)
+    return o.view(x_NdT.shape), _after(_like((W2, W1), state.now), None, T, state, rules)

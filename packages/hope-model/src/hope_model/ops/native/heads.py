@@ -1,0 +1,29 @@
+"""The way into a memory and out of it by C++ kernels: from width last to tokens last, and back.
+
+Letters: B sequences, T tokens, H heads, d head width, E columns of all parts (parts times H d).
+"""
+
+from torch import Tensor
+
+from hope_model.ops.native.function import Kernel
+
+SPLIT_HEADS = Kernel("split_heads", sizes="N T H d parts unit silu", inputs="x", outputs="q k v")
+GATED_NORM = Kernel("gated_norm", sizes="N T H d", inputs="o gate weight", outputs="y=gate", shared="weight")
+MOST = 3  # parts of one projection
+
+
+def split_heads(x_BTE: Tensor, heads: int, parts: int, unit: int, *, silu: bool) -> tuple[Tensor, ...]:
+    """Parts [B, H, T, d], the first `unit` of them of norm 1; `silu`: its value at x instead of x."""
+    B, T, E = x_BTE.shape
+    d, none = E // (parts * heads), (0,)
+    shapes = {name: (B, heads, d, T) if n < parts else none for n, name in enumerate(SPLIT_HEADS.outputs)}
+    sizes = {"N": B, "T": T, "H": heads, "d": d, "parts": parts, "unit": unit, "silu": int(silu)}
+    made = SPLIT_HEADS(sizes | shapes, x=x_BTE)
+    return tuple(part.transpose(-1, -2) for part in made[:parts])
+
+
+def gated_norm(o_BHTd: Tensor, gate_BTD: Tensor, weight_d: Tensor) -> Tensor:
+    """RMSNorm of every head's read times silu(gate): [B, T, H d]."""
+    B, H, T, d = o_BHTd.shape
+    sizes = {"N": B, "T": T, "H": H, "d": d}
+    return GATED_NORM(sizes, o=o_BHTd.transpose(-1, -2), gate=gate_BTD, weight=weight_d[None])[0]
