@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(VENV)
+# Containers often set it: each of the pipeline's processes would compile torch's Python anew, ten seconds a start.
+unexport PYTHONDONTWRITEBYTECODE
 # uv does not read pip's find-links; hand them on, so that a torch wheel lying on disk is taken.
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(VENV)/bin/pip config get global.find-links 2>/dev/null))
 

@@ -144,7 +144,7 @@ def foresee(config: TrainConfig, devices: int, *, bf16: bool) -> Memory:
     early = config.accumulate > 1 or (devices > 1 and config.parallel == "ddp")
     alive = activations(config, sequences, config.length, bf16=bf16, gradients=early)
     # When activations are gone, logged steps hold the weights from before the update, and then either every
-    # matrix's update (float32, and bfloat16 once orthogonal) or what has changed.
+    # matrix's update (float32, and bfloat16 once orthogonal on an accelerator) or what has changed.
     updates = 6.0 * sizes["matrix"] if config.optim.name != "adamw" else 0.0
     late = (weights + max(updates, weights)) / share
     return Memory(weights + kept, weights + kept, slots / share, max(alive, late))

@@ -82,7 +82,7 @@ class Study:
     overrides: list[str] = field(default_factory=list)
     arms: dict[str, Arm] = field(default_factory=dict)
     rates: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
-    widen: int = 2
+    widen: int = 1
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     lengths: list[str] = field(default_factory=lambda: ["1x", "2x", "4x", "8x"])
     tolerance: float = 0.03

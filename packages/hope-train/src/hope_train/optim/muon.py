@@ -25,7 +25,7 @@ RMS = 0.2  # of an update per unit of learning rate, as AdamW's (arXiv 2502.1698
 
 
 def newton_schulz(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Of each the nearest orthogonal matrix, roughly: singular values between 0.7 and 1.2; bfloat16 inside and out."""
+    """Of each the nearest orthogonal matrix, roughly: singular values between 0.7 and 1.2; `precision` inside and out."""
     alike: dict[tuple[int, int], list[int]] = {}
     for n, matrix in enumerate(matrices):
         rows, columns = sorted(matrix.shape)
@@ -35,9 +35,14 @@ def newton_schulz(matrices: Sequence[Tensor]) -> list[Tensor]:
         several = max(1, SIDE_BY_SIDE // (rows * columns))
         for some in (places[i : i + several] for i in range(0, len(places), several)):
             wide = [matrices[n] if matrices[n].size(0) == rows else matrices[n].T for n in some]
-            for n, X in zip(some, _quintic(torch.stack([w.bfloat16() for w in wide])), strict=True):
+            for n, X in zip(some, _quintic(torch.stack([w.to(precision(w)) for w in wide])), strict=True):
                 found[n] = X if matrices[n].size(0) == rows else X.T
     return found
+
+
+def precision(matrix: Tensor) -> torch.dtype:
+    """bfloat16 on accelerators. On CPUs float32: most have no bfloat16 products, and emulate them 20 times slower."""
+    return torch.float32 if matrix.device.type == "cpu" else torch.bfloat16
 
 
 def _quintic(X_Nrc: Tensor) -> Tensor:
