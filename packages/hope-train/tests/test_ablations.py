@@ -18,7 +18,6 @@ from hope_train.ablations import DIVERGED, Suite
 from hope_train.cli import main
 from hope_train.measure import asked_for, command, streamed
 from hope_train.progress import ASSUMED
-from hope_train.warm import Warm
 
 ROOT = Path(__file__).parents[3]
 TINY = {
@@ -99,7 +98,7 @@ def test_the_best_rate_on_validation_is_the_one_that_counts(tmp_path: Path) -> N
     ],
 )
 def test_a_rate_beyond_the_end_is_tried(tmp_path: Path, losses: dict[float, Any]) -> None:
-    first = fake(tmp_path, project(tmp_path, arms={"delta": {"run": "gated_deltanet"}}), losses)
+    first = fake(tmp_path, project(tmp_path, arms={"delta": {"run": "gated_deltanet"}}, widen=2), losses)
     assert first.run()
     names = [f"rate{rate:g}-seed0" for rate in losses]
     assert first.trained[: len(names)] == [f"tiny/delta/{name}" for name in names]
@@ -142,38 +141,6 @@ def test_equal_runs_of_two_studies_are_trained_once(tmp_path: Path) -> None:
     assert not second.trained
     record = json.loads((tmp_path / "results/twin/same/rate1-seed2.json").read_text())
     assert (record["study"], record["arm"], record["seed"]) == ("twin", "same", 2)
-    (conf / "study/twin.yaml").write_text(yaml.safe_dump(twin | {"kernels": False}))
-    second.chains = study.chains("twin", study.load(conf, [])["twin"], conf, [])
-    assert second.chains[0].unit(1.0, 0).environment == {"HOPE_NATIVE": "0"}
-    second.stop.clear()
-    assert second.run()
-    assert len(second.trained) == 5  # in torch a training costs otherwise
-
-
-@pytest.mark.parametrize(
-    ("environment", "kernels"), [({"HOPE_NATIVE": "0"}, "kernels torch"), ({}, "kernels ")]
-)
-def test_a_training_has_its_own_environment(
-    tmp_path: Path, environment: dict[str, str], kernels: str
-) -> None:
-    command = [
-        "hope-model",
-        "bench",
-        "--variants",
-        "transformer",
-        "--length",
-        "4",
-        "--dim",
-        "32",
-        "--head-dim",
-        "16",
-    ]
-    command += ["--layers", "1", "--vocab-size", "16", "--repeats", "1"]
-    with (tmp_path / "lock").open("w") as lock:
-        process = Warm((), {}).start(command, tmp_path / "said", lock.fileno(), environment)
-        process.join()
-    assert process.exitcode == 0
-    assert kernels in (tmp_path / "said").read_text()
 
 
 def test_a_real_training_leaves_its_json_and_nothing_else(

@@ -129,7 +129,6 @@ class Suite:
                 "lengths",
                 "stream",
                 "equal_time",
-                "kernels",
             )
             entry = studies.setdefault(chain.study, {key: asdict(study)[key] for key in known} | {"arms": {}})
             entry["arms"][chain.arm] = self._planned(chain)
@@ -291,7 +290,7 @@ class Suite:
             if self.stop.is_set():
                 raise StoppedError
             said = self.work / unit.config.run / "said.txt"
-            process = self._warm.start(command, said, lock, unit.environment)
+            process = self._warm.start(command, said, lock)
             self._running.add(process)
         process.join()
         with self._guard:

@@ -73,7 +73,6 @@ class Study:
         tolerance: allowed difference of parameters, as a share of the first arm's.
         stream: what is learned after training, instead of being tested on text.
         equal_time: an arm; those whose steps cost otherwise are trained again, for as long as it was.
-        kernels: whether memories may use their CPU kernels; false where an arm's rule has none, so that times compare.
     """
 
     question: str = MISSING
@@ -88,7 +87,6 @@ class Study:
     tolerance: float = 0.03
     stream: Stream = field(default_factory=Stream)
     equal_time: str = ""
-    kernels: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a comparison that cannot be fair."""
@@ -152,19 +150,12 @@ class Unit:
     config: TrainConfig
 
     @property
-    def environment(self) -> dict[str, str]:
-        """Of its processes."""
-        return {} if self.chain.definition.kernels else {"HOPE_NATIVE": "0"}
-
-    @property
     def sha256(self) -> str:
         """Of what is trained and how it is measured, whatever study asks for it."""
         study = self.chain.definition
         measured = study.lengths if self.config.data.task else self.chain.writes
         if study.stream.domains:
             measured = ["stream", *map(str, dataclasses.astuple(study.stream))]
-        if not study.kernels:  # another cost: no result of a study with them
-            measured = [*measured, "torch"]
         return fingerprint(dataclasses.replace(self.config, run=":".join(measured)))
 
 

@@ -31,16 +31,13 @@ class Warm:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(modules))
 
-    def start(
-        self, command: Sequence[str], said: Path, inherited: int, environment: dict[str, str] | None = None
-    ) -> ForkServerProcess:
+    def start(self, command: Sequence[str], said: Path, inherited: int) -> ForkServerProcess:
         """Begin one; `exitcode` tells its end as that of a subprocess.
 
         Args:
             command: a console script and its arguments.
             said: file for what it prints.
             inherited: descriptor that it keeps open until its end, a lock.
-            environment: variables of this process alone.
 
         Raises:
             InputError: no such script is installed.
@@ -49,16 +46,15 @@ class Warm:
         if not entry_points(group="console_scripts", name=script):
             raise InputError(f"'{script}' is not installed here; pip install {script}")
         # Not a daemon: it may outlive this process, which then left the lock to it.
-        given = (script, arguments, said, DupFd(inherited), environment or {})
+        given = (script, arguments, said, DupFd(inherited))
         process = self._context.Process(target=_main, args=given)
         process.start()
         return process
 
 
-def _main(script: str, arguments: list[str], said: Path, inherited: Any, environment: dict[str, str]) -> None:
+def _main(script: str, arguments: list[str], said: Path, inherited: Any) -> None:
     """In the new process. In a session of its own Ctrl-C does not reach it."""
     os.setsid()
-    os.environ.update(environment)
     inherited.detach()
     with said.open("wb") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())

@@ -70,7 +70,6 @@ class StudyPlan:
     arms: dict[str, ArmPlan]
     stream: Stream = Stream([], 0, 0, 0.0)
     equal_time: str = ""
-    kernels: bool = True
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ seeds, by Student's 95 % interval; intervals are not corrected for their number.
 decided", that fewer than three seeds are in common. All arms of a study see equally many tokens, except in the tables
 at equal time: there cheaper arms take as many more steps as their measured speed allows. Learning rates are AdamW's;
 Muon's follow from them by the scale's fixed factor. Seconds are of training on one thread of whatever machine it was,
-shared or not; FLOPs are counted."""
+shared or not (memories with the paper's gates or rules run in torch, the others as C++ kernels); FLOPs are counted."""
 WORDS = ("better", "worse", "no difference", "not decided")
 
 
@@ -117,8 +117,6 @@ def _sentences(study: Study) -> str:
         lines = ablation_streams.sentences(study)
     else:
         lines = [sentence for arm in study.arms[1:] for sentence in [_verdict(study, arm)] if sentence]
-    if not study.plan.kernels:
-        lines.append("No arm uses the C++ kernels, since the rules of some have none: seconds compare.")
     if study.metric == "task_accuracy":
         lines += [_solved(study, arm) for arm in study.arms if arm.seeds]
     for arm in study.arms:

@@ -25,7 +25,7 @@ RMS = 0.2  # of an update per unit of learning rate, as AdamW's (arXiv 2502.1698
 
 
 def newton_schulz(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Of each the nearest orthogonal matrix, roughly: singular values between 0.7 and 1.2; `precision` inside and out."""
+    """Of each the nearest orthogonal matrix, roughly: singular values between 0.7 and 1.2; in `precision`."""
     alike: dict[tuple[int, int], list[int]] = {}
     for n, matrix in enumerate(matrices):
         rows, columns = sorted(matrix.shape)
