@@ -17,7 +17,7 @@ namespace hope {
 #if defined(__AVX512F__)
 constexpr int BYTES = 64, ROWS = 8;  // 8 x 2 sums of the product's tile, of 32 registers
 #elif defined(__AVX__)
-constexpr int BYTES = 32, ROWS = 4;  // of 16
+constexpr int BYTES = 32, ROWS = 6;  // 6 x 2, of 16
 #elif defined(__aarch64__)
 constexpr int BYTES = 16, ROWS = 8;  // of 32
 #else
@@ -82,6 +82,7 @@ inline void panel(int M, int K, const T* A, int lda, const T* B, int ldb, T* C, 
   auto a = [&](int row) { return TA ? A + row : A + std::ptrdiff_t(row) * lda; };
   auto c = [&](int row) { return C + std::ptrdiff_t(row) * ldc; };
   for (; r + ROWS <= M; r += ROWS) tile<T, ROWS, V, TA, INTO>(K, a(r), lda, B, ldb, c(r), ldc);
+  if (ROWS > 4 && r + 4 <= M) tile<T, 4, V, TA, INTO>(K, a(r), lda, B, ldb, c(r), ldc), r += 4;
   for (; r + 2 <= M; r += 2) tile<T, 2, V, TA, INTO>(K, a(r), lda, B, ldb, c(r), ldc);
   for (; r < M; ++r) tile<T, 1, V, TA, INTO>(K, a(r), lda, B, ldb, c(r), ldc);
 }
