@@ -225,7 +225,7 @@ class Suite:
         return len(self.tuning(chain)) + len(chain.definition.seeds) - 1 + len(self.timed(chain))
 
     def _step_seconds(self, chain: Chain) -> float | None:
-        """Of an arm all of whose ordinary runs are done; before, the median would wander."""
+        """Of an arm all of whose ordinary runs are done; before, the least would wander."""
         tuned = [self.result(unit) for unit in self.tuning(chain)]
         whole = [self.result(unit) for unit in self._final(chain)] if all(tuned) else [None]
         return equal_time.step_seconds([r for r in [*tuned, *whole] if r]) if all(whole) else None

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 SAME = 0.1  # costs closer than this are equal, as far as a busy machine can tell
@@ -14,9 +13,12 @@ STEPS = re.compile(r"-steps(\d+)$")
 
 
 def step_seconds(records: Sequence[dict[str, Any]]) -> float | None:
-    """Median seconds of a training step over runs of the ordinary length; None where none was measured."""
+    """Least seconds of a training step over runs of the ordinary length; None where none was measured.
+
+    Least, not middle: whatever else runs on the machine can only add to them.
+    """
     found = [r["seconds"] / r["steps"] for r in records if r["steps"] and not r["failed"]]
-    return median(found) if found else None
+    return min(found, default=None)
 
 
 def steps(ordinary: int, reference: float, own: float) -> int:

@@ -73,7 +73,7 @@ def _timed(study: Study) -> str:
             said.append(f"`{arm.name}` {steps} steps for {ordinary} ({steps / ordinary:.2g} times)")
     text = (
         f"At equal time: arms whose steps cost otherwise than `{reference}`'s (by over a tenth) were trained again "
-        f"for as long as it was, by the medians of the seconds measured here: {', '.join(said)}."
+        f"for as long as it was, by the least seconds measured here: {', '.join(said)}."
     )
     return "\n\n".join([text, "\n".join(f"- {line}" for line in verdicts if line), _table(timed)])
 
