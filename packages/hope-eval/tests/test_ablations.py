@@ -61,6 +61,7 @@ def results(folder: Path, measured: dict[str, list[dict[int, float]]], name: str
             "length": 32,
             "chunk": 32,
             "segment": 64,
+            "chosen": 1.0 if rows else None,
         }
         arms[arm]["units"] = units
     arms["never"] = {**arms[next(iter(arms))], "missing": "no switch", "units": {}}
@@ -95,6 +96,15 @@ def test_verdicts_by_hand(tmp_path: Path) -> None:
     same = ablation_data.verdict(study, arms["better"], 32)
     assert same is not None
     assert (same.word, same.difference, same.low) == ("no difference", 0.0, 0.0)
+
+
+def test_the_runner_says_which_rate_counts(tmp_path: Path) -> None:
+    folder = results(tmp_path, MEASURED)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["tiny"]["arms"]["better"]["chosen"] = 3.0
+    (folder / "plan.json").write_text(json.dumps(plan))
+    better = ablation_data.load(folder)[0].arms[1]
+    assert [(seed, one.rate) for seed, one in better.seeds.items()] == [(0, 3.0)]
 
 
 def test_lower_bits_are_better(tmp_path: Path) -> None:

@@ -106,7 +106,17 @@ def test_a_rate_beyond_the_end_is_tried(tmp_path: Path, losses: dict[float, Any]
     assert first.trained[len(names) :] == [f"tiny/delta/rate{best:g}-seed{seed}" for seed in (1, 2)]
     plan = json.loads((tmp_path / "results/plan.json").read_text())["tiny"]["arms"]["delta"]
     assert list(plan["units"])[::3] == names
+    assert plan["chosen"] == best
     assert (first.left(first.chains[0]), first.total(first.chains[0])) == (0, len(names) + 2)
+
+
+def test_rates_that_solve_a_task_are_told_apart_at_the_longest_length() -> None:
+    solved = study.score({"val_loss": 1e-7, "val_loss_64": 0.2, "val_loss_128": 0.5})
+    assert solved == (study.SOLVED, 0.5)
+    assert study.score({"val_loss": 9e-4, "val_loss_64": 0.3, "val_loss_128": 0.4}) < solved
+    assert study.score({"val_loss": 0.5, "val_loss_64": 0.1}) == (0.5, 0.5) > solved
+    assert study.score({"val_loss": 1e-4}) == (study.SOLVED, 1e-4)
+    assert study.score({}) == (float("inf"), float("inf"))
 
 
 def test_what_is_done_is_not_done_again_until_its_definition_changes(tmp_path: Path) -> None:

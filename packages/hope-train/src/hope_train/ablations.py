@@ -32,7 +32,7 @@ from hope_train import equal_time, measure
 from hope_train.progress import ASSUMED, Display
 from hope_train.provenance import revision
 from hope_train.run import RESUMABLE
-from hope_train.study import Chain, Unit
+from hope_train.study import Chain, Unit, score
 from hope_train.warm import Warm
 
 SCHEMA = 1
@@ -133,9 +133,10 @@ class Suite:
             entry = studies.setdefault(chain.study, {key: asdict(study)[key] for key in known} | {"arms": {}})
             entry["arms"][chain.arm] = self._planned(chain)
         path = self.results / "plan.json"
-        former = equal_time.described(path)
-        merged = sorted(({**former, **studies}).items(), key=lambda item: (item[1]["order"], item[0]))
-        write_atomic(path, (json.dumps(dict(merged), indent=1) + "\n").encode())
+        with _locked(self.work / "plan.lock"):  # other runners have other studies
+            former = equal_time.described(path)
+            merged = sorted(({**former, **studies}).items(), key=lambda item: (item[1]["order"], item[0]))
+            write_atomic(path, (json.dumps(dict(merged), indent=1) + "\n").encode())
 
     def _planned(self, chain: Chain) -> dict[str, Any]:
         model, study = chain.config.model, chain.definition
@@ -150,6 +151,7 @@ class Suite:
             "length": chain.config.length,
             "chunk": min(chain.config.memory_chunks or [model.memory.chunk]),
             "segment": min(model.cms.chunks()) if teaches else 0,
+            "chosen": self.chosen(chain),
             "units": {Path(unit.config.run).name: unit.sha256[:16] for unit in units},
             "timed": {Path(unit.config.run).name: unit.sha256[:16] for unit in self.timed(chain)},
         }
@@ -232,16 +234,22 @@ class Suite:
 
     def _final(self, chain: Chain) -> list[Unit]:
         """The runs that count, with the learning rate that validated best; a run that diverged never does."""
-        tuned = {unit.rate: self.result(unit) for unit in self.tuning(chain)}
-        losses = {rate: r["validation"].get("val_loss", float("inf")) for rate, r in tuned.items() if r}
-        best = min(losses, key=lambda rate: losses[rate])
+        best = self.chosen(chain)
+        assert best is not None  # noqa: S101
         return [chain.unit(best, seed) for seed in chain.definition.seeds]
+
+    def chosen(self, chain: Chain) -> float | None:
+        """The learning rate's factor that validated best so far; None before any was tried."""
+        tuned = {unit.rate: self.result(unit) for unit in self.tuning(chain)}
+        scores = {rate: score(r["validation"]) for rate, r in tuned.items() if r}
+        return min(scores, key=lambda rate: scores[rate], default=None)
 
     def _chain(self, chain: Chain) -> None:
         while waiting := [unit for unit in self.tuning(chain) if not self.result(unit)]:
             self._unit(waiting[0])  # what it finds may ask for a rate beyond
         for unit in self._final(chain):
             self._unit(unit)
+        self.write_plan()  # a kill must not leave the page without the rate that was chosen
 
     def _timed(self, chain: Chain) -> None:
         for unit in self.timed(chain):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,6 +139,17 @@ class Chain:
                 break
             units.append(self.unit(_beyond(best, up=best == max(found)), study.seeds[0]))
         return units
+
+
+def score(validation: Mapping[str, float]) -> tuple[float, float]:
+    """What chooses among learning rates, the lowest.
+
+    Validation loss; those that solve a task are equal in it, so the loss at the longest validated length decides.
+    """
+    loss = validation.get("val_loss", math.inf)
+    if loss > SOLVED:
+        return loss, loss
+    return SOLVED, [loss, *(v for k, v in validation.items() if k.startswith("val_loss_"))][-1]
 
 
 @dataclass(frozen=True)

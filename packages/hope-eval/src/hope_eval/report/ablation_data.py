@@ -27,6 +27,7 @@ class ArmPlan:
         units: first digits of its trainings' SHA-256 by file name.
         timed: the same of those at equal time.
         state_bytes: of one sequence after the training's length; 0 where not measured.
+        chosen: the learning rate's factor that validated best; None before any was tried.
     """
 
     __pydantic_config__ = STRICT
@@ -39,6 +40,7 @@ class ArmPlan:
     units: dict[str, str]
     timed: dict[str, str] = field(default_factory=dict)
     state_bytes: int = 0
+    chosen: float | None = None
 
     def rates(self, seeds: list[int]) -> int:
         """Learning rates that are to be tried."""
@@ -128,12 +130,6 @@ class Arm:
         """All of them; the one that both chose and counts, once."""
         return [*self.tuned.values(), *(t for t in self.seeds.values() if t not in self.tuned.values())]
 
-    @property
-    def chosen(self) -> float | None:
-        """The learning rate's factor with the lowest validation loss; None before any was tried."""
-        losses = {rate: t.validation.get("val_loss", math.inf) for rate, t in self.tuned.items()}
-        return min(losses, key=lambda rate: losses[rate]) if losses else None
-
     def values(self, metric: str, length: int) -> dict[int, Value]:
         """By seed."""
         found = {
@@ -207,9 +203,8 @@ def _arm(folder: Path, name: str, study: StudyPlan, arm: str) -> Arm:
     plan = study.arms[arm]
     found = _found(folder / name / arm, plan.units)
     tuned = {t.rate: t for t in found if t.seed == study.seeds[0]}
-    chosen = Arm(arm, plan, tuned, {}).chosen
-    seeds = {t.seed: t for t in found if t.seed in study.seeds and t.rate == chosen}
-    timed = {t.seed: t for t in _found(folder / name / arm, plan.timed) if t.rate == chosen}
+    seeds = {t.seed: t for t in found if t.seed in study.seeds and t.rate == plan.chosen}
+    timed = {t.seed: t for t in _found(folder / name / arm, plan.timed) if t.rate == plan.chosen}
     return Arm(arm, plan, tuned, seeds, timed)
 
 

@@ -216,7 +216,7 @@ def _rates(study: Study) -> str:
         note = ""
         if len(tried) < arm.plan.rates(study.plan.seeds):
             note = " (not all tried yet)"
-        elif arm.chosen in (tried[0], tried[-1]):
+        elif arm.plan.chosen in (tried[0], tried[-1]):
             note = " (the best is at the end of what was tried)"
         rows.append(f"- {arm.name}: {', '.join(losses)}{note}")
     return "\n".join(["Validation loss (nats per token) by learning rate:", "", *rows])
