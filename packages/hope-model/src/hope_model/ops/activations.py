@@ -1,4 +1,4 @@
-"""Activations with their slopes, and the two normalisations that keep fast weights bounded."""
+"""Activations with their slopes, and the three normalisations that keep fast weights bounded."""
 
 import math
 from collections.abc import Callable
@@ -42,3 +42,8 @@ SOFTENING = 0.01
 def shrink_factor(phi: Tensor, dim: int) -> Tensor:
     """1 / sqrt(SOFTENING + ||phi||^2): times phi it has norm below 1."""
     return torch.rsqrt(SOFTENING + phi.square().sum(dim, keepdim=True))
+
+
+def soft_clip(x: Tensor, dim: int) -> Tensor:
+    """x / sqrt(1 + ||x||^2): a small x stays as it is, a large one gets norm 1."""
+    return x * torch.rsqrt(1 + x.square().sum(dim, keepdim=True))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hope_model.observe import note
-from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor
+from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor, soft_clip
 from hope_model.ops.deep_memory.native_span import (
     SELF_MODIFYING,
     TITANS,
@@ -109,7 +109,8 @@ def _solve(
     k_N1dC, keep_NC = k_NdC[..., None, :, :], log_a_NC.exp()
     whole = state.position % rules.chunk == 0  # the piece begins with its chunk: S_0 k is known
     error = y - target_NRdC
-    write2 = -eta_NRC[..., None, :] * slope * (state.start.W1_NRdm.transpose(-1, -2) @ error)
+    back = slope * (state.start.W1_NRdm.transpose(-1, -2) @ error)
+    write2 = -eta_NRC[..., None, :] * (soft_clip(back, -2) if rules.stable else back)
     strength1, recalled1, write1 = None, None, -eta_NRC[..., None, :] * error
     W2_flat, W1 = state.now.W2_NRmd.flatten(-3, -2), state.now.W1_NRdm
     recalled2 = z.flatten(-3, -2) if whole else None

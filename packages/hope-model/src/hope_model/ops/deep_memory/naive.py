@@ -6,7 +6,7 @@ Letters: N leading dimensions (batch, heads), R memories, d head width, m hidden
 import torch
 from torch import Tensor
 
-from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor
+from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor, soft_clip
 from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
 
 
@@ -56,7 +56,7 @@ def _written(
     error = y - target_NRd
     eta = gates_t.eta_NRT[..., None]
     back = (state.start.W1_NRdm.transpose(-1, -2) @ error[..., None])[..., 0] * slope
-    write2 = -eta * back
+    write2 = -eta * (soft_clip(back, -1) if rules.stable else back)
     keep = gates_t.log_a_NT.exp()[..., None, None, None]
     erase2: Tensor | float = 0.0
     if gates_t.erase_NT is not None:

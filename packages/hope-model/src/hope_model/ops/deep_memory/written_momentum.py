@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hope_model.ops.deep_memory.written_parts import dot, hidden_back, inverse, masked, shrink, t
+from hope_model.ops.deep_memory.written_parts import (
+    dot,
+    hidden_back,
+    inverse,
+    shrink,
+    soft_clip,
+    soft_clip_back,
+    t,
+)
 
 
 class MomentumGates(NamedTuple):
@@ -182,7 +190,8 @@ class _Step(torch.autograd.Function):
         recalled = _recall(SPO1, a_k)
         aim = v - k
         back = torch.bmm(t(SPO1[:, 0]), recalled[:, 0] - aim)
-        w2 = masked(back, a_k).mul_((gates.share_NC * -gates.eta_NC)[:, None] * s_k)
+        inner, _ = soft_clip(back, a_k, s_k)
+        w2 = inner.mul_((gates.share_NC * -gates.eta_NC)[:, None])
         w1 = aim.mul_((gates.share_NC * gates.output_NC)[:, None])
         uw, made = _solve(a_k, recalled, w1, gates)
         layer2, layer1 = _Layer(SPO2, k, w2), _Layer(SPO1, a_k, uw)
@@ -212,19 +221,16 @@ class _Step(torch.autograd.Function):
         g_k, g_a_k, g_w2 = read2.key, read1.key, read2.columns
         recalled = _recall(layer1.SPO, a_k)
         solve = _solve_back(read1.columns, layer1, recalled, made, g_a_k, gates)
-        # w1 = share c (v - k); w2 = -share eta s mask W1^T e, e = W1 a - (v - k)
+        # w1 = share c (v - k); w2 = -share eta soft_clip(s mask W1^T e), e = W1 a - (v - k)
         aim = v - k
         by_aim = (solve.w * aim).sum(-2)
         g_share, g_output = gates.output_NC * by_aim, solve.c + gates.share_NC * by_aim
         error = recalled[:, 0] - aim
-        g_back = masked(g_w2, a_k)
-        by_back = (g_back * torch.bmm(t(layer1.SPO[:, 0]), error)).sum(-2)
-        felt = by_back * -s_k[:, 0]
-        g_share += gates.eta_NC * felt
-        g_eta = gates.share_NC * felt
         rate = (gates.share_NC * -gates.eta_NC)[:, None]
-        g_s = rate * by_back[:, None]
-        g_back.mul_(rate * s_k)
+        inner, r = soft_clip(torch.bmm(t(layer1.SPO[:, 0]), error), a_k, s_k)
+        g_back, g_s, g_rate = soft_clip_back(g_w2, inner, r, a_k, s_k, rate)
+        g_share -= gates.eta_NC * g_rate[:, 0]
+        g_eta = -gates.share_NC * g_rate[:, 0]
         read1.SPO[:, 0] += torch.bmm(error, t(g_back))
         g_error = torch.bmm(layer1.SPO[:, 0], g_back)
         solve.recalled[:, 0] += g_error

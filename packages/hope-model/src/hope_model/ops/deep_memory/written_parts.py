@@ -30,6 +30,22 @@ def hidden_back(g_a: Tensor, a: Tensor, s: Tensor, g_s: Tensor | None = None) ->
     return masked(g_a.addcmul_(a, pull, value=-1).mul_(s), a)
 
 
+def soft_clip(back: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The inner gradient y = x / (1 + ||x||^2)^1/2 at z, and that factor; x = s mask back, back consumed."""
+    x = masked(back, a).mul_(s)
+    r = x.square().sum(-2, keepdim=True).add_(1).rsqrt_()
+    return x.mul_(r), r
+
+
+def soft_clip_back(
+    g: Tensor, y: Tensor, r: Tensor, a: Tensor, s: Tensor, rate: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients at back, s and rate from the one at rate y (consumed)."""
+    felt = (g * y).sum(-2, keepdim=True)
+    g_back = masked(g.addcmul_(y, felt, value=-1), a).mul_(rate * r * s)
+    return g_back, rate * felt * r.square() / s, felt
+
+
 def normalise(x: Tensor) -> Tensor:
     """x / ||x|| over the dimension before tokens, in place; returns 1 / ||x||."""
     inverse = x.square().sum(-2, keepdim=True).add_(1e-6).rsqrt_()

@@ -19,10 +19,11 @@ from hope_model.ops.deep_memory.written_parts import (
     dot,
     hidden_back,
     inverse,
-    masked,
     normalise,
     normalise_back,
     shrink,
+    soft_clip,
+    soft_clip_back,
     t,
 )
 
@@ -106,7 +107,8 @@ class _Step(torch.autograd.Function):
         k = kv[..., :C]
         a_kv, s_kv, recalled, moved, target, _, back = _hidden(bank, kv)
         a_k, aim = a_kv[..., :C], target.sub_(k[:, None])
-        u2 = masked(back, a_k).mul_((-gates.eta_NRC).view(N * R, 1, C) * s_kv[..., :C]).view(N, R * m, C)
+        inner, _ = soft_clip(back, a_k, s_kv[..., :C])
+        u2 = inner.mul_((-gates.eta_NRC).view(N * R, 1, C)).view(N, R * m, C)
         # recalled - (1 - before) moved: what the output layer would hold, had nothing been written since the start.
         aim.sub_(recalled).add_(moved.mul_(1 - gates.before_NC[:, None, None]))
         r1 = aim.mul_(gates.output_NRC[:, :, None]).view(N * R, d, C)
@@ -261,12 +263,10 @@ def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) 
     for g_first_HR, g_O in zip(g[2:], (g_O2, g_O1), strict=True):
         g_first_HR += g_O.view(-1, *g_first_HR.shape).sum(0)
     g_a_k.baddbmm_(t(bank.first1_NRdm.view(N * R, d, m)), g_first, alpha=-1)
-    # u2 = -eta s mask back, back = W1^T e
-    g_back = masked(g_u2.view(N * R, m, C), a_k)
-    felt = (g_back * back).sum(-2, keepdim=True)
+    # u2 = -eta soft_clip(s mask back), back = W1^T e
+    inner, r = soft_clip(back, a_k, s_k)
     minus_eta = -gates.eta_NRC.view(N * R, 1, C)
-    g_eta, g_s = -s_k * felt, minus_eta * felt
-    g_back.mul_(minus_eta * s_k)
+    g_back, g_s, g_minus_eta = soft_clip_back(g_u2.view(N * R, m, C), inner, r, a_k, s_k, minus_eta)
     flat1 = bank.W1_NRdm.view(N * R, d, m)
     g_aim = g_r1.sub_(torch.bmm(flat1, g_back).view(N, R, d, C))  # minus the gradient at e
     g_k -= g_aim.sum(1)
@@ -285,7 +285,7 @@ def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) 
     g_kv[..., C:] += g_h.sum(1)
     return (
         g_W2, g_W1, *g[2:], g_kv, read.q,
-        g_eta.view(N, R, C), g_output, read.gamma, g_before, read.within, g_between,
+        -g_minus_eta.view(N, R, C), g_output, read.gamma, g_before, read.within, g_between,
     )  # fmt: skip
 
 

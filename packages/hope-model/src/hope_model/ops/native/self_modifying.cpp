@@ -137,17 +137,11 @@ void write_back(Work<T>& w, Back<T>& b, int r, T* g_z) {
   transpose(m, Q, a, Q, a_T, mp);  // keys' tokens, then values', from row Cp
   mm<false, SUB>(d, m, C, g_moved, Cp, a_T, mp, b.first.W1 + at_1, mp);
   mm<true, SUB>(m, Cp, d, w.first.W1 + at_1, mp, g_moved, Cp, g_a_k, Cp);
-  // u2 = -eta s mask back, back = W1^T error
-  for (int c = 0; c < Cp; c += W<T>) {
-    vec<T> felt = {}, rate = load(eta + c), scale = load(s + c);
-    for (int i = 0; i < m; ++i) {
-      T* p = g_u2 + i * Cp + c;
-      const vec<T> g = positive<T>(load(p), load(a + i * Q + c));
-      felt += g * load(w.back + at_m + i * Cp + c);
-      store(p, -rate * scale * g);
-    }
-    store(g_eta + c, -scale * felt), store(b.g_s + c, -rate * felt);
-  }
+  // u2 = -eta soft_clip(s mask W1^T error)
+  T* minus_eta = b.row;
+  for (int c = 0; c < Cp; c += W<T>) store(minus_eta + c, -load(eta + c));
+  soft_clip_back(m, Cp, g_u2, w.inner + at_m, Q, a, s, w.r_inner + r * Cp, minus_eta, b.g_s, g_eta);
+  for (int c = 0; c < Cp; c += W<T>) store(g_eta + c, -load(g_eta + c));
   mm<false, SUB>(d, Cp, m, W1, mp, g_u2, Cp, g_r, Cp);  // now minus the gradient at `error`
   // error = recalled - target + k; moved = recalled - O1 a_k; target = h inverse, h = v + W1 a_v
   for (int v = 0; v < d; ++v)

@@ -55,7 +55,7 @@ struct Work : Sizes {
   T *a_x, *s_x, *kv, *kv_inverse, *c, *raw;  // projection
   T *sigma, *eta, *alpha, *output, *beta;    // gates: [C], [R, Cp], [C], [C], [R, Cp]
   Decays<T> decay;
-  T *a, *s, *y, *target_inverse, *moved, *error, *back;  // hidden
+  T *a, *s, *y, *target_inverse, *moved, *error, *inner, *r_inner;  // hidden
   T *u2, *u1, *gram, *solved, *a_q, *s_q;                // writes, reads
   T *right, *square, *z, *z2, *wide;                     // scratch
 
@@ -74,7 +74,7 @@ struct Work : Sizes {
     a = arena.take(int64_t(R) * m * Q), s = arena.take(R * Q), y = arena.take(int64_t(R) * d * Q);
     target_inverse = arena.take(R * Cp), moved = arena.take(int64_t(R) * d * Cp),
     error = arena.take(int64_t(R) * d * Cp);
-    back = arena.take(int64_t(R) * m * Cp), u2 = arena.take(int64_t(R) * m * Cp), u1 = arena.take(int64_t(R) * d * Cp);
+    inner = arena.take(int64_t(R) * m * Cp), r_inner = arena.take(R * Cp), u2 = arena.take(int64_t(R) * m * Cp), u1 = arena.take(int64_t(R) * d * Cp);
     gram = arena.take(R * square_size), solved = arena.take(R * square_size);
     a_q = arena.take(m * Cp), s_q = arena.take(Cp);
     right = arena.take(d * Cp), square = arena.take(square_size);
@@ -147,7 +147,7 @@ void write(Work<T>& w) {
   for (int r = 0; r < w.R; ++r) {
     T *a = w.a + int64_t(r) * m * Q, *s = w.s + r * Q, *y = w.y + int64_t(r) * d * Q;
     T *moved = w.moved + int64_t(r) * d * Cp, *error = w.error + int64_t(r) * d * Cp;
-    T *back = w.back + int64_t(r) * m * Cp, *u2 = w.u2 + int64_t(r) * m * Cp;
+    T *inner = w.inner + int64_t(r) * m * Cp, *u2 = w.u2 + int64_t(r) * m * Cp;
     T *gram = w.gram + int64_t(r) * C * Cp, *solved = w.solved + int64_t(r) * C * Cp;
     const T *W1 = w.bank.W1 + int64_t(r) * d * mp, *O1 = w.first.W1 + int64_t(r) * d * mp;
     const T *eta = w.eta + r * Cp, *beta = w.beta + r * Cp, *before = w.decay.before;
@@ -171,12 +171,10 @@ void write(Work<T>& w) {
         store(w.right + v * Cp + c, strength * (gone * o - e));
       }
     }
-    mm<true, SET>(m, Cp, d, W1, mp, error, Cp, back, Cp);
+    mm<true, SET>(m, Cp, d, W1, mp, error, Cp, inner, Cp);
+    soft_clip(m, Cp, inner, Q, a, s, w.r_inner + r * Cp);
     for (int i = 0; i < m; ++i)
-      for (int c = 0; c < Cp; c += W<T>) {
-        const vec<T> felt = load(back + i * Cp + c) * load(s + c) * load(eta + c);
-        store(u2 + i * Cp + c, positive<T>(-felt, load(a + i * Q + c)));
-      }
+      for (int c = 0; c < Cp; c += W<T>) store(u2 + i * Cp + c, -load(eta + c) * load(inner + i * Cp + c));
     mm<true, SET>(C, Cp, m, a, Q, a, Q, gram, Cp);
     solve(C, Cp, gram, w.decay.between, beta, w.square, solved);
     mm<false, SET>(d, Cp, C, w.right, Cp, solved, Cp, w.u1 + int64_t(r) * d * Cp, Cp);

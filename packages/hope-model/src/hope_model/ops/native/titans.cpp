@@ -159,17 +159,8 @@ void write_back(Work<T>& w, Back<T>& b) {
   transpose(C, C, g_M, Cp, s.turned, Cp);
   each<T>(C, Cp, [&](std::ptrdiff_t i) { store(g_M + i, load(g_M + i) + load(s.turned + i)); });
   mm<false, SUB>(m, Cp, C, w.a_k, Cp, g_M, Cp, b.a_k, Cp);
-  // w2 = rate s mask back, back = S1^T error
-  for (int c = 0; c < Cp; c += W<T>) {
-    vec<T> felt = {}, rate = load(w.rate + c), scale = load(w.s_k + c);
-    for (int r = 0; r < m; ++r) {
-      T* p = g_back + r * Cp + c;
-      const vec<T> g = positive<T>(load(p), load(w.a_k + r * Cp + c));
-      felt += g * load(w.back + r * Cp + c);
-      store(p, rate * scale * g);
-    }
-    store(b.g_s + c, rate * felt), store(b.by + c, scale * felt);  // the latter is the gradient at rate = -share eta
-  }
+  // w2 = rate soft_clip(s mask S1^T error), rate = -share eta
+  soft_clip_back(m, Cp, g_back, w.inner, Cp, w.a_k, w.s_k, w.r_k, w.rate, b.g_s, b.by);
   for (int t = 0; t < C; ++t) b.share[t] -= w.eta[t] * b.by[t], b.eta[t] = -w.share[t] * b.by[t];
   mm<false, SET>(d, Cp, m, l1.S, l1.Kp, g_back, Cp, b.y, Cp);  // gradient at error = S1 a_k - aim
   for (int r = 0; r < d; ++r)

@@ -38,15 +38,15 @@ struct Work {
       *push;              // shares of S, P, O; at the end
   Decays<T> decay, fade;  // of retention, of momentum
   T *written, *written_before, *strength;
-  T *a_k, *s_k, *recalled, *aim, *error, *back, *w2, *w1, *u, *gram, *solved, *M, *a_q, *s_q, *o, *x, *y;
+  T *a_k, *s_k, *r_k, *recalled, *aim, *error, *inner, *w2, *w1, *u, *gram, *solved, *M, *a_q, *s_q, *o, *x, *y;
 
   Work(const Args& g, Scratch<T>& arena)
       : d(int(g.d)), m(int(g.m)), C(int(g.C)), Cp(padded<T>(C)), layer2(m, d, C, arena), layer1(d, m, C, arena) {
     for (T** p : {&q, &k, &v, &aim, &error, &w1, &u, &o}) *p = arena.take(d * Cp);
-    for (T** p : {&a_k, &back, &w2, &a_q}) *p = arena.take(m * Cp);
+    for (T** p : {&a_k, &inner, &w2, &a_q}) *p = arena.take(m * Cp);
     for (T** p : {&a,     &theta, &output,   &eta,          &c,           &share, &rate,  &gamma,
                   &start, &gone,  &before,   &start_before, &gone_before, &end_u, &end_w, &push,
-                  &s_k,   &s_q,   &strength, &fade.gamma,   &fade.before})
+                  &s_k,   &r_k,   &s_q,   &strength, &fade.gamma,   &fade.before})
       *p = arena.take(Cp);
     for (T** p :
          {&decay.within, &decay.between, &fade.within, &fade.between, &written, &written_before, &gram, &solved, &M})
@@ -141,12 +141,10 @@ void write(Work<T>& w) {
       store(w.aim + i, aim), store(w.error + i, S - aim), store(w.w1 + i, load(w.strength + c) * aim);
       store(w.x + i, -load(w.c + c) * held);
     }
-  mm<true, SET>(m, Cp, d, l1.S, l1.Kp, w.error, Cp, w.back, Cp);
+  mm<true, SET>(m, Cp, d, l1.S, l1.Kp, w.error, Cp, w.inner, Cp);
+  soft_clip(m, Cp, w.inner, Cp, w.a_k, w.s_k, w.r_k);
   for (int r = 0; r < m; ++r)
-    for (int c = 0; c < Cp; c += W<T>) {
-      const int i = r * Cp + c;
-      store(w.w2 + i, positive<T>(load(w.back + i) * load(w.rate + c) * load(w.s_k + c), load(w.a_k + i)));
-    }
+    for (int c = 0; c < Cp; c += W<T>) store(w.w2 + r * Cp + c, load(w.inner + r * Cp + c) * load(w.rate + c));
   mm<true, SET>(C, Cp, m, w.a_k, Cp, w.a_k, Cp, w.gram, Cp);
   for (int i = 0; i < C; ++i)
     for (int c = 0; c < Cp; c += W<T>)
