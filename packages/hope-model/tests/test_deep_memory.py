@@ -224,3 +224,24 @@ def test_stable_write_recalls_its_target_exactly() -> None:
     active = (W2[..., 0, :, :] @ k[..., 0, :, None])[..., 0].relu().norm(dim=-1) > 0
     assert active.all()
     assert (o - v).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [0.1, 1e3])
+def test_hidden_layer_moves_by_less_than_eta(size: float) -> None:
+    """Along -g / sqrt(1 + ||g||^2), g autograd's gradient of 1/2 ||M(k) - v||^2 with the shrink factor a constant."""
+    draw, eta = Draw(), 0.07
+    k, v = draw.unit(B, H, 1, d), draw.unit(B, H, 1, d)
+    W2, W1 = draw.weights(1)
+    weights = FastWeights(W2, W1.detach() * size)
+    zero, one = (torch.full((B, H, 1), x, dtype=torch.float64) for x in (0, 1))
+    gates = Gates(zero, None, one[:, :, None], eta * one[:, :, None], None)
+    _, after = titans_memory(k, k, v, gates, MemoryState(weights, weights, None, 0), Rules(chunk=1))
+    hidden = (W2 @ k[..., None, 0, :, None]).relu()
+    shrunk = hidden * torch.rsqrt(0.01 + hidden.detach().square().sum(-2, keepdim=True))
+    error = k[..., None, 0, :, None] + weights.W1_NRdm @ shrunk - v[..., None, 0, :, None]
+    (g,) = torch.autograd.grad(0.5 * error.square().sum(), W2)
+    norm = g.norm(dim=(-2, -1), keepdim=True)
+    moved = after.now.W2_NRmd - W2
+    assert (moved + eta * g / (1 + norm.square()).sqrt()).abs().max() < 1e-12
+    assert moved.norm(dim=(-2, -1)).max() < eta
+    assert size < 1 or norm.max() > 1, "the bound was not met"

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hope_model import CMSConfig, LanguageModel, MemoryConfig, ModelConfig
 from hope_model.blocks import VARIANTS
 from hope_model.ops.cms import LevelWeights
+from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, titans_memory
 from hope_model.state import metrics
 
 V = 32
@@ -72,3 +73,28 @@ def test_bound_is_what_keeps_a_long_stream_of_strong_writes_finite() -> None:
             assert logits.isfinite().all()
             assert logits.abs().max() < 10
     assert not sizes[0.0] < 10 * sizes[0.1]  # a NaN counts as growth
+
+
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_outer_gradient_does_not_explode_through_a_memory_that_has_grown(chunk: int) -> None:
+    """Keys that are alike and an output layer six times its first size, as early training on text makes them.
+
+    Unclipped, each hidden write overshoots what the output layer then has to follow: the gradient of the last
+    read at the first state is 2,190 with chunks of one token, clipped 0.15.
+    """
+    draw, size, T, d, m = torch.Generator().manual_seed(0), 6.0, 256, 64, 32
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    mean = 2 * normal(d)
+    q, k, v = (F.normalize(normal(1, 1, T, d) + mean, dim=-1) for _ in range(3))
+    first = FastWeights(normal(1, 1, m, d), normal(1, 1, d, m) * size * d**-0.5)
+    state = FastWeights(*(W[None].requires_grad_() for W in first))
+    momentum = FastWeights(*(torch.zeros_like(W) for W in state))
+    one = torch.ones(1, 1, 1, T, dtype=torch.float64)
+    gates = Gates(-0.01 * one[:, 0], None, one, 0.1 * one, -0.7 * one[:, 0])
+    o, _ = titans_memory(q, k, v, gates, MemoryState(state, state, momentum, 0), Rules(chunk=chunk), first)
+    aim = torch.arange(d, dtype=torch.float64).sin()
+    for gradient in torch.autograd.grad(o[0, 0, -1] @ aim, state):
+        assert 0.01 < gradient.norm() < 1
