@@ -228,3 +228,9 @@ def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
     assert "| cheap | 0.01 | 3 | 0.940 ± 0.006 | 1,000 | 21.0 | 10,000 |" in timed
     assert "| hope | 0.01 | 3 | 0.910 ± 0.006 | 1,000 | 21.0 | 4,000 |" in timed
     assert "**13 of 13 trainings are done.**" in page
+    assert "Not a fair comparison" not in page
+    for file in folder.glob("tiny/*/*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"machine": f"Box of {file.parent.name}"}))
+    page = ablations.page(ablation_data.load(folder), {})
+    assert "**Not a fair comparison:** `cheap` never ran on a machine that `hope` ran on." in page
+    assert "revision abc; on Box of cheap, Box of hope." in page

@@ -316,3 +316,14 @@ def test_steps_at_equal_time_by_hand() -> None:
     assert equal_time.step_seconds([{"seconds": 0.0, "steps": 0, "failed": "diverged"}]) is None
     with pytest.raises(InputError, match="'equal_time: x' is no arm; choose among"):
         study.Study(equal_time="x")
+
+
+def test_seconds_of_different_machines_are_not_compared() -> None:
+    def ran(machine: str, seconds: float) -> dict[str, Any]:
+        return {"seconds": seconds, "steps": 10, "failed": "", "machine": machine}
+
+    theirs = [ran("slow", 80.0), ran("fast", 40.0)]
+    assert equal_time.costs(theirs, [ran("slow", 20.0)]) == (8.0, 2.0)
+    assert equal_time.costs(theirs, [ran("other", 5.0), ran("fast", 10.0)]) == (4.0, 1.0)
+    assert equal_time.costs(theirs, [ran("other", 5.0)]) == (4.0, 0.5)  # the page says so
+    assert equal_time.costs([], [ran("slow", 20.0)]) == (None, 2.0)

@@ -49,7 +49,7 @@ def model_config(settings: BenchSettings, variant: str) -> ModelConfig:
 def machine(settings: BenchSettings) -> dict[str, Any]:
     """Where and with what the numbers were taken."""
     on_gpu = settings.device.startswith("cuda")
-    name = torch.cuda.get_device_name() if on_gpu else _cpu_name()
+    name = torch.cuda.get_device_name() if on_gpu else cpu_name()
     compiled = not on_gpu and kernels("gated_delta") is not None
     return {
         "machine": name,
@@ -59,7 +59,8 @@ def machine(settings: BenchSettings) -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Of the processor, as it tells it itself."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
             return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))

@@ -26,6 +26,7 @@ from typing import Any
 
 from hope_data.files import write_atomic
 from hope_model import counting
+from hope_model.bench import cpu_name
 from hope_model.errors import InputError
 from hope_train import config as configuration
 from hope_train import equal_time, measure
@@ -207,7 +208,7 @@ class Suite:
             return []
         ordinary, reference = chain.config.steps, self._all[chain.study, study.equal_time]
         tuned = [self.result(unit) for unit in self.tuning(chain)]
-        theirs, own = self._step_seconds(reference), self._step_seconds(chain)
+        theirs, own = equal_time.costs(self._whole(reference), self._whole(chain))
         if not all(tuned) or theirs is None or own is None:
             return []
         finals = self._final(chain)
@@ -226,11 +227,11 @@ class Suite:
         """Trainings of an arm, those at equal time as soon as they are known."""
         return len(self.tuning(chain)) + len(chain.definition.seeds) - 1 + len(self.timed(chain))
 
-    def _step_seconds(self, chain: Chain) -> float | None:
-        """Of an arm all of whose ordinary runs are done; before, the least would wander."""
+    def _whole(self, chain: Chain) -> list[dict[str, Any]]:
+        """All ordinary runs of an arm, if they are done; before, the least seconds would wander."""
         tuned = [self.result(unit) for unit in self.tuning(chain)]
         whole = [self.result(unit) for unit in self._final(chain)] if all(tuned) else [None]
-        return equal_time.step_seconds([r for r in [*tuned, *whole] if r]) if all(whole) else None
+        return [r for r in [*tuned, *whole] if r] if all(whole) else []
 
     def _final(self, chain: Chain) -> list[Unit]:
         """The runs that count, with the learning rate that validated best; a run that diverged never does."""
@@ -325,6 +326,7 @@ class Suite:
             "seconds": round(told.get("seconds", 0.0), 1),
             "flops": told.get("flops_per_token", 0.0) * told.get("tokens", 0),
             "revision": self._revision,
+            "machine": cpu_name(),
             "failed": failed,
             "validation": {k: v for k, v in told.items() if k.startswith("val_")},
             "curve": [{k: row[k] for k in keys if k in row} for row in rows if "val_loss" in row],

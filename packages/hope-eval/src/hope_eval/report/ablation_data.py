@@ -113,6 +113,7 @@ class Training:
     validation: dict[str, float]
     curve: list[dict[str, float]]
     metrics: list[Value]
+    machine: str = ""
 
 
 @dataclass(frozen=True)

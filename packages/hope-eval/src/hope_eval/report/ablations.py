@@ -75,6 +75,9 @@ def _timed(study: Study) -> str:
         f"At equal time: arms whose steps cost otherwise than `{reference}`'s (by over a tenth) were trained again "
         f"for as long as it was, by the least seconds measured here: {', '.join(said)}."
     )
+    machines = {arm.name: {t.machine for t in arm.trainings} for arm in study.arms}
+    if apart := [f"`{name}`" for name, ran in machines.items() if ran and not ran & machines[reference]]:
+        text += f" **Not a fair comparison:** {', '.join(apart)} never ran on a machine that `{reference}` ran on."
     return "\n\n".join([text, "\n".join(f"- {line}" for line in verdicts if line), _table(timed)])
 
 
@@ -228,5 +231,14 @@ def _provenance(study: Study) -> str:
         {t.revision[:12] + ("-dirty" if t.revision.endswith("-dirty") else "") for t in trainings}
     )
     plan = study.plan
-    seeds = ", ".join(map(str, plan.seeds))
-    return f"Seeds {seeds}, learning rates chosen with seed {plan.seeds[0]}; revision {', '.join(revisions)}."
+    seeds, machines = ", ".join(map(str, plan.seeds)), sorted({t.machine for t in trainings} - {""})
+    return (
+        "; ".join(
+            [
+                f"Seeds {seeds}, learning rates chosen with seed {plan.seeds[0]}",
+                f"revision {', '.join(revisions)}",
+                *([f"on {', '.join(machines)}"] if machines else []),
+            ]
+        )
+        + "."
+    )
