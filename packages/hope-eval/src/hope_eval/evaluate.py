@@ -24,7 +24,7 @@ from hope_eval.results import SCHEMA, Evaluator, Results, TaskResult
 from hope_eval.tasks import TASKS
 from hope_eval.tasks.base import Context
 from hope_model import LanguageModel, checkpoint
-from hope_model.allocator import keep_freed_memory
+from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError as ModelInputError
 
 LENGTH = 512  # of windows, where the checkpoint does not say what it was trained with
@@ -79,7 +79,7 @@ def _evaluate(request: Request) -> Results:
     if unknown or not request.tasks:
         raise InputError(f"unknown task '{''.join(unknown[:1])}'; choose among {', '.join(TASKS)}")
     tokenizer = Tokenizer.load(request.tokenizer)
-    keep_freed_memory()
+    prepare_cpu()
     model, meta = checkpoint.load(request.checkpoint, device=request.device)
     domains = _check(request, model, meta, tokenizer)
     with Display() as display:

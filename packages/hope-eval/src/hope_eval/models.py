@@ -17,8 +17,8 @@ from hope_data.files import sha256_file
 from hope_data.tokenizer import MODEL, Tokenizer
 from hope_eval.results import Checkpoint
 from hope_model import LanguageModel, MemorySettings, checkpoint, counting
-from hope_model.allocator import keep_freed_memory
 from hope_model.blocks import variant_parts
+from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError as ModelInputError
 from hope_model.state import State, select
 
@@ -222,7 +222,7 @@ def load(folder: Path, tokenizer: Path | None = None, device: str = "cpu", lengt
 
 
 def _load_ours(folder: Path, where: Path | None, device: str, length: int) -> Loaded:
-    keep_freed_memory()
+    prepare_cpu()
     try:
         model, meta = checkpoint.load(folder, device=device)
     except ModelInputError as error:
@@ -284,7 +284,7 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int) -> Load
             f"{folder} is a model of transformers; pip install 'hope-eval[lm-eval]' to score it"
         ) from None
     transformers.logging.disable_progress_bar()
-    keep_freed_memory()
+    prepare_cpu()
     ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "hope"
     if ours:
         import hope_model.hf  # noqa: F401, PLC0415 (registers the type)

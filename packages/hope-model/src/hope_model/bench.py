@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hope_model.allocator import keep_freed_memory
 from hope_model.config import CMSConfig, ModelConfig
 from hope_model.counting import flops_per_token, parameters
+from hope_model.cpu import prepare_cpu
 from hope_model.model import LanguageModel
 from hope_model.ops.native.build import kernels
 from hope_model.state import State, n_bytes
@@ -74,7 +74,7 @@ def bench_training(settings: BenchSettings, report: Callable[[str], None]) -> li
     Returns:
         One row per variant: tokens/s (median), ratio to the transformer, peak MB, forward FLOPs per token.
     """
-    keep_freed_memory()
+    prepare_cpu()
     torch.set_num_threads(settings.threads)
     steps, rows = {}, []
     for variant in settings.variants:

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hope_model import LanguageModel, counting
-from hope_model.allocator import keep_freed_memory
+from hope_model.cpu import prepare_cpu
 from hope_model.ops.native.build import SWITCH, without_kernels
 from hope_train.config import TrainConfig, dump, load
 from hope_train.network import Network
@@ -155,7 +155,7 @@ def measure(config: TrainConfig, *, keep: bool = False) -> float:
 
     Args:
         config: of the run.
-        keep: count also what was freed and is kept for later, as a run does for speed (`keep_freed_memory`);
+        keep: count also what was freed and is kept for later, as a run does for speed (`prepare_cpu`);
             otherwise blocks from 64 KiB on go back at once, and the peak is what was needed.
     """
     environment = os.environ | {SWITCH: "0"} | ({} if keep else {"MALLOC_MMAP_THRESHOLD_": "65536"})
@@ -176,7 +176,7 @@ def measure(config: TrainConfig, *, keep: bool = False) -> float:
 def _child(path: str, *, keep: bool) -> None:
     config = load(Path(path))
     if keep:
-        keep_freed_memory()
+        prepare_cpu()
     # Something tiny first: libraries set up what they need, and it shall not count.
     model = dataclasses.replace(config.model, vocab_size=64, dim=64, head_dim=32, layers=1)
     _steps(dataclasses.replace(config, model=model, length=64, lengths={}), 1)

@@ -12,7 +12,7 @@ from torch import nn
 
 from hope_data.files import write_json
 from hope_model import LanguageModel, counting
-from hope_model.allocator import keep_freed_memory
+from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError
 from hope_train import distributed, files, hardware, provenance, state, zero
 from hope_train.config import TrainConfig, fingerprint
@@ -112,7 +112,7 @@ def _train(
 
 def build(config: TrainConfig, data: Data, world: World) -> Run:
     """Everything a run works with, its initial weights drawn from the seed."""
-    keep_freed_memory()
+    prepare_cpu()
     torch.manual_seed(config.seed)
     model = LanguageModel(config.model).to(world.device)
     precision = pick_precision(config.precision, world.device)

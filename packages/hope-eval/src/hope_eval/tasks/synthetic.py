@@ -15,7 +15,7 @@ from hope_eval.models import describe
 from hope_eval.results import Checkpoint, Items, TaskResult, fingerprint
 from hope_eval.tasks.base import Stopwatch, refuse_rereading
 from hope_model import LanguageModel, checkpoint
-from hope_model.allocator import keep_freed_memory
+from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError as ModelInputError
 
 VERSION = 1
@@ -27,7 +27,7 @@ def load(folder: Path, device: str = "cpu") -> tuple[LanguageModel, dict[str, ob
     Raises:
         InputError: damaged, or trained on text.
     """
-    keep_freed_memory()
+    prepare_cpu()
     try:
         model, meta = checkpoint.load(folder, device=device)
     except ModelInputError as error:
