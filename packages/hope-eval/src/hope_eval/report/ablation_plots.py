@@ -68,7 +68,8 @@ def by_length(study: Study) -> Figure:
     if study.metric == "task_accuracy":
         axes.set_ylim(0, 1.03)
     axes.set_title(f"{study.name}: {study.plan.question}")
-    figure.legend(loc="outside lower center", ncols=4)
+    longest = max(len(name) for name in axes.get_legend_handles_labels()[1])
+    figure.legend(loc="outside lower center", ncols=4 if longest < 28 else 3)  # four long names would be cut
     return figure
 
 
