@@ -5,7 +5,7 @@
 // matrices stay in the nearest caches; derivation in ../deep_memory/README.md. The backward keeps each chunk's first
 // weights and redoes the chunk. g_x is the gradient at x; matrices are [rows, columns], tokens are columns.
 #pragma once
-#include "small.hpp"
+#include "soft_clip.hpp"
 
 using namespace hope;
 
@@ -74,7 +74,8 @@ struct Work : Sizes {
     a = arena.take(int64_t(R) * m * Q), s = arena.take(R * Q), y = arena.take(int64_t(R) * d * Q);
     target_inverse = arena.take(R * Cp), moved = arena.take(int64_t(R) * d * Cp),
     error = arena.take(int64_t(R) * d * Cp);
-    inner = arena.take(int64_t(R) * m * Cp), r_inner = arena.take(R * Cp), u2 = arena.take(int64_t(R) * m * Cp), u1 = arena.take(int64_t(R) * d * Cp);
+    inner = arena.take(int64_t(R) * m * Cp), r_inner = arena.take(R * Cp);
+    u2 = arena.take(int64_t(R) * m * Cp), u1 = arena.take(int64_t(R) * d * Cp);
     gram = arena.take(R * square_size), solved = arena.take(R * square_size);
     a_q = arena.take(m * Cp), s_q = arena.take(Cp);
     right = arena.take(d * Cp), square = arena.take(square_size);

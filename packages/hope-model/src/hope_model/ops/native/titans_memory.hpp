@@ -4,7 +4,7 @@
 // ../deep_memory/README.md. Both layers are one recurrence of S, its momentum P and O; what is written (w) decays by
 // `written`, what is erased (u, output layer only) by `within`. The backward redoes each chunk from its first weights.
 #pragma once
-#include "small.hpp"
+#include "soft_clip.hpp"
 
 using namespace hope;
 
