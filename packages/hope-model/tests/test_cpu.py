@@ -14,7 +14,7 @@ print(int((tiny * 1e-12).count_nonzero()), float(tiny[0] * 1e-7) > 0)
 
 
 def test_numbers_too_small_for_speed_are_zero_in_every_thread() -> None:
-    """In processes of their own: the setting lasts, and threads that were there before do not take it."""
+    """In processes of their own: the setting lasts."""
     for prepare, left in (("", 2**21), ("prepare_cpu()", 0)):
         command = [sys.executable, "-c", CHECK.format(prepare=prepare)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -232,13 +232,5 @@ def _provenance(study: Study) -> str:
     )
     plan = study.plan
     seeds, machines = ", ".join(map(str, plan.seeds)), sorted({t.machine for t in trainings} - {""})
-    return (
-        "; ".join(
-            [
-                f"Seeds {seeds}, learning rates chosen with seed {plan.seeds[0]}",
-                f"revision {', '.join(revisions)}",
-                *([f"on {', '.join(machines)}"] if machines else []),
-            ]
-        )
-        + "."
-    )
+    where = f"; on {', '.join(machines)}" if machines else ""
+    return f"Seeds {seeds}, learning rates chosen with seed {plan.seeds[0]}; revision {', '.join(revisions)}{where}."
