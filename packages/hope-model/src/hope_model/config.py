@@ -29,7 +29,7 @@ class MemoryConfig:
     """Deep memories (Titans, self-modifying Titans) and the delta rule they are written with."""
 
     chunk: int = 32  # tokens that share one gradient point (eq. 90); 1 is the exact token rule
-    hidden: int = 0  # width m of a memory's hidden layer; 0: half the head's width
+    hidden: int = 0  # width m of a memory's hidden layer; 0: the head's, half of it in Titans
     activation: str = "relu"
     eta_max: float = 0.1  # bound of the hidden layer's inner learning rate, times 2 at most
     output_rule: str = "delta"  # "delta" (stable) or "gradient" (the paper's)
@@ -128,8 +128,9 @@ class ModelConfig:
 
     @property
     def memory_hidden(self) -> int:
-        """Hidden width m of a deep memory."""
-        return self.memory.hidden or max(self.head_dim // 2, 1)
+        """Hidden width m of a deep memory; Titans' memories need not tell keys from values, matrices do."""
+        parts = 2 if self.variant.startswith("titans") else 1
+        return self.memory.hidden or max(self.head_dim // parts, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, the inverse of `from_dict`."""
