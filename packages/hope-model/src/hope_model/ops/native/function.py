@@ -26,11 +26,12 @@ class Kernel:
         seen: Outputs without a gradient.
         shared: Inputs that several sequences share, sequence n the row n modulo their number.
         record: Sizes that a record's length depends on; empty for no records.
+        chunks_a_record: Chunks that share one.
     """
 
     def __init__(
         self, name: str, *, sizes: str, inputs: str, outputs: str, numbers: str = "", seen: str = "", shared: str = "",
-        record: str = "",
+        record: str = "", chunks_a_record: int = 1,
     ) -> None:  # fmt: skip
         self.name, self.record, self.shared, self.seen = (
             name,
@@ -38,6 +39,7 @@ class Kernel:
             set(shared.split()),
             seen.split(),
         )
+        self.chunks_a_record = chunks_a_record
         self.inputs = inputs.split()
         self.outputs = dict(output.partition("=")[::2] for output in outputs.split())
         given = [output for output in self.outputs if output not in self.seen]
@@ -96,7 +98,8 @@ class _Run(torch.autograd.Function):
             each = compiled.number(
                 f"{kernel.name}_record", x.element_size(), *(sizes[s] for s in kernel.record)
             )
-            records = x.new_empty(sizes["N"] * (sizes["T"] // sizes["C"]) * each)
+            chunks = sizes["T"] // sizes["C"]
+            records = x.new_empty(sizes["N"] * -(-chunks // kernel.chunks_a_record) * each)
         outputs = {
             name: x.new_empty(sizes.get(name) or inputs[like].shape) for name, like in kernel.outputs.items()
         }

@@ -277,19 +277,18 @@ void forward(const Args& g, int64_t from, int64_t to) {
     weights_in<T>(s, s.R, g.W2, g.W1, n, w.bank);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       tokens_in(w, g, n, chunk);
-      T* record = g.records ? static_cast<T*>(g.records) + (n * chunks + chunk) * s.record : nullptr;
-      if (record) keep_weights(w, record);
+      if (g.records && chunk % PAIR == 0) copy_weights(s, w.bank, Record<T>(s, g.records, n, chunks, chunk).bank);
       project(w, head, T(g.eta_max));
       write(w);
       read(w);
-      if (record) keep_read(w, record);
+      if (g.records) keep_read(w, Record<T>(s, g.records, n, chunks, chunk).read);
       const int64_t at = chunk * g.C;
       rows_out<T>(s.d, s.C, s.Cp, w.z, g.T, static_cast<T*>(g.o) + n * g.d * g.T + at);
       for (int t = 0; t < s.C; ++t) {
         static_cast<T*>(g.eta)[n * g.T + at + t] = T(g.eta_max) * w.sigma[t];
         static_cast<T*>(g.alpha)[n * g.T + at + t] = w.alpha[t];
       }
-      advance(w, scratch);
+      advance(w, w.bank, scratch);
     }
     weights_out<T>(s, s.R, w.bank, g.W2_end, g.W1_end, n);
   }
@@ -299,8 +298,11 @@ template <class T>
 void backward(const Args& g, int64_t from, int64_t to) {
   const Sizes s = sizes<T>(g.R, g.F, g.d, g.m, g.C);
   Scratch<T> arena;
-  Work<T> w(s, arena, g.own);
-  Back<T> b(w, arena, g.own);
+  Work<T> even(s, arena, g.own), odd(s, arena, g.own);
+  Back<T> b(even, arena, g.own);
+  T* scratch = arena.take((int64_t(s.R) * std::max(s.d, s.m) + 1) * s.Cp);
+  odd.first = even.first;
+  if (!g.own) odd.project = even.project;
   const int64_t chunks = g.T / g.C;
   auto zero = [&](int count, Weights<T> x) {
     std::memset(x.W2, 0, sizeof(T) * count * s.m * s.dp), std::memset(x.W1, 0, sizeof(T) * count * s.d * s.mp);
@@ -308,20 +310,33 @@ void backward(const Args& g, int64_t from, int64_t to) {
   for (int64_t n = from; n < to; ++n) {
     const Head<T> head(g, n);
     const Summed<T> summed(g, n);
-    begin(w, g, n);
+    begin(even, g, n);
     zero(s.R, b.first);
     if (!g.own) zero(s.F, b.project);
     weights_in<T>(s, s.R, g.g_W2_end, g.g_W1_end, n, b.bank);
-    for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-      const int64_t at = chunk * g.C, rows = n * g.d * g.T + at;
+    auto redo = [&](Work<T>& w, int64_t chunk) {
       tokens_in(w, g, n, chunk);
-      restore(w, static_cast<const T*>(g.records) + (n * chunks + chunk) * s.record);
+      restore_read(w, Record<T>(s, g.records, n, chunks, chunk).read);
       project(w, head, T(g.eta_max));
       write(w);
+    };
+    auto back = [&](Work<T>& w, int64_t chunk) {
+      const int64_t at = chunk * g.C, rows = n * g.d * g.T + at;
       rows_in<T>(s.d, s.C, s.Cp, static_cast<const T*>(g.g_o) + rows, g.T, b.o);
       chunk_back(w, b, head, T(g.eta_max), summed, static_cast<T*>(g.g_output) + n * g.T + at);
       rows_out<T>(s.d, s.C, s.Cp, b.x, g.T, static_cast<T*>(g.g_x) + rows);
       rows_out<T>(s.d, s.C, s.Cp, b.q, g.T, static_cast<T*>(g.g_q) + rows);
+    };
+    for (int64_t chunk = (chunks - 1) / PAIR * PAIR; chunk >= 0; chunk -= PAIR) {
+      copy_weights(s, Record<T>(s, g.records, n, chunks, chunk).bank, even.bank);
+      redo(even, chunk);
+      if (chunk + 1 < chunks) {
+        copy_weights(s, even.bank, odd.bank);
+        advance(even, odd.bank, scratch);
+        redo(odd, chunk + 1);
+        back(odd, chunk + 1);
+      }
+      back(even, chunk);
     }
     weights_out<T>(s, s.R, b.bank, g.g_W2, g.g_W1, n);
     weights_out<T>(s, s.R, b.first, g.g_O2, g.g_O1, n);

@@ -2,8 +2,8 @@
 // gates.
 //
 // The same as written_projection.py and written_step.py, one sequence and head at a time, so that weights and a chunk's
-// matrices stay in the nearest caches; derivation in ../deep_memory/README.md. The backward keeps each chunk's first
-// weights and redoes the chunk. g_x is the gradient at x; matrices are [rows, columns], tokens are columns.
+// matrices stay in the nearest caches; derivation in ../deep_memory/README.md. The backward keeps the first weights of
+// every second chunk, and redoes two chunks at a time. g_x is the gradient at x; matrices are [rows, columns], tokens are columns.
 #pragma once
 #include "soft_clip.hpp"
 
@@ -21,6 +21,7 @@ struct Args {
 namespace {
 
 constexpr int PROJECT = 4;  // k, v, eta, alpha: the first memories of BANK
+constexpr int PAIR = 2;     // chunks that share a record
 
 struct Sizes {
   int R, F, d, m, C, Cp, Q, dp, mp;  // padded widths; Q: keys and values side by side
@@ -39,7 +40,7 @@ Sizes sizes(int64_t R, int64_t F, int64_t d, int64_t m, int64_t C) {
           padded<T>(int(d)),
           padded<T>(int(m)),
           0};
-  s.record = int64_t(R) * (m * s.dp + d * s.mp) + (m + 1) * s.Cp;
+  s.record = int64_t(R) * (m * s.dp + d * s.mp) + PAIR * (m + 1) * s.Cp;
   return s;
 }
 
@@ -232,49 +233,48 @@ void sent(const Work<T>& w, int rows, const T* u, T* out) {
     for (int c = 0; c < w.Cp; c += W<T>) store(out + r * w.Cp + c, load(u + r * w.Cp + c) * load(end + c));
 }
 
-// W = keep W + (1 - keep) O + (u end) k^T.
+// bank = keep bank + (1 - keep) O + (u end) k^T, from w's chunk.
 template <class T>
-void advance(Work<T>& w, T* scratch) {
+void advance(Work<T>& w, Weights<T> bank, T* scratch) {
   const T keep = w.decay.gamma[w.C - 1];
   auto pull = [&](int64_t rows, int ld, T* S, const T* O) {
     for (int64_t i = 0; i < rows * ld; i += W<T>) store(S + i, load(O + i) + keep * (load(S + i) - load(O + i)));
   };
-  pull(int64_t(w.R) * w.m, w.dp, w.bank.W2, w.first.W2);
-  pull(int64_t(w.R) * w.d, w.mp, w.bank.W1, w.first.W1);
+  pull(int64_t(w.R) * w.m, w.dp, bank.W2, w.first.W2);
+  pull(int64_t(w.R) * w.d, w.mp, bank.W1, w.first.W1);
   sent(w, w.R * w.m, w.u2, scratch);
-  mm<false, ADD>(w.R * w.m, w.d, w.C, scratch, w.Cp, w.kT, w.dp, w.bank.W2, w.dp);
+  mm<false, ADD>(w.R * w.m, w.d, w.C, scratch, w.Cp, w.kT, w.dp, bank.W2, w.dp);
   sent(w, w.R * w.d, w.u1, scratch);
   for (int r = 0; r < w.R; ++r) {
     transpose(w.m, w.C, w.a + int64_t(r) * w.m * w.Q, w.Q, w.wide, w.mp);
     mm<false, ADD>(w.d, w.m, w.C, scratch + int64_t(r) * w.d * w.Cp, w.Cp, w.wide, w.mp,
-                   w.bank.W1 + int64_t(r) * w.d * w.mp, w.mp);
+                   bank.W1 + int64_t(r) * w.d * w.mp, w.mp);
   }
 }
 
-// Records for the backward: weights at the chunk's start, and what the last memory was read with.
 template <class T>
-int64_t weight_size(const Sizes& s) {
-  return int64_t(s.R) * s.m * s.dp;
+void copy_weights(const Sizes& s, Weights<T> from, Weights<T> to) {
+  std::memcpy(to.W2, from.W2, sizeof(T) * s.R * s.m * s.dp), std::memcpy(to.W1, from.W1, sizeof(T) * s.R * s.d * s.mp);
+}
+
+// A record for the backward: weights at the start of a pair of chunks, and what the last memory was read with in each.
+template <class T>
+struct Record {
+  Weights<T> bank;
+  T* read;
+  Record(const Sizes& s, void* records, int64_t n, int64_t chunks, int64_t chunk) {
+    bank.W2 = static_cast<T*>(records) + (n * ((chunks + PAIR - 1) / PAIR) + chunk / PAIR) * s.record;
+    bank.W1 = bank.W2 + int64_t(s.R) * s.m * s.dp;
+    read = bank.W1 + int64_t(s.R) * s.d * s.mp + chunk % PAIR * (s.m + 1) * s.Cp;
+  }
+};
+template <class T>
+void keep_read(const Work<T>& w, T* to) {
+  std::memcpy(to, w.a_q, sizeof(T) * w.m * w.Cp), std::memcpy(to + w.m * w.Cp, w.s_q, sizeof(T) * w.Cp);
 }
 template <class T>
-void keep_weights(const Work<T>& w, T* record) {
-  const int64_t size = weight_size<T>(w);
-  std::memcpy(record, w.bank.W2, sizeof(T) * size);
-  std::memcpy(record + size, w.bank.W1, sizeof(T) * w.R * w.d * w.mp);
-}
-template <class T>
-void keep_read(const Work<T>& w, T* record) {
-  T* to = record + weight_size<T>(w) + int64_t(w.R) * w.d * w.mp;
-  std::memcpy(to, w.a_q, sizeof(T) * w.m * w.Cp);
-  std::memcpy(to + w.m * w.Cp, w.s_q, sizeof(T) * w.Cp);
-}
-template <class T>
-void restore(Work<T>& w, const T* record) {
-  const int64_t size = weight_size<T>(w), size1 = int64_t(w.R) * w.d * w.mp;
-  std::memcpy(w.bank.W2, record, sizeof(T) * size);
-  std::memcpy(w.bank.W1, record + size, sizeof(T) * size1);
-  std::memcpy(w.a_q, record + size + size1, sizeof(T) * w.m * w.Cp);
-  std::memcpy(w.s_q, record + size + size1 + w.m * w.Cp, sizeof(T) * w.Cp);
+void restore_read(Work<T>& w, const T* from) {
+  std::memcpy(w.a_q, from, sizeof(T) * w.m * w.Cp), std::memcpy(w.s_q, from + w.m * w.Cp, sizeof(T) * w.Cp);
 }
 
 // First weights, and those that project where they are others.
