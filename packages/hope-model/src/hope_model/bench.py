@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,11 +61,13 @@ def machine(settings: BenchSettings) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Of the processor, as it tells it itself."""
+    """Of the processor, as it tells it itself, with family and model: hosts hide generations behind one name."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+        rows = (line.partition(":")[::2] for line in first.splitlines())
+        told = {key.strip(): value.strip() for key, value in rows}
+        return f"{told['model name']} ({told['cpu family']}/{told['model']})"
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
 
 
