@@ -30,7 +30,7 @@ class MemoryConfig:
 
     chunk: int = 32  # tokens that share one gradient point (eq. 90); 1 is the exact token rule
     hidden: int = 0  # width m of a memory's hidden layer; 0: the head's, half of it in Titans
-    activation: str = "relu"
+    activation: str = "leaky_relu"
     eta_max: float = 0.1  # bound of the hidden layer's inner learning rate, times 2 at most
     output_rule: str = "delta"  # "delta" (stable) or "gradient" (the paper's)
     tied_gates: bool = False  # the paper's one gate for erasing and writing
@@ -98,7 +98,7 @@ class ModelConfig:
         if self.variant in WINDOWED and not self.attention.window:
             object.__setattr__(self, "attention", dataclasses.replace(self.attention, window=WINDOW))
         choices = {
-            "memory.activation": (self.memory.activation, ("relu", "gelu", "silu")),
+            "memory.activation": (self.memory.activation, ("leaky_relu", "relu", "gelu", "silu")),
             "memory.decay_to": (self.memory.decay_to, ("initial", "zero")),
             "memory.output_rule": (self.memory.output_rule, ("delta", "gradient")),
             "cms.signal": (self.cms.signal, ("output", "layer")),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hope_model.observe import note
-from hope_model.ops.activations import ACTIVATIONS, l2norm, shrink_factor, soft_clip
+from hope_model.ops.activations import ACTIVATIONS, NEGATIVE_SLOPES, l2norm, shrink_factor, soft_clip
 from hope_model.ops.deep_memory.native_span import (
     SELF_MODIFYING,
     TITANS,
@@ -306,7 +306,7 @@ def _fits(kernel: Kernel, gates: Gates, *tensors: Tensor | None) -> bool:
 
 
 def _has_written_backward(rules: Rules, gates: Gates, origin: FastWeights | None) -> bool:
-    default = rules.stable and rules.activation == "relu" and rules.through_writes
+    default = rules.stable and rules.activation in NEGATIVE_SLOPES and rules.through_writes
     return default and not (rules.tied_gates or rules.twice) and gates.erase_NT is None and origin is not None
 
 
@@ -356,17 +356,17 @@ def _written_chunk(
     shape, C = q_NdC.shape, q_NdC.shape[-1]
     W2, W1 = (_batch(W) for W in state.now)
     readers_NH2d = torch.stack((readout.eta_Hd, readout.alpha_Hd), 1).expand(*shape[:-2], 2, -1)
-    readers = readers_NH2d.flatten(0, -3)
+    readers, slope = readers_NH2d.flatten(0, -3), NEGATIVE_SLOPES[rules.activation]
     if fixed is None:
-        kv, raw, W2, W1 = written_projection(W2, W1, x_NdC.flatten(0, -3), readers)
+        kv, raw, W2, W1 = written_projection(W2, W1, x_NdC.flatten(0, -3), readers, slope)
     else:
         fixed2, fixed1 = (_batch(W) for W in fixed)
-        kv, raw, *_ = written_projection(fixed2, fixed1, x_NdC.flatten(0, -3), readers)
+        kv, raw, *_ = written_projection(fixed2, fixed1, x_NdC.flatten(0, -3), readers, slope)
     log_a_NC, _, eta_NRC = _gates(raw.view(*shape[:-2], 2, C), readout, W2.shape[1], rules)
     output_NRC = log_a_NC.exp()[..., None, :] * _by_memory(_present(gates.output_NRT), readout, W2.shape[1])
     scalars = (eta_NRC, output_NRC, *chunk_decays(log_a_NC))
     flat = StepGates(*(g.flatten(0, len(shape) - 3) for g in scalars))
-    o, after = written_step(Bank(W2, W1, *first), kv, q_NdC.flatten(0, -3), flat)
+    o, after = written_step(Bank(W2, W1, *first), kv, q_NdC.flatten(0, -3), flat, slope)
     now = FastWeights(*(W.view(like.shape) for W, like in zip(after[:2], state.now, strict=True)))
     position = state.position + C
     start = state.start if position % rules.chunk else now

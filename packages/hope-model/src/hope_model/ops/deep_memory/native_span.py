@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from hope_model.observe import note
+from hope_model.ops.activations import NEGATIVE_SLOPES
 from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
 from hope_model.ops.native.function import Kernel
 
 TITANS = Kernel(
     "titans",
     sizes="N H d m T C",
+    numbers="slope",
     inputs="q k v log_a log_theta output eta S2 S1 P2 P1 O2 O1",
     outputs="o=q S2_end=S2 S1_end=S1 P2_end=P2 P1_end=P1",
     shared="O2 O1",
@@ -22,7 +24,7 @@ TITANS = Kernel(
 SELF_MODIFYING = Kernel(
     "self_modifying",
     sizes="N H R F d m T C own",
-    numbers="eta_max",
+    numbers="eta_max slope",
     # F: memories that project, where they are not those that are written; scale and share: factors [H, R] of eta and b.
     inputs="x q output W2 W1 O2 O1 F2 F1 readers bias scale share",
     outputs="o=q W2_end=W2 W1_end=W1 eta=output alpha=output",
@@ -66,7 +68,8 @@ def native_titans(
     S2, S1, P2, P1, O2, O1 = (_flat(W, 2) for W in (*state.now, *state.momentum, *origin))
     (N, m, d), T = S2.shape, q.shape[-1]
     o, S2, S1, P2, P1 = TITANS(
-        {"N": N, "H": len(O2), "d": d, "m": m, "T": T, "C": min(rules.chunk, T)},
+        {"N": N, "H": len(O2), "d": d, "m": m, "T": T, "C": min(rules.chunk, T)}
+        | {"slope": NEGATIVE_SLOPES[rules.activation]},
         q=q, k=k, v=v, log_a=_flat(gates.log_a_NT, 1), log_theta=_flat(gates.log_theta_NT, 1),
         output=_flat(gates.output_NRT, 1), eta=_flat(gates.eta_NRT, 1), S2=S2, S1=S1, P2=P2, P1=P1, O2=O2, O1=O1,
     )  # fmt: skip
@@ -94,7 +97,8 @@ def native_self_modifying(
     F2, F1 = (None, None) if fixed is None else (_flat(W, 3) for W in fixed)
     sizes = {"N": N, "H": H, "R": R, "F": R if F2 is None else F2.shape[1], "d": d, "m": m, "T": T}
     o, W2, W1, eta, alpha = SELF_MODIFYING(
-        sizes | {"C": min(rules.chunk, T), "own": F2 is None, "eta_max": rules.eta_max},
+        sizes | {"C": min(rules.chunk, T), "own": F2 is None, "eta_max": rules.eta_max}
+        | {"slope": NEGATIVE_SLOPES[rules.activation]},
         x=_flat(x_NdT, 2), q=_flat(q_NdT, 2), output=_flat(gates.output_NRT, 1), W2=W2, W1=W1,
         O2=origin.W2_NRmd, O1=origin.W1_NRdm, F2=F2, F1=F1,
         readers=torch.stack((readout.eta_Hd, readout.alpha_Hd), 1),

@@ -53,7 +53,7 @@ class Rules:
     """The named choices of model.md 2 and 3."""
 
     chunk: int = 64
-    activation: str = "relu"
+    activation: str = "leaky_relu"
     eta_max: float = 0.1
     stable: bool = True  # shrunk activations, normalised targets, exact delta rule at the output layer
     tied_gates: bool = False  # erase with eta

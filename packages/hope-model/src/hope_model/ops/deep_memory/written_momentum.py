@@ -1,4 +1,4 @@
-"""Titans' chunk step (one stable ReLU memory, written with momentum) with its backward written out.
+"""Titans' chunk step (one stable memory with (leaky) ReLU, written with momentum) with its backward written out.
 
 Both layers are the same recurrence, so its parts stand here once, each beside its backward. A state S and its
 momentum P are stacked: what reads one reads both; so are S and the first weights O, to which retention pulls. Columns w
@@ -183,33 +183,34 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, SPO2: Tensor, SPO1: Tensor, k: Tensor, v: Tensor, q: Tensor, *scalars: Tensor
+        ctx: Any, slope: float, SPO2: Tensor, SPO1: Tensor, k: Tensor, v: Tensor, q: Tensor, *scalars: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         gates = MomentumGates(*scalars)
-        a_k, s_k = shrink(torch.bmm(SPO2[:, 0], k).relu_())
+        a_k, s_k = shrink(torch.bmm(SPO2[:, 0], k), slope)
         recalled = _recall(SPO1, a_k)
         aim = v - k
         back = torch.bmm(t(SPO1[:, 0]), recalled[:, 0] - aim)
-        inner, _ = soft_clip(back, a_k, s_k)
+        inner, _ = soft_clip(back, a_k, s_k, slope)
         w2 = inner.mul_((gates.share_NC * -gates.eta_NC)[:, None])
         w1 = aim.mul_((gates.share_NC * gates.output_NC)[:, None])
         uw, made = _solve(a_k, recalled, w1, gates)
         layer2, layer1 = _Layer(SPO2, k, w2), _Layer(SPO1, a_k, uw)
-        a_q, s_q = shrink(_read(layer2, q, gates).relu_())
+        a_q, s_q = shrink(_read(layer2, q, gates), slope)
         o = _read(layer1, a_q, gates).add_(q)
+        ctx.slope = slope
         ctx.save_for_backward(*layer2, *layer1, made, v, q, s_k, a_q, s_q, *gates)
         return o, _after(layer2, gates), _after(layer1, gates)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         g_o, g_SPO2_new, g_SPO1_new = grads
         saved = ctx.saved_tensors
         layer2, layer1, gates = _Layer(*saved[:3]), _Layer(*saved[3:6]), MomentumGates(*saved[12:])
         made, v, q, s_k, a_q, s_q = saved[6:12]
         k, a_k = layer2.key, layer1.key
         read1 = _read_back(g_o, a_q, layer1, gates)
-        read2 = _read_back(hidden_back(read1.q, a_q, s_q), q, layer2, gates)
+        read2 = _read_back(hidden_back(read1.q, a_q, s_q, ctx.slope), q, layer2, gates)
         g_push, g_keep = (
             x + y
             for x, y in zip(
@@ -221,14 +222,14 @@ class _Step(torch.autograd.Function):
         g_k, g_a_k, g_w2 = read2.key, read1.key, read2.columns
         recalled = _recall(layer1.SPO, a_k)
         solve = _solve_back(read1.columns, layer1, recalled, made, g_a_k, gates)
-        # w1 = share c (v - k); w2 = -share eta soft_clip(s mask W1^T e), e = W1 a - (v - k)
+        # w1 = share c (v - k); w2 = -share eta soft_clip(s slope W1^T e), e = W1 a - (v - k)
         aim = v - k
         by_aim = (solve.w * aim).sum(-2)
         g_share, g_output = gates.output_NC * by_aim, solve.c + gates.share_NC * by_aim
         error = recalled[:, 0] - aim
         rate = (gates.share_NC * -gates.eta_NC)[:, None]
-        inner, r = soft_clip(torch.bmm(t(layer1.SPO[:, 0]), error), a_k, s_k)
-        g_back, g_s, g_rate = soft_clip_back(g_w2, inner, r, a_k, s_k, rate)
+        inner, r = soft_clip(torch.bmm(t(layer1.SPO[:, 0]), error), a_k, s_k, ctx.slope)
+        g_back, g_s, g_rate = soft_clip_back(g_w2, inner, r, a_k, s_k, ctx.slope, rate)
         g_share -= gates.eta_NC * g_rate[:, 0]
         g_eta = -gates.share_NC * g_rate[:, 0]
         read1.SPO[:, 0] += torch.bmm(error, t(g_back))
@@ -239,11 +240,11 @@ class _Step(torch.autograd.Function):
         flat = solve.recalled.flatten(1, 2)
         read1.SPO.flatten(1, 2).baddbmm_(flat, t(a_k))
         g_a_k.baddbmm_(t(layer1.SPO.flatten(1, 2)), flat)
-        g_z = hidden_back(g_a_k, a_k, s_k, g_s)
+        g_z = hidden_back(g_a_k, a_k, s_k, ctx.slope, g_s)
         read2.SPO[:, 0] += torch.bmm(g_z, t(k))
         g_k.baddbmm_(t(layer2.SPO[:, 0]), g_z)
         return (
-            read2.SPO, read1.SPO, g_k, g_aim, g_o + read2.q, g_eta, g_output, g_share,
+            None, read2.SPO, read1.SPO, g_k, g_aim, g_o + read2.q, g_eta, g_output, g_share,
             read1.shares + read2.shares, solve.before, read1.reach + read2.reach, solve.reach_before, g_push, g_keep,
         )  # fmt: skip
 
@@ -252,8 +253,14 @@ _step: Callable[..., Any] = _Step.apply
 
 
 def written_momentum_step(
-    SPO2_N3md: Tensor, SPO1_N3dm: Tensor, k_NdC: Tensor, v_NdC: Tensor, q_NdC: Tensor, gates: MomentumGates
+    SPO2_N3md: Tensor,
+    SPO1_N3dm: Tensor,
+    k_NdC: Tensor,
+    v_NdC: Tensor,
+    q_NdC: Tensor,
+    gates: MomentumGates,
+    slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Reads o_NdC, and both layers' weights, momenta and first weights after the chunk."""
-    o, SPO2, SPO1 = _step(SPO2_N3md, SPO1_N3dm, k_NdC, v_NdC, q_NdC, *gates)
+    """Reads o_NdC, and both layers' weights, momenta and first weights after the chunk; see `written_step`."""
+    o, SPO2, SPO1 = _step(slope, SPO2_N3md, SPO1_N3dm, k_NdC, v_NdC, q_NdC, *gates)
     return o, SPO2, SPO1

@@ -22,9 +22,9 @@ class Projection(NamedTuple):
     W1_NRdm: Tensor
 
 
-def _hidden(W2: Tensor, x_NdC: Tensor) -> tuple[Tensor, Tensor]:
+def _hidden(W2: Tensor, x_NdC: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     N, _, m, _ = W2.shape
-    return shrink(torch.bmm(W2.flatten(1, 2)[:, : 4 * m], x_NdC).view(N, 4, m, -1).relu_())
+    return shrink(torch.bmm(W2.flatten(1, 2)[:, : 4 * m], x_NdC).view(N, 4, m, -1), slope)
 
 
 class _Project(torch.autograd.Function):
@@ -32,24 +32,25 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, W2: Tensor, W1: Tensor, x_NdC: Tensor, r_N2d: Tensor
+        ctx: Any, slope: float, W2: Tensor, W1: Tensor, x_NdC: Tensor, r_N2d: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        a, _ = _hidden(W2, x_NdC)
+        a, _ = _hidden(W2, x_NdC, slope)
         kv = torch.cat([torch.baddbmm(x_NdC, W1[:, n], a[:, n]) for n in (0, 1)], -1)
         inverse = normalise(kv)
         c_N2m = torch.cat([torch.bmm(r_N2d[:, n, None], W1[:, 2 + n]) for n in (0, 1)], 1)
         raw = torch.bmm(r_N2d, x_NdC)
         raw += torch.cat([torch.bmm(c_N2m[:, n, None], a[:, 2 + n]) for n in (0, 1)], 1)
+        ctx.slope = slope
         ctx.save_for_backward(W2, W1, x_NdC, r_N2d, kv, inverse, c_N2m)
         return kv, raw, W2.view_as(W2), W1.view_as(W1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # The last two come from the chunk's step, their only reader: they are ours to add to.
         g_kv, g_raw, g_W2, g_W1 = grads
         W2, W1, x, r, kv, inverse, c = ctx.saved_tensors
-        a, s = _hidden(W2, x)
+        a, s = _hidden(W2, x, ctx.slope)
         N, _, m, _ = W2.shape
         g_kv = normalise_back(g_kv, kv, inverse)
         g_x = torch.baddbmm(torch.add(*g_kv.chunk(2, -1)), t(r), g_raw)
@@ -62,15 +63,18 @@ class _Project(torch.autograd.Function):
             g_c = torch.bmm(g_p, t(a_n))
             g_W1[:, 2 + n].addcmul_(r[:, n, :, None], g_c)
             g_r[:, n, None] += torch.bmm(g_c, t(W1_n))
-        g_z = hidden_back(g_a, a, s).view(N, 4 * m, -1)
+        g_z = hidden_back(g_a, a, s, ctx.slope).view(N, 4 * m, -1)
         g_W2.flatten(1, 2)[:, : 4 * m] += torch.bmm(g_z, t(x))
         g_x.baddbmm_(t(W2.flatten(1, 2)[:, : 4 * m]), g_z)
-        return g_W2, g_W1, g_x, g_r
+        return None, g_W2, g_W1, g_x, g_r
 
 
 _project: Callable[..., Any] = _Project.apply
 
 
-def written_projection(W2: Tensor, W1: Tensor, x_NdC: Tensor, r_N2d: Tensor) -> Projection:
-    """Keys, values and raw gates that the memories make of x, and the weights to go on with."""
-    return Projection(*_project(W2, W1, x_NdC, r_N2d))
+def written_projection(W2: Tensor, W1: Tensor, x_NdC: Tensor, r_N2d: Tensor, slope: float) -> Projection:
+    """Keys, values and raw gates that the memories make of x, and the weights to go on with.
+
+    `slope`: of the activation below zero.
+    """
+    return Projection(*_project(slope, W2, W1, x_NdC, r_N2d))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hope_model.ops.activations import NEGATIVE_SLOPES
 from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Rules
 from hope_model.ops.deep_memory.written_momentum import MomentumGates, written_momentum_step
 from hope_model.ops.gated_delta.chunk import chunk_decays
@@ -22,7 +23,7 @@ def written_span(
     origin: FastWeights | None,
 ) -> tuple[Tensor, MemoryState]:
     """Tokens that begin at a chunk's start and cover whole chunks, or a part of one; momentum and origin are needed."""
-    shape, T = q_NdT.shape, q_NdT.shape[-1]
+    shape, T, slope = q_NdT.shape, q_NdT.shape[-1], NEGATIVE_SLOPES[rules.activation]
     chunks = max(T // rules.chunk, 1)
     inputs = (_by_chunk(x, chunks) for x in (k_NdT, v_NdT, q_NdT))
     steps = _momentum_gates(gates, chunks)
@@ -35,7 +36,7 @@ def written_span(
     outputs, before = [], (SPO2, SPO1)
     for k, v, q, *scalars in zip(*(x.unbind(0) for x in inputs), *(x.unbind(0) for x in steps), strict=True):
         before = (SPO2, SPO1)
-        o, SPO2, SPO1 = written_momentum_step(SPO2, SPO1, k, v, q, MomentumGates(*scalars))
+        o, SPO2, SPO1 = written_momentum_step(SPO2, SPO1, k, v, q, MomentumGates(*scalars), slope)
         outputs.append(o)
     now, momentum = (_weights(n, SPO2, SPO1, state.now) for n in (0, 1))
     position = state.position + T

@@ -1,4 +1,4 @@
-"""The chunk step of stable ReLU memories with its backward written out; same contract as `chunk.py`.
+"""The chunk step of stable memories with (leaky) ReLU with its backward written out; same contract as `chunk.py`.
 
 Retention pulls to the first weights O; the hidden layer erases nothing, so its writes need no solve. Autograd would
 keep and re-read some forty intermediate tensors a chunk. Here a dozen are kept, the rest is made anew from them, and
@@ -79,11 +79,11 @@ class _Hidden(NamedTuple):
     back: Tensor
 
 
-def _hidden(bank: Bank, kv: Tensor) -> _Hidden:
+def _hidden(bank: Bank, kv: Tensor, slope: float) -> _Hidden:
     W2, W1, _, O1 = bank
     N, R, m, d = W2.shape
     C = kv.shape[-1] // 2
-    a_kv, s_kv = shrink(torch.bmm(W2.view(N, R * m, d), kv).view(N * R, m, 2 * C).relu_())
+    a_kv, s_kv = shrink(torch.bmm(W2.view(N, R * m, d), kv).view(N * R, m, 2 * C), slope)
     y = torch.bmm(W1.view(N * R, d, m), a_kv).view(N, R, d, 2 * C)
     first = torch.bmm(O1.view(N * R, d, m), a_kv[..., :C]).view(N, R, d, C)
     # Targets M(v) / ||M(v)||; aim = target - k; error at the chunk's start = recalled - aim.
@@ -99,15 +99,15 @@ class _Step(torch.autograd.Function):
     """Write R memories with (k, v) and read the last with q, for one chunk that begins at its gradient point."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, slope: float, *args: Tensor) -> tuple[Tensor, ...]:
         given, (kv, q), gates = Bank(*args[:4]), args[4:6], StepGates(*args[6:])
         bank = given.spread()
         N, R, m, d = bank.W2_NRmd.shape
         C = q.shape[-1]
         k = kv[..., :C]
-        a_kv, s_kv, recalled, moved, target, _, back = _hidden(bank, kv)
+        a_kv, s_kv, recalled, moved, target, _, back = _hidden(bank, kv, slope)
         a_k, aim = a_kv[..., :C], target.sub_(k[:, None])
-        inner, _ = soft_clip(back, a_k, s_kv[..., :C])
+        inner, _ = soft_clip(back, a_k, s_kv[..., :C], slope)
         u2 = inner.mul_((-gates.eta_NRC).view(N * R, 1, C)).view(N, R * m, C)
         # recalled - (1 - before) moved: what the output layer would hold, had nothing been written since the start.
         aim.sub_(recalled).add_(moved.mul_(1 - gates.before_NC[:, None, None]))
@@ -120,28 +120,29 @@ class _Step(torch.autograd.Function):
         W1_new = torch.lerp(bank.first1_NRdm, bank.W1_NRdm, keep)
         W2_new.view(N, R * m, d).baddbmm_(u2 * end[:, None], t(k))
         W1_new.view(N * R, d, m).baddbmm_((u1 * end[:, None, None]).view(N * R, d, C), t(a_k))
-        o, a_q, s_q = _read(bank, kv, q, a_k.view(N, R, m, C)[:, -1], u2, u1, gates)
+        o, a_q, s_q = _read(bank, kv, q, a_k.view(N, R, m, C)[:, -1], u2, u1, gates, slope)
+        ctx.slope = slope
         ctx.save_for_backward(*given, kv, q, u2, u1, a_q, s_q, *gates)
         return o, W2_new, W1_new, *(W.view_as(W) for W in given[2:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # The last two come from the next chunk's step, their only reader: they are ours to add to.
         saved, (g_o, *g_bank) = ctx.saved_tensors, grads
         bank, kept = Bank(*saved[:4]).spread(), _Kept(*saved[4:-6])
-        return _step_back(g_o, Bank(*g_bank), bank, kept, StepGates(*saved[-6:]))
+        return None, *_step_back(g_o, Bank(*g_bank), bank, kept, StepGates(*saved[-6:]), ctx.slope)
 
 
 def _read(
-    bank: Bank, kv: Tensor, q: Tensor, a_k: Tensor, u2: Tensor, u1: Tensor, gates: StepGates
+    bank: Bank, kv: Tensor, q: Tensor, a_k: Tensor, u2: Tensor, u1: Tensor, gates: StepGates, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token-exact reads of the last memory."""
     W2, W1, O2, O1 = (W[:, -1] for W in bank)
     m, gamma = W2.shape[-2], gates.gamma_NC[:, None]
     match = torch.bmm(t(kv[..., : q.shape[-1]]), q).mul_(gates.within_NCC)
     z = torch.bmm(O2, q).lerp_(torch.bmm(W2, q), gamma).baddbmm_(u2[:, -m:], match)
-    a_q, s_q = shrink(z.relu_())
+    a_q, s_q = shrink(z, slope)
     match = torch.bmm(t(a_k), a_q).mul_(gates.within_NCC)
     o = torch.bmm(O1, a_q).lerp_(torch.bmm(W1, a_q), gamma)
     return o.add_(q).baddbmm_(u1[:, -1], match), a_q, s_q
@@ -170,7 +171,9 @@ def _state_read_back(
     return g_x, g_W, torch.bmm(g, t(x)).sub_(g_W), (g * torch.bmm(moved, x)).sum(-2)
 
 
-def _read_back(g_o: Tensor, bank: Bank, kept: _Kept, a_kv: Tensor, gates: StepGates) -> _ReadBack:
+def _read_back(
+    g_o: Tensor, bank: Bank, kept: _Kept, a_kv: Tensor, gates: StepGates, slope: float
+) -> _ReadBack:
     N, R, m, _ = bank.W2_NRmd.shape
     q, a_q, (W2, W1, O2, O1) = kept.q, kept.a_q, (W[:, -1] for W in bank)
     C = q.shape[-1]
@@ -183,7 +186,7 @@ def _read_back(g_o: Tensor, bank: Bank, kept: _Kept, a_kv: Tensor, gates: StepGa
     g_match.mul_(within)
     g_a_q.baddbmm_(a_k, g_match)
     g_a_k, g_u1 = torch.bmm(a_q, t(g_match)), torch.bmm(g_o, t(match.mul_(within)))
-    g_z = hidden_back(g_a_q, a_q, kept.s_q)
+    g_z = hidden_back(g_a_q, a_q, kept.s_q, slope)
     g_q, g_W2, g_O2, by_z = _state_read_back(g_z, q, W2, O2, gates)
     match = torch.bmm(t(k), q)
     g_match = torch.bmm(t(u2), g_z)
@@ -242,12 +245,14 @@ def _state_back(
     return g_W2, g_W1, g_O2, g_O1, g_u2, g_u1.view(N * R, d, C), g_k, g_a_k
 
 
-def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) -> tuple[Tensor, ...]:
-    a_kv, s_kv, recalled, moved, target, inverse_norm, back = _hidden(bank, kept.kv)
+def _step_back(
+    g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates, slope: float
+) -> tuple[Tensor, ...]:
+    a_kv, s_kv, recalled, moved, target, inverse_norm, back = _hidden(bank, kept.kv, slope)
     N, R, m, d = bank.W2_NRmd.shape
     C = kept.q.shape[-1]
     k, a_k, s_k = kept.kv[..., :C], a_kv[..., :C], s_kv[..., :C]
-    read = _read_back(g_o, bank, kept, a_kv, gates)
+    read = _read_back(g_o, bank, kept, a_kv, gates, slope)
     g_W2, g_W1, g_O2, g_O1, g_u2, g_u1, g_k, g_a_k = _state_back(g, bank, kept, a_k, gates, read)
     g_r1, g_output, g_between = _system_back(g_u1, kept.u1, a_k, gates, g_a_k)
     # r1 = b (-e + (1 - before) moved), e = recalled - aim, moved = recalled - O1 a_k
@@ -263,10 +268,10 @@ def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) 
     for g_first_HR, g_O in zip(g[2:], (g_O2, g_O1), strict=True):
         g_first_HR += g_O.view(-1, *g_first_HR.shape).sum(0)
     g_a_k.baddbmm_(t(bank.first1_NRdm.view(N * R, d, m)), g_first, alpha=-1)
-    # u2 = -eta soft_clip(s mask back), back = W1^T e
-    inner, r = soft_clip(back, a_k, s_k)
+    # u2 = -eta soft_clip(s slope back), back = W1^T e
+    inner, r = soft_clip(back, a_k, s_k, slope)
     minus_eta = -gates.eta_NRC.view(N * R, 1, C)
-    g_back, g_s, g_minus_eta = soft_clip_back(g_u2.view(N * R, m, C), inner, r, a_k, s_k, minus_eta)
+    g_back, g_s, g_minus_eta = soft_clip_back(g_u2.view(N * R, m, C), inner, r, a_k, s_k, slope, minus_eta)
     flat1 = bank.W1_NRdm.view(N * R, d, m)
     g_aim = g_r1.sub_(torch.bmm(flat1, g_back).view(N, R, d, C))  # minus the gradient at e
     g_k -= g_aim.sum(1)
@@ -277,7 +282,7 @@ def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) 
     g_W1[:, -1] += read.bank.W1_NRdm
     g_a = torch.bmm(t(flat1), flat_y)
     g_a[..., :C] += g_a_k
-    g_z = hidden_back(g_a, a_kv, s_kv, g_s).view(N, R * m, 2 * C)
+    g_z = hidden_back(g_a, a_kv, s_kv, slope, g_s).view(N, R * m, 2 * C)
     g_W2.view(N, R * m, d).baddbmm_(g_z, t(kept.kv))
     g_W2[:, -1] += read.bank.W2_NRmd
     g_kv = torch.bmm(t(bank.W2_NRmd.view(N, R * m, d)), g_z)
@@ -292,7 +297,9 @@ def _step_back(g_o: Tensor, g: Bank, bank: Bank, kept: _Kept, gates: StepGates) 
 _step: Callable[..., Any] = _Step.apply
 
 
-def written_step(bank: Bank, kv_Nd2C: Tensor, q_NdC: Tensor, gates: StepGates) -> tuple[Tensor, Bank]:
-    """Reads o_NdC and the bank after the chunk."""
-    o, *after = _step(*bank, kv_Nd2C, q_NdC, *gates)
+def written_step(
+    bank: Bank, kv_Nd2C: Tensor, q_NdC: Tensor, gates: StepGates, slope: float
+) -> tuple[Tensor, Bank]:
+    """Reads o_NdC and the bank after the chunk; `slope`: of the activation below zero."""
+    o, *after = _step(slope, *bank, kv_Nd2C, q_NdC, *gates)
     return o, Bank(*after)

@@ -100,7 +100,7 @@ void read_back(Work<T>& w, Back<T>& b) {
   state_read_back(w, b, d, m, b.o, w.a_q, last.W1, last.O1, w.mp, b.a_q, g_W1, g_O1);
   match_back(w.C, Cp, d, m, w.decay.within, b.squares, b.o, last.u1, last.a, w.Q, w.a_q, b.decay.within, b.a_q,
              b.a_k + r * m * Cp, b.u1 + r * d * Cp);
-  hidden_back(m, Cp, b.a_q, w.a_q, w.s_q);
+  hidden_back(m, Cp, w.slope, b.a_q, w.a_q, w.s_q);
   state_read_back(w, b, m, d, b.a_q, w.q, last.W2, last.O2, w.dp, b.q, g_W2, g_O2);
   each<T>(d, Cp, [&](std::ptrdiff_t i) { store(b.q + i, load(b.q + i) + load(b.o + i)); });
   match_back(w.C, Cp, m, d, w.decay.within, b.squares, b.a_q, last.u2, w.kv, w.Q, w.q, b.decay.within, b.q, b.k,
@@ -137,10 +137,10 @@ void write_back(Work<T>& w, Back<T>& b, int r, T* g_z) {
   transpose(m, Q, a, Q, a_T, mp);  // keys' tokens, then values', from row Cp
   mm<false, SUB>(d, m, C, g_moved, Cp, a_T, mp, b.first.W1 + at_1, mp);
   mm<true, SUB>(m, Cp, d, w.first.W1 + at_1, mp, g_moved, Cp, g_a_k, Cp);
-  // u2 = -eta soft_clip(s mask W1^T error)
+  // u2 = -eta soft_clip(s slope W1^T error)
   T* minus_eta = b.row;
   for (int c = 0; c < Cp; c += W<T>) store(minus_eta + c, -load(eta + c));
-  soft_clip_back(m, Cp, g_u2, w.inner + at_m, Q, a, s, w.r_inner + r * Cp, minus_eta, b.g_s, g_eta);
+  soft_clip_back(m, Cp, w.slope, g_u2, w.inner + at_m, Q, a, s, w.r_inner + r * Cp, minus_eta, b.g_s, g_eta);
   for (int c = 0; c < Cp; c += W<T>) store(g_eta + c, -load(g_eta + c));
   mm<false, SUB>(d, Cp, m, W1, mp, g_u2, Cp, g_r, Cp);  // now minus the gradient at `error`
   // error = recalled - target + k; moved = recalled - O1 a_k; target = h inverse, h = v + W1 a_v
@@ -164,7 +164,7 @@ void write_back(Work<T>& w, Back<T>& b, int r, T* g_z) {
   mm<false, ADD>(d, m, C, error, Cp, a_T, mp, g_W1, mp);
   for (int i = 0; i < m; ++i)
     for (int c = 0; c < Cp; c += W<T>) store(g_z + i * Q + c, load(g_z + i * Q + c) + load(g_a_k + i * Cp + c));
-  hidden_back(m, Q, g_z, a, s, b.g_s, Cp);
+  hidden_back(m, Q, w.slope, g_z, a, s, b.g_s, Cp);
 }
 
 template <class T>
@@ -236,7 +236,7 @@ void project_back(Work<T>& w, Back<T>& b, const Head<T>& head, Summed<T> g) {
       g.readers[n * d + v] += total<T>(sum);
     }
   }
-  for (int n = 0; n < PROJECT; ++n) hidden_back(m, Cp, b.z + n * m * Cp, w.a_x + n * m * Cp, w.s_x + n * Cp);
+  for (int n = 0; n < PROJECT; ++n) hidden_back(m, Cp, w.slope, b.z + n * m * Cp, w.a_x + n * m * Cp, w.s_x + n * Cp);
   transpose(d, C, w.x, Cp, b.wide, w.dp);
   mm<false, ADD>(PROJECT * m, d, C, b.z, Cp, b.wide, w.dp, b.project.W2, w.dp);
   mm<true, ADD>(d, Cp, PROJECT * m, w.project.W2, w.dp, b.z, Cp, b.x, Cp);
@@ -268,7 +268,7 @@ template <class T>
 void forward(const Args& g, int64_t from, int64_t to) {
   const Sizes s = sizes<T>(g.R, g.F, g.d, g.m, g.C);
   Scratch<T> arena;
-  Work<T> w(s, arena, g.own);
+  Work<T> w(s, arena, g);
   T* scratch = arena.take((int64_t(s.R) * std::max(s.d, s.m) + 1) * s.Cp);
   const int64_t chunks = g.T / g.C;
   for (int64_t n = from; n < to; ++n) {
@@ -298,7 +298,7 @@ template <class T>
 void backward(const Args& g, int64_t from, int64_t to) {
   const Sizes s = sizes<T>(g.R, g.F, g.d, g.m, g.C);
   Scratch<T> arena;
-  Work<T> even(s, arena, g.own), odd(s, arena, g.own);
+  Work<T> even(s, arena, g), odd(s, arena, g);
   Back<T> b(even, arena, g.own);
   T* scratch = arena.take((int64_t(s.R) * std::max(s.d, s.m) + 1) * s.Cp);
   odd.first = even.first;

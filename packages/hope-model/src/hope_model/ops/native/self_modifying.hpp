@@ -1,4 +1,4 @@
-// Self-modifying Titans as a kernel, a chunk forward: R stable ReLU memories that make their own keys, values and
+// Self-modifying Titans as a kernel, a chunk forward: R stable (leaky) ReLU memories that make their own keys, values and
 // gates.
 //
 // The same as written_projection.py and written_step.py, one sequence and head at a time, so that weights and a chunk's
@@ -11,7 +11,7 @@ using namespace hope;
 
 struct Args {
   int64_t N, H, R, F, d, m, T, C, own;  // F memories that project (at least 4; where own, the R that are written)
-  double eta_max;
+  double eta_max, slope;  // slope: of the activation below zero
   void *x, *q, *output, *W2, *W1, *O2, *O1, *F2, *F1, *readers, *bias, *scale, *share;
   void *o, *W2_end, *W1_end, *eta, *alpha, *records;
   void *g_o, *g_W2_end, *g_W1_end;
@@ -51,6 +51,7 @@ struct Weights {
 
 template <class T>
 struct Work : Sizes {
+  T slope;
   Weights<T> bank, first, project;
   T *x, *q, *kT;                             // [d, Cp], [d, Cp], [C, dp]
   T *a_x, *s_x, *kv, *kv_inverse, *c, *raw;  // projection
@@ -60,11 +61,11 @@ struct Work : Sizes {
   T *u2, *u1, *gram, *solved, *a_q, *s_q;                // writes, reads
   T *right, *square, *z, *z2, *wide;                     // scratch
 
-  explicit Work(const Sizes& from, Scratch<T>& arena, bool own) : Sizes(from) {
+  Work(const Sizes& from, Scratch<T>& arena, const Args& g) : Sizes(from), slope(T(g.slope)) {
     const int64_t square_size = int64_t(C) * Cp, most = std::max(std::max(d, m), C);
     bank = weights(arena, R);
     first = weights(arena, R);
-    project = own ? bank : weights(arena, F);
+    project = g.own ? bank : weights(arena, F);
     x = arena.take(d * Cp), q = arena.take(d * Cp), kT = arena.take(int64_t(C) * dp);
     a_x = arena.take(PROJECT * m * Cp), s_x = arena.take(PROJECT * Cp), kv = arena.take(d * Q),
     kv_inverse = arena.take(Q);
@@ -117,7 +118,7 @@ template <class T>
 void project(Work<T>& w, const Head<T>& head, T eta_max) {
   const int d = w.d, m = w.m, C = w.C, Cp = w.Cp, Q = w.Q, mp = w.mp;
   mm<false, SET>(PROJECT * m, Cp, d, w.project.W2, w.dp, w.x, Cp, w.a_x, Cp);
-  for (int n = 0; n < PROJECT; ++n) shrink(m, Cp, Cp, w.a_x + n * m * Cp, w.s_x + n * Cp);
+  for (int n = 0; n < PROJECT; ++n) shrink(m, Cp, Cp, w.slope, w.a_x + n * m * Cp, w.s_x + n * Cp);
   for (int n = 0; n < 2; ++n) {
     for (int v = 0; v < d; ++v) std::memcpy(w.kv + v * Q + n * Cp, w.x + v * Cp, sizeof(T) * Cp);
     mm<false, ADD>(d, Cp, m, w.project.W1 + int64_t(n) * d * mp, mp, w.a_x + n * m * Cp, Cp, w.kv + n * Cp, Q);
@@ -153,7 +154,7 @@ void write(Work<T>& w) {
     T *gram = w.gram + int64_t(r) * C * Cp, *solved = w.solved + int64_t(r) * C * Cp;
     const T *W1 = w.bank.W1 + int64_t(r) * d * mp, *O1 = w.first.W1 + int64_t(r) * d * mp;
     const T *eta = w.eta + r * Cp, *beta = w.beta + r * Cp, *before = w.decay.before;
-    shrink(m, Q, Q, a, s);
+    shrink(m, Q, Q, w.slope, a, s);
     mm<false, SET>(d, Q, m, W1, mp, a, Q, y, Q);
     mm<false, SET>(d, Cp, m, O1, mp, a, Q, moved, Cp);
     for (int c = 0; c < Cp; c += W<T>) {  // targets M(v) / ||M(v)||, error M(k) - target, r1
@@ -174,7 +175,7 @@ void write(Work<T>& w) {
       }
     }
     mm<true, SET>(m, Cp, d, W1, mp, error, Cp, inner, Cp);
-    soft_clip(m, Cp, inner, Q, a, s, w.r_inner + r * Cp);
+    soft_clip(m, Cp, w.slope, inner, Q, a, s, w.r_inner + r * Cp);
     for (int i = 0; i < m; ++i)
       for (int c = 0; c < Cp; c += W<T>) store(u2 + i * Cp + c, -load(eta + c) * load(inner + i * Cp + c));
     mm<true, SET>(C, Cp, m, a, Q, a, Q, gram, Cp);
@@ -215,7 +216,7 @@ void read(Work<T>& w) {
   mm<true, SET>(C, Cp, d, w.kv, w.Q, w.q, Cp, w.square, Cp);
   times(C, Cp, w.square, w.decay.within);
   mm<false, ADD>(m, Cp, C, last.u2, Cp, w.square, Cp, w.a_q, Cp);
-  shrink(m, Cp, Cp, w.a_q, w.s_q);
+  shrink(m, Cp, Cp, w.slope, w.a_q, w.s_q);
   state_read(w, d, m, last.W1, last.O1, w.mp, w.a_q, w.z, w.z2);
   mm<true, SET>(C, Cp, m, last.a, w.Q, w.a_q, Cp, w.square, Cp);
   times(C, Cp, w.square, w.decay.within);

@@ -143,9 +143,10 @@ inline T total(vec<T> v) {
   return sums[0];
 }
 
+// x times the slope of (leaky) ReLU where its value is `at`; `slope`: below zero.
 template <class T>
-inline vec<T> positive(vec<T> x, vec<T> where) {
-  return where > 0 ? x : vec<T>{};
+inline vec<T> sloped(vec<T> x, vec<T> at, T slope) {
+  return at > 0 ? x : slope * x;
 }
 
 // out[c] = (eps + sum of squares down column c)^-1/2, for C columns; 0 beyond.
@@ -168,12 +169,12 @@ inline void scale_columns(int rows, int ld, T* x, const T* s) {
 constexpr double SOFTENING = 0.01;  // as in ops/activations.py
 constexpr double NORM_EPS = 1e-6;
 
-// a = s relu(z), in place; s = (SOFTENING + ||relu(z)||^2)^-1/2 per column.
+// a = s phi(z), in place; phi has `slope` below zero; s = (SOFTENING + ||phi(z)||^2)^-1/2 per column.
 template <class T>
-inline void shrink(int rows, int ld, int C, T* z, T* s) {
+inline void shrink(int rows, int ld, int C, T slope, T* z, T* s) {
   each<T>(rows, ld, [&](std::ptrdiff_t i) {
     const vec<T> x = load(z + i);
-    store(z + i, x <= 0 ? vec<T>{} : x);  // what is not a number stays so
+    store(z + i, x <= 0 ? slope * x : x);  // what is not a number stays so
   });
   inverse_norms<T>(rows, ld, C, z, T(SOFTENING), s);
   scale_columns(rows, ld, z, s);
@@ -188,14 +189,15 @@ inline void normalise(int rows, int ld, int C, T* x, T* inverse) {
 
 // Gradient at z from those at a (in place) and at s (null: none; `s_columns` of it count).
 template <class T>
-inline void hidden_back(int rows, int ld, T* g, const T* a, const T* s, const T* g_s = nullptr, int s_columns = 0) {
+inline void hidden_back(int rows, int ld, T slope, T* g, const T* a, const T* s, const T* g_s = nullptr,
+                        int s_columns = 0) {
   for (int c = 0; c < ld; c += W<T>) {
     vec<T> pull = {}, scale = load(s + c);
     for (int r = 0; r < rows; ++r) pull += load(g + std::ptrdiff_t(r) * ld + c) * load(a + std::ptrdiff_t(r) * ld + c);
     if (g_s && c < s_columns) pull += scale * load(g_s + c);
     for (int r = 0; r < rows; ++r) {
       const std::ptrdiff_t i = std::ptrdiff_t(r) * ld + c;
-      store(g + i, positive<T>((load(g + i) - load(a + i) * pull) * scale, load(a + i)));
+      store(g + i, sloped<T>((load(g + i) - load(a + i) * pull) * scale, load(a + i), slope));
     }
   }
 }

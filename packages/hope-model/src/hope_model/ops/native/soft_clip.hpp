@@ -4,14 +4,14 @@
 
 namespace hope {
 
-// The inner gradient y = r x, x = s back where a unit is active, in place of back; r = (1 + ||x||^2)^-1/2 per column.
+// The inner gradient y = r x, x = s phi' back, in place of back; r = (1 + ||x||^2)^-1/2 per column.
 template <class T>
-inline void soft_clip(int rows, int ld, T* back, int lda, const T* a, const T* s, T* r) {
+inline void soft_clip(int rows, int ld, T slope, T* back, int lda, const T* a, const T* s, T* r) {
   for (int c = 0; c < ld; c += W<T>) {
     vec<T> sum = {}, scale = load(s + c);
     for (int i = 0; i < rows; ++i) {
       T* p = back + std::ptrdiff_t(i) * ld + c;
-      const vec<T> x = positive<T>(load(p) * scale, load(a + std::ptrdiff_t(i) * lda + c));
+      const vec<T> x = sloped<T>(load(p) * scale, load(a + std::ptrdiff_t(i) * lda + c), slope);
       store(p, x), sum += x * x;
     }
     for (int i = 0; i < W<T>; ++i) sum[i] = 1 / std::sqrt(1 + sum[i]);
@@ -25,7 +25,7 @@ inline void soft_clip(int rows, int ld, T* back, int lda, const T* a, const T* s
 
 // Gradients at back (in place), s and rate from the one at rate y.
 template <class T>
-inline void soft_clip_back(int rows, int ld, T* g, const T* y, int lda, const T* a, const T* s, const T* r,
+inline void soft_clip_back(int rows, int ld, T slope, T* g, const T* y, int lda, const T* a, const T* s, const T* r,
                            const T* rate, T* g_s, T* g_rate) {
   for (int c = 0; c < ld; c += W<T>) {
     vec<T> felt = {};
@@ -34,7 +34,7 @@ inline void soft_clip_back(int rows, int ld, T* g, const T* y, int lda, const T*
     for (int i = 0; i < rows; ++i) {
       const std::ptrdiff_t at = std::ptrdiff_t(i) * ld + c;
       const vec<T> x = (load(g + at) - load(y + at) * felt) * strength * factor * scale;
-      store(g + at, positive<T>(x, load(a + std::ptrdiff_t(i) * lda + c)));
+      store(g + at, sloped<T>(x, load(a + std::ptrdiff_t(i) * lda + c), slope));
     }
     store(g_s + c, strength * felt * factor * factor / scale), store(g_rate + c, felt);
   }

@@ -159,8 +159,8 @@ void write_back(Work<T>& w, Back<T>& b) {
   transpose(C, C, g_M, Cp, s.turned, Cp);
   each<T>(C, Cp, [&](std::ptrdiff_t i) { store(g_M + i, load(g_M + i) + load(s.turned + i)); });
   mm<false, SUB>(m, Cp, C, w.a_k, Cp, g_M, Cp, b.a_k, Cp);
-  // w2 = rate soft_clip(s mask S1^T error), rate = -share eta
-  soft_clip_back(m, Cp, g_back, w.inner, Cp, w.a_k, w.s_k, w.r_k, w.rate, b.g_s, b.by);
+  // w2 = rate soft_clip(s slope S1^T error), rate = -share eta
+  soft_clip_back(m, Cp, w.slope, g_back, w.inner, Cp, w.a_k, w.s_k, w.r_k, w.rate, b.g_s, b.by);
   for (int t = 0; t < C; ++t) b.share[t] -= w.eta[t] * b.by[t], b.eta[t] = -w.share[t] * b.by[t];
   mm<false, SET>(d, Cp, m, l1.S, l1.Kp, g_back, Cp, b.y, Cp);  // gradient at error = S1 a_k - aim
   for (int r = 0; r < d; ++r)
@@ -179,7 +179,7 @@ void write_back(Work<T>& w, Back<T>& b) {
   }
   transpose(m, C, g_back, Cp, g1.key_T, l1.Kp);
   mm<false, ADD>(d, m, C, w.error, Cp, g1.key_T, l1.Kp, g1.S, l1.Kp);
-  hidden_back(m, Cp, b.a_k, w.a_k, w.s_k, b.g_s, Cp);
+  hidden_back(m, Cp, w.slope, b.a_k, w.a_k, w.s_k, b.g_s, Cp);
   transpose(d, C, w.k, Cp, g2.key_T, l2.Kp);
   mm<false, ADD>(m, d, C, b.a_k, Cp, g2.key_T, l2.Kp, g2.S, l2.Kp);
   mm<true, ADD>(d, Cp, m, l2.S, l2.Kp, b.a_k, Cp, b.k, Cp);
@@ -227,7 +227,7 @@ void chunk_back(Work<T>& w, Back<T>& b) {
   advance_back<T>(w, b, w.layer1, b.layer1, w.a_k, w.w1, w.u, b.a_k, b.w1, b.u);
   advance_back<T>(w, b, w.layer2, b.layer2, w.k, w.w2, none, b.k, b.w2, nullptr);
   read_back<T>(w, b, w.layer1, b.layer1, b.o, w.a_q, w.a_k, w.w1, w.u, b.a_q, b.a_k, b.w1, b.u);
-  hidden_back(w.m, Cp, b.a_q, w.a_q, w.s_q);
+  hidden_back(w.m, Cp, w.slope, b.a_q, w.a_q, w.s_q);
   read_back<T>(w, b, w.layer2, b.layer2, b.a_q, w.q, w.k, w.w2, none, b.q, b.k, b.w2, nullptr);
   each<T>(d, Cp, [&](std::ptrdiff_t i) { store(b.q + i, load(b.q + i) + load(b.o + i)); });
   write_back(w, b);

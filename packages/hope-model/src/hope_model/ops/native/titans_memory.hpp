@@ -10,6 +10,7 @@ using namespace hope;
 
 struct Args {
   int64_t N, H, d, m, T, C;
+  double slope;  // of the activation below zero
   void *q, *k, *v, *log_a, *log_theta, *output, *eta, *S2, *S1, *P2, *P1, *O2, *O1;
   void *o, *S2_end, *S1_end, *P2_end, *P1_end, *records;
   void *g_o, *g_S2_end, *g_S1_end, *g_P2_end, *g_P1_end;
@@ -32,6 +33,7 @@ struct Layer {  // V x K weights, rows of Kp
 template <class T>
 struct Work {
   int d, m, C, Cp;
+  T slope;
   Layer<T> layer2, layer1;
   T *q, *k, *v, *a, *theta, *output, *eta, *c, *share, *rate;
   T *gamma, *start, *gone, *before, *start_before, *gone_before, *end_u, *end_w,
@@ -41,7 +43,13 @@ struct Work {
   T *a_k, *s_k, *r_k, *recalled, *aim, *error, *inner, *w2, *w1, *u, *gram, *solved, *M, *a_q, *s_q, *o, *x, *y;
 
   Work(const Args& g, Scratch<T>& arena)
-      : d(int(g.d)), m(int(g.m)), C(int(g.C)), Cp(padded<T>(C)), layer2(m, d, C, arena), layer1(d, m, C, arena) {
+      : d(int(g.d)),
+        m(int(g.m)),
+        C(int(g.C)),
+        Cp(padded<T>(C)),
+        slope(T(g.slope)),
+        layer2(m, d, C, arena),
+        layer1(d, m, C, arena) {
     for (T** p : {&q, &k, &v, &aim, &error, &w1, &u, &o}) *p = arena.take(d * Cp);
     for (T** p : {&a_k, &inner, &w2, &a_q}) *p = arena.take(m * Cp);
     for (T** p : {&a,     &theta, &output,   &eta,          &c,           &share, &rate,  &gamma,
@@ -128,7 +136,7 @@ void write(Work<T>& w) {
   const Layer<T>&l2 = w.layer2, &l1 = w.layer1;
   shares(w);
   mm<false, SET>(m, Cp, d, l2.S, l2.Kp, w.k, Cp, w.a_k, Cp);
-  shrink(m, Cp, Cp, w.a_k, w.s_k);
+  shrink(m, Cp, Cp, w.slope, w.a_k, w.s_k);
   int kind = 0;
   for (const T* weights : {l1.S, l1.P, l1.O})
     mm<false, SET>(d, Cp, m, weights, l1.Kp, w.a_k, Cp, w.recalled + size * kind++, Cp);
@@ -142,7 +150,7 @@ void write(Work<T>& w) {
       store(w.x + i, -load(w.c + c) * held);
     }
   mm<true, SET>(m, Cp, d, l1.S, l1.Kp, w.error, Cp, w.inner, Cp);
-  soft_clip(m, Cp, w.inner, Cp, w.a_k, w.s_k, w.r_k);
+  soft_clip(m, Cp, w.slope, w.inner, Cp, w.a_k, w.s_k, w.r_k);
   for (int r = 0; r < m; ++r)
     for (int c = 0; c < Cp; c += W<T>) store(w.w2 + r * Cp + c, load(w.inner + r * Cp + c) * load(w.rate + c));
   mm<true, SET>(C, Cp, m, w.a_k, Cp, w.a_k, Cp, w.gram, Cp);
@@ -161,7 +169,7 @@ void read(Work<T>& w) {
   mm<true, SET>(C, Cp, d, w.k, Cp, w.q, Cp, w.gram, Cp);
   times(C, Cp, w.gram, w.written);
   mm<false, ADD>(m, Cp, C, w.w2, Cp, w.gram, Cp, w.a_q, Cp);
-  shrink(m, Cp, Cp, w.a_q, w.s_q);
+  shrink(m, Cp, Cp, w.slope, w.a_q, w.s_q);
   state_read(w, w.layer1, w.a_q, w.o, w.y);
   mm<true, SET>(C, Cp, m, w.a_k, Cp, w.a_q, Cp, w.gram, Cp);
   each<T>(C, Cp, [&](std::ptrdiff_t i) {
