@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hope_model.blocks import EQUATIONS
 from hope_model.errors import InputError
 from hope_train import ablations, equal_time, study
 from hope_train.ablations import DIVERGED, Suite
@@ -249,6 +250,23 @@ def test_a_stream_brings_what_was_not_trained_on(tmp_path: Path) -> None:
         study.chains("tiny", dataclasses.replace(loaded, overrides=[]), conf, ["b"])
     longer = dataclasses.replace(loaded, stream=dataclasses.replace(loaded.stream, tokens=10))
     assert study.chains("tiny", longer, conf, [])[0].unit(0.5, 0).sha256 != unit.sha256
+
+
+def test_a_result_is_of_what_its_variant_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of memories are nothing to a variant that has none; new equations make results of before another's."""
+    relu = ["model.memory.activation=relu"]
+    arms = {"delta": {"run": "gated_deltanet"}, "delta_relu": {"run": "gated_deltanet", "overrides": relu}}
+    arms |= {"titans": {"run": "titans"}, "titans_relu": {"run": "titans", "overrides": relu}}
+    conf = project(tmp_path, arms=arms)
+
+    def hashes() -> list[str]:
+        return [chain.unit(1.0, 0).sha256 for chain in suite(tmp_path, conf).chains]
+
+    delta, delta_relu, titans, titans_relu = hashes()
+    assert delta == delta_relu
+    assert len({delta, titans, titans_relu}) == 3
+    monkeypatch.setitem(EQUATIONS, "memory", EQUATIONS["memory"] + 1)
+    assert [old == new for old, new in zip((delta, titans), hashes()[::2], strict=True)] == [True, False]
 
 
 def test_of_a_stream_cells_and_transfers_are_kept() -> None:

@@ -4,6 +4,7 @@ Letters: B sequences, T tokens, D width.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,27 @@ def variant_parts(config: ModelConfig) -> tuple[str, str]:
     if config.variant not in VARIANTS:
         raise InputError(f"model.variant is {config.variant!r}; choose one of {', '.join(VARIANTS)}")
     return VARIANTS[config.variant]
+
+
+# Raised with what a part computes: results of before are of another model.
+EQUATIONS = {"attention": 1, "memory": 1, "cms": 1}
+
+
+def identity(config: ModelConfig) -> dict[str, Any]:
+    """What decides what a model computes: without settings of parts that it has not, with the numbers of EQUATIONS."""
+    mixer, channel = variant_parts(config)
+    has = {
+        "attention": mixer in ("attention", "titans_mag", "titans_mac"),
+        "memory": mixer in ("titans", "titans_mag", "titans_mac", "self_modifying"),
+        "cms": channel == "cms",
+    }
+    values = config.to_dict()
+    for part, number in EQUATIONS.items():
+        if has[part]:
+            values[part]["equations"] = number
+        else:
+            del values[part]
+    return values
 
 
 def parameter_count(module: nn.Module) -> int:

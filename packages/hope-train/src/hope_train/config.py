@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from operator import attrgetter
@@ -294,5 +295,9 @@ def dump(config: TrainConfig) -> str:
 
 def fingerprint(config: TrainConfig) -> str:
     """SHA-256 over everything that belongs to the run; equal exactly where two runs are the same."""
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest(dataclasses.asdict(config))
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of nested values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

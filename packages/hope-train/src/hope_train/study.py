@@ -14,9 +14,10 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from hope_model import counting
+from hope_model.blocks import identity
 from hope_model.errors import InputError
 from hope_train.compose import Params, compose
-from hope_train.config import TrainConfig, fingerprint
+from hope_train.config import TrainConfig, digest
 from hope_train.values import read_yaml, strict
 
 SOLVED = 1e-3  # validation loss in nats per token below which no learning rate is better than another
@@ -162,12 +163,13 @@ class Unit:
 
     @property
     def sha256(self) -> str:
-        """Of what is trained and how it is measured, whatever study asks for it."""
+        """Of what is trained and how it is measured, whatever study asks for it; new equations make another one."""
         study = self.chain.definition
         measured = study.lengths if self.config.data.task else self.chain.writes
         if study.stream.domains:
             measured = ["stream", *map(str, dataclasses.astuple(study.stream))]
-        return fingerprint(dataclasses.replace(self.config, run=":".join(measured)))
+        config = dataclasses.asdict(self.config)
+        return digest(config | {"run": ":".join(measured), "model": identity(self.config.model)})
 
 
 def _beyond(rate: float, *, up: bool) -> float:
