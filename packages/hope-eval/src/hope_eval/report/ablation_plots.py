@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from hope_eval.report import ablation_streams
 from hope_eval.report.ablation_data import Study, mean_error
-from hope_eval.report.plots import COLOURS, STYLE, WIDTH, save
+from hope_eval.report.plots import COLOURS, STYLE, WIDTH, save, turn_long_labels
 from hope_eval.results import METRICS
 
 MARKERS = "osD^vPX*"
@@ -86,6 +86,7 @@ def by_arm(study: Study) -> Figure:
         axes.plot([place] * len(values), values, ".", color=COLOURS[0], alpha=0.5)
         axes.errorbar([place + 0.12], [mean], yerr=[error or 0.0], color="black", marker="_", capsize=3)
     axes.set_xticks(range(len(shown)), [arm.name for arm in shown])
+    turn_long_labels(axes)
     axes.set_ylabel(f"{METRICS[study.metric].unit} ± 1 s.e. over seeds")
     axes.set_title(f"{study.name}: {study.plan.question}")
     return figure

@@ -176,13 +176,18 @@ def _chance(axes: Axes, metric: Metric | None) -> None:
         axes.axhline(metric.chance, color="black", linestyle="--", linewidth=1.2, label="chance")
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Names of the runs below the figure; long labels of groups are turned so that they do not meet."""
+def turn_long_labels(axes: Axes) -> None:
+    """Labels of places along x that would meet are turned."""
     labels = [text.get_text() for text in axes.get_xticklabels()]
     if max(map(len, labels)) * len(labels) > 90:
         axes.tick_params(axis="x", labelrotation=30)
         for text in axes.get_xticklabels():
             text.set_horizontalalignment("right")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Names of the runs below the figure."""
+    turn_long_labels(axes)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)))
 
