@@ -209,7 +209,7 @@ def test_unfair_comparisons_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_study_of_the_repository_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Composes one arm of each study here; `hope-train ablations --plan` composes all of them."""
+    """Every arm composes and is of its study's size, else `--plan` refuses."""
     studies = study.load(ROOT / "conf", [])
     orders = [one.order for one in studies.values()]
     assert orders == sorted(set(orders))
@@ -222,8 +222,16 @@ def test_every_study_of_the_repository_is_whole(tmp_path: Path, capsys: pytest.C
     common = ["--conf", str(ROOT / "conf"), "--params", str(ROOT / "params.yaml"), "--results", str(tmp_path)]
     assert main(["ablations", "--plan", "--only", "nothing", *common]) == 2
     assert "--only nothing: no such study; choose among" in capsys.readouterr().err
-    assert main(["ablations", "--plan", "--only", "order", *common]) == 0
-    assert capsys.readouterr().out.startswith("0 of 10 trainings done; the rest takes about 0.2 h")
+    assert main(["ablations", "--plan", *common]) == 0
+    assert list(json.loads((tmp_path / "plan.json").read_text())) == list(studies)
+
+
+def test_what_two_studies_share_is_estimated_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both compare HOPE with a variant of it: twenty results, fifteen trainings of an assumed minute."""
+    common = ["--conf", str(ROOT / "conf"), "--params", str(ROOT / "params.yaml"), "--results", str(tmp_path)]
+    assert main(["ablations", "--plan", "--only", "order", "through_writes", *common]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("0 of 20 results there; the rest takes about 0.2 h, all of them 0.2 h")
     assert list(json.loads((tmp_path / "plan.json").read_text())["order"]["arms"]) == ["first", "second"]
 
 

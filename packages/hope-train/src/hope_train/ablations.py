@@ -201,6 +201,32 @@ class Suite:
             return missing + len(chain.definition.seeds) - 1
         return sum(self.result(unit) is None for unit in [*self._final(chain), *self.timed(chain)])
 
+    def trainings(self, chain: Chain) -> list[str]:
+        """What an arm is trained for, done or not; arms of two studies may share it, and then it is done once.
+
+        Seeds of a learning rate that is not chosen yet stand by the first one's.
+        """
+
+        def found(unit: Unit) -> dict[str, Any] | None:
+            return self._known.get(unit.sha256)
+
+        def loss(unit: Unit) -> float | None:
+            record = found(unit)
+            return float(record["validation"].get("val_loss", math.inf)) if record else None
+
+        tuned, later = chain.tuning(loss), chain.definition.seeds[1:]
+        scores = {unit.rate: score(record["validation"]) for unit in tuned if (record := found(unit))}
+        if len(scores) < len(tuned):
+            finals = [f"{tuned[0].sha256} seed {seed}" for seed in later]
+        else:
+            best = min(scores, key=lambda rate: scores[rate])
+            finals = [chain.unit(best, seed).sha256 for seed in later]
+        return [unit.sha256 for unit in [*tuned, *self.timed(chain)]] + finals
+
+    def untrained(self, chain: Chain) -> list[str]:
+        """Those of `trainings` that nobody has done."""
+        return [sha256 for sha256 in self.trainings(chain) if sha256 not in self._known]
+
     def timed(self, chain: Chain) -> list[Unit]:
         """The runs at equal time; none where the study wants none, costs are equal or not all measured."""
         study = chain.definition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -59,23 +60,27 @@ class Display:
 
 
 def progress(suite: Suite) -> tuple[int, float]:
-    """Trainings done, and hours that the others will take."""
+    """Results that are there, and hours that the others will take."""
     chains = [chain for chain in suite.chains if not chain.missing]
-    left = {id(chain): suite.left(chain) for chain in chains}
-    done = sum(suite.total(chain) - left[id(chain)] for chain in chains)
-    return done, sum(suite.seconds(chain) * left[id(chain)] for chain in chains) / suite.jobs / 3600
+    done = sum(suite.total(chain) - suite.left(chain) for chain in chains)
+    return done, _hours(suite, suite.untrained)
+
+
+def _hours(suite: Suite, of: Callable[[Chain], list[str]]) -> float:
+    """What trainings take, each counted once, however many arms it answers for."""
+    seconds = {key: suite.seconds(chain) for chain in suite.chains if not chain.missing for key in of(chain)}
+    return sum(seconds.values()) / suite.jobs / 3600
 
 
 def estimate(suite: Suite) -> str:
     """One line: how much is done and how long the rest will take."""
     done, hours = progress(suite)
     chains = [chain for chain in suite.chains if not chain.missing]
-    total = sum(map(suite.total, chains))
-    whole = sum(suite.seconds(chain) * suite.total(chain) for chain in chains) / suite.jobs / 3600
+    total, whole = sum(map(suite.total, chains)), _hours(suite, suite.trainings)
     basis = f"{suite.measured()} of {len(chains)} arms measured, the others by their like"
     if not suite.measured():
         basis = f"at an assumed {ASSUMED:.0f} s each"
     return (
-        f"{done} of {total} trainings done; the rest takes about {hours:.1f} h, all of them {whole:.1f} h, "
+        f"{done} of {total} results there; the rest takes about {hours:.1f} h, all of them {whole:.1f} h, "
         f"on {suite.jobs} processes ({basis})"
     )
