@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -110,18 +111,27 @@ class Chain:
     parameters: int
     writes: list[str]
     missing: str
+    _units: dict[tuple[float, int, int], Unit] = field(default_factory=dict, repr=False, compare=False)
 
     def unit(self, rate: float, seed: int) -> Unit:
         """The run with one learning rate and one seed."""
+        return self.longer(rate, seed, self.config.steps)
+
+    def longer(self, rate: float, seed: int, steps: int) -> Unit:
+        """The run with another number of steps; made once, since its digest is asked for often."""
+        key = rate, seed, steps
+        if key not in self._units:
+            self._units[key] = self._unit(*key)
+        return self._units[key]
+
+    def _unit(self, rate: float, seed: int, steps: int) -> Unit:
         optim = self.config.optim
         optim = dataclasses.replace(optim, lr=optim.lr * rate, matrix_lr=optim.matrix_lr * rate)
         name = f"{self.study}/{self.arm}/rate{rate:g}-seed{seed}"
-        return Unit(self, rate, dataclasses.replace(self.config, run=name, seed=seed, optim=optim))
-
-    def longer(self, rate: float, seed: int, steps: int) -> Unit:
-        """The run with another number of steps."""
-        config = self.unit(rate, seed).config
-        return Unit(self, rate, dataclasses.replace(config, run=f"{config.run}-steps{steps}", steps=steps))
+        name += f"-steps{steps}" if steps != self.config.steps else ""
+        return Unit(
+            self, rate, dataclasses.replace(self.config, run=name, seed=seed, optim=optim, steps=steps)
+        )
 
     def tuning(self, losses: Callable[[Unit], float | None]) -> list[Unit]:
         """The runs that choose a learning rate on validation; the best of them also counts, by what it is tested on.
@@ -161,7 +171,7 @@ class Unit:
     rate: float
     config: TrainConfig
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Of what is trained and how it is measured, whatever study asks for it; new equations make another one."""
         study = self.chain.definition
