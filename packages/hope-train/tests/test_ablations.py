@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hope_model import counting
 from hope_model.blocks import EQUATIONS
 from hope_model.errors import InputError
 from hope_train import ablations, equal_time, study
@@ -224,6 +225,14 @@ def test_every_study_of_the_repository_is_whole(tmp_path: Path, capsys: pytest.C
     assert "--only nothing: no such study; choose among" in capsys.readouterr().err
     assert main(["ablations", "--plan", *common]) == 0
     assert list(json.loads((tmp_path / "plan.json").read_text())) == list(studies)
+
+
+def test_arms_that_say_so_have_states_of_one_size() -> None:
+    chains = study.chains(
+        "mqar_state", study.load(ROOT / "conf", ["mqar_state"])["mqar_state"], ROOT / "conf", []
+    )
+    sizes = [counting.state_bytes(chain.config.model, 64) for chain in chains]
+    assert max(sizes) / min(sizes) < 1.05
 
 
 def test_what_two_studies_share_is_estimated_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
