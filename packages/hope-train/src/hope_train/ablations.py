@@ -13,7 +13,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -47,6 +47,9 @@ IMPORTED = (
     "hope_eval.evaluate",
     "hope_eval.tasks.synthetic",
 )
+
+
+Find = Callable[[Unit], dict[str, Any] | None]  # a training's result
 
 
 class StoppedError(Exception):
@@ -184,11 +187,11 @@ class Suite:
         known = {(r["study"], r["arm"]) for r in self._known.values()}
         return sum((c.study, c.arm) in known for c in self.chains if not c.missing)
 
-    def tuning(self, chain: Chain) -> list[Unit]:
+    def tuning(self, chain: Chain, found: Find | None = None) -> list[Unit]:
         """The runs that choose an arm's learning rate, as far as can be known."""
 
         def loss(unit: Unit) -> float | None:
-            record = self.result(unit)
+            record = (found or self.result)(unit)
             return float(record["validation"].get("val_loss", math.inf)) if record else None
 
         return chain.tuning(loss)
@@ -206,22 +209,18 @@ class Suite:
 
         Seeds of a learning rate that is not chosen yet stand by the first one's.
         """
-
-        def found(unit: Unit) -> dict[str, Any] | None:
-            return self._known.get(unit.sha256)
-
-        def loss(unit: Unit) -> float | None:
-            record = found(unit)
-            return float(record["validation"].get("val_loss", math.inf)) if record else None
-
-        tuned, later = chain.tuning(loss), chain.definition.seeds[1:]
-        scores = {unit.rate: score(record["validation"]) for unit in tuned if (record := found(unit))}
-        if len(scores) < len(tuned):
-            finals = [f"{tuned[0].sha256} seed {seed}" for seed in later]
-        else:
-            best = min(scores, key=lambda rate: scores[rate])
-            finals = [chain.unit(best, seed).sha256 for seed in later]
+        found = self._shared
+        tuned, later = self.tuning(chain, found), chain.definition.seeds[1:]
+        best = self.chosen(chain, found) if all(map(found, tuned)) else None
+        finals = [
+            f"{tuned[0].sha256} seed {seed}" if best is None else chain.unit(best, seed).sha256
+            for seed in later
+        ]
         return [unit.sha256 for unit in [*tuned, *self.timed(chain)]] + finals
+
+    def _shared(self, unit: Unit) -> dict[str, Any] | None:
+        """A training's result, whichever study did it."""
+        return self._known.get(unit.sha256)
 
     def untrained(self, chain: Chain) -> list[str]:
         """Those of `trainings` that nobody has done."""
@@ -265,9 +264,9 @@ class Suite:
         assert best is not None  # noqa: S101
         return [chain.unit(best, seed) for seed in chain.definition.seeds]
 
-    def chosen(self, chain: Chain) -> float | None:
+    def chosen(self, chain: Chain, found: Find | None = None) -> float | None:
         """The learning rate's factor that validated best so far; None before any was tried."""
-        tuned = {unit.rate: self.result(unit) for unit in self.tuning(chain)}
+        tuned = {unit.rate: (found or self.result)(unit) for unit in self.tuning(chain, found)}
         scores = {rate: score(r["validation"]) for rate, r in tuned.items() if r}
         return min(scores, key=lambda rate: scores[rate], default=None)
 
