@@ -305,7 +305,7 @@ class Clocked(Fake):
     def _train(self, unit: study.Unit) -> dict[str, Any]:
         record = super()._train(unit)
         steps = unit.config.steps
-        return record | {"steps": steps, "seconds": self.costs[unit.chain.arm] * steps}
+        return record | {"steps": steps, "step_seconds": self.costs[unit.chain.arm] * steps}
 
 
 def clocked(tmp_path: Path, conf: Path, costs: dict[str, float], most: int = 100) -> Clocked:
@@ -346,16 +346,17 @@ def test_steps_at_equal_time_by_hand() -> None:
     assert equal_time.steps(60, 1.0, 1.09) == 60
     assert equal_time.steps(60, 1.0, 0.33) == 180  # 3.03, so 3.0
     assert equal_time.steps(60, 1.0, 1.6) == 37  # 0.625, so 0.62: 37.2
-    records = [{"seconds": s, "steps": 10, "failed": ""} for s in (10.0, 90.0, 20.0)]
+    records = [{"step_seconds": s, "steps": 10, "failed": ""} for s in (10.0, 90.0, 20.0)]
     assert equal_time.step_seconds(records) == 1.0  # the others had company
-    assert equal_time.step_seconds([{"seconds": 0.0, "steps": 0, "failed": "diverged"}]) is None
+    assert equal_time.step_seconds([{"step_seconds": 0.0, "steps": 0, "failed": "diverged"}]) is None
+    assert equal_time.step_seconds([{"seconds": 9.0, "steps": 10, "failed": ""}]) is None  # shared, perhaps
     with pytest.raises(InputError, match="'equal_time: x' is no arm; choose among"):
         study.Study(equal_time="x")
 
 
 def test_seconds_of_different_machines_are_not_compared() -> None:
     def ran(machine: str, seconds: float) -> dict[str, Any]:
-        return {"seconds": seconds, "steps": 10, "failed": "", "machine": machine}
+        return {"step_seconds": seconds, "steps": 10, "failed": "", "machine": machine}
 
     theirs = [ran("slow", 80.0), ran("fast", 40.0)]
     assert equal_time.costs(theirs, [ran("slow", 20.0)]) == (8.0, 2.0)

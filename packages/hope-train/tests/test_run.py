@@ -119,9 +119,31 @@ def test_twice_is_bitwise_the_same_and_numbers_are_reported(tiny: TrainConfig, t
     assert numbers["val_bpb"] == rows(tmp_path / "a")[-1]["val_bpb"]
     assert numbers["parameters"] == sum(t.numel() for t in a.values())
     assert {"val_bpb_left", "val_bpb_right", "val_bpb_se", "val_loss", "seconds"} <= numbers.keys()
+    assert numbers["step_seconds"] > 0
     meta = json.loads((tmp_path / "a/checkpoint/meta.json").read_text())
     assert (meta["run"], meta["step"], meta["length"], meta["corpora"]) == ("tiny", 6, 32, ["left", "right"])
     assert meta["config_sha256"] == configuration.fingerprint(tiny)
+
+
+def test_steps_cost_what_they_compute_not_what_they_wait(
+    tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside another process; a continued run goes on counting."""
+    update, found = loop.update, list[float]()
+
+    def late(*arguments: Any, **named: Any) -> Any:
+        time.sleep(0.2)
+        return update(*arguments, **named)
+
+    monkeypatch.setattr(loop, "update", late)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for until in (3, 6):
+        train(tiny, tmp_path, until=until)
+        progress = json.loads((tmp_path / "checkpoint/training.json").read_text())["progress"]
+        found.append(progress["step_seconds"])
+    torch.set_num_threads(threads)
+    assert 0 < found[0] < found[1] < progress["seconds"] - 6 * 0.2
 
 
 def test_a_finished_run_says_so_and_reports_again(

@@ -349,6 +349,7 @@ class Suite:
             "steps": int(told.get("steps", 0)),
             "tokens": int(told.get("tokens", 0)),
             "seconds": round(told.get("seconds", 0.0), 1),
+            "step_seconds": round(told.get("step_seconds", 0.0), 2),
             "flops": told.get("flops_per_token", 0.0) * told.get("tokens", 0),
             "revision": self._revision,
             "machine": cpu_name(),

@@ -1,4 +1,4 @@
-"""Comparisons at equal time: how many steps an arm may take in the seconds that the reference took."""
+"""Comparisons at equal time: how many steps an arm may take in the CPU time that the reference took."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ STEPS = re.compile(r"-steps(\d+)$")
 
 
 def step_seconds(records: Sequence[dict[str, Any]]) -> float | None:
-    """Least seconds of a training step over runs of the ordinary length; None where none was measured.
+    """Least CPU seconds of a training step over runs of the ordinary length; None where none was measured.
 
-    Least, not middle: whatever else runs on the machine can only add to them.
+    Least, not middle: what else runs on the machine takes its caches and can only add to them.
     """
-    found = [r["seconds"] / r["steps"] for r in records if r["steps"] and not r["failed"]]
+    found = [r["step_seconds"] / r["steps"] for r in records if r.get("step_seconds") and not r["failed"]]
     return min(found, default=None)
 
 

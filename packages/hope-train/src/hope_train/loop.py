@@ -137,10 +137,11 @@ def fit(
     config = run.config
     tokens_per_step = config.batch_size * config.length
     earlier, start = progress.seconds, time.perf_counter()
+    cost = time.process_time if run.world.device.type == "cpu" else time.perf_counter
     busy, tokens_before, measured, stopping = 0.0, progress.tokens, dict[str, float](), stop.requested
     end = min(config.steps, until or config.steps)
     while progress.step < end and not stopping:
-        tick = time.perf_counter()
+        tick, spent = time.perf_counter(), cost()
         batch = next(run.data.loader)
         validate = progress.step + 1 == config.steps or _due(config.eval_every, progress.step + 1)
         report = validate or _due(config.log.every, progress.step + 1)
@@ -153,6 +154,7 @@ def fit(
         progress.tokens += tokens_per_step
         progress.losses.append(loss)
         busy += time.perf_counter() - tick
+        progress.step_seconds += cost() - spent
         speed = (progress.tokens - tokens_before) / busy
         if report:
             row = {

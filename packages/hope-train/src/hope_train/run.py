@@ -251,6 +251,7 @@ def _metrics(run: Run, progress: Progress, validation: dict[str, float]) -> dict
         "tokens_per_s": progress.tokens / progress.seconds,
         "flops_per_token": run.flops,
         "seconds": progress.seconds,
+        "step_seconds": progress.step_seconds,
         "seed": run.config.seed,
     }
 

@@ -40,6 +40,8 @@ class Progress:
         step: optimiser steps done.
         tokens: tokens predicted.
         seconds: time spent in the loop, interruptions left out.
+        step_seconds: what the steps cost, validation and saving left out: this process's CPU time, which others on the
+            machine do not disturb; on an accelerator, time.
         losses: nats per token of the steps since the last row of the log.
         metrics: the run's final numbers; empty while it is unfinished.
         attempt: names this run and its continuations to trackers.
@@ -48,6 +50,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    step_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     attempt: str = field(default_factory=lambda: secrets.token_hex(8))

@@ -114,6 +114,12 @@ class Training:
     curve: list[dict[str, float]]
     metrics: list[Value]
     machine: str = ""
+    step_seconds: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Seconds of its steps; of results from before these were measured, of all that it did."""
+        return self.step_seconds or self.seconds
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def table(study: Study) -> str:
         if not whole:
             rows.append(f"| {arm.name} | not run |" + " - |" * (len(head) - 2))
             continue
-        speed = whole[0].tokens / mean_error([t.seconds for t in whole])[0]
+        speed = whole[0].tokens / mean_error([t.cost for t in whole])[0]
         spent = [f"{arm.plan.parameters:,}", f"{whole[0].tokens:,}", f"{speed:,.0f}", f"{whole[0].flops:.2g}"]
         for way in ways(arm):
             found = [list(measured(study, arm, way, measure).values()) for measure in MEASURES]

@@ -17,8 +17,8 @@ seeds, by Student's 95 % interval; intervals are not corrected for their number.
 4.3 standard errors wide on each side: "no difference" says that these numbers show none, not that there is none; "not
 decided", that fewer than three seeds are in common. All arms of a study see equally many tokens, except in the tables
 at equal time: there cheaper arms take as many more steps as their measured speed allows. Learning rates are AdamW's;
-Muon's follow from them by the scale's fixed factor. Seconds are of training on one thread of whatever machine it was,
-shared or not (memories with the paper's gates or rules run in torch, the others as C++ kernels); FLOPs are counted."""
+Muon's follow from them by the scale's fixed factor. Seconds are the CPU time of training steps, one thread, on whatever
+machine it was (memories with the paper's gates or rules run in torch, the others as C++ kernels); FLOPs are counted."""
 WORDS = ("better", "worse", "no difference", "not decided")
 
 
@@ -73,7 +73,7 @@ def _timed(study: Study) -> str:
             said.append(f"`{arm.name}` {steps} steps for {ordinary} ({steps / ordinary:.2g} times)")
     text = (
         f"At equal time: arms whose steps cost otherwise than `{reference}`'s (by over a tenth) were trained again "
-        f"for as long as it was, by the least seconds measured here: {', '.join(said)}."
+        f"for as long as it was, by the least CPU time of a step: {', '.join(said)}."
     )
     machines = {arm.name: {t.machine for t in arm.trainings} for arm in study.arms}
     if apart := [f"`{name}`" for name, ran in machines.items() if ran and not ran & machines[reference]]:
@@ -201,7 +201,7 @@ def _cells(study: Study, arm: Arm) -> list[str]:
     cells += size
     if not whole:
         return [*cells, *["-"] * 4]
-    seconds, tokens = mean_error([t.seconds for t in whole])[0], whole[0].tokens
+    seconds, tokens = mean_error([t.cost for t in whole])[0], whole[0].tokens
     return [*cells, f"{tokens:,}", f"{seconds:.0f}", f"{tokens / seconds:,.0f}", f"{whole[0].flops:.2g}"]
 
 
