@@ -4,78 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import yaml
+from suites import ROOT, SILENT, TINY, fake, project, suite
 
 from hope_model import counting
 from hope_model.blocks import EQUATIONS
 from hope_model.errors import InputError
-from hope_train import ablations, equal_time, study
-from hope_train.ablations import DIVERGED, Suite
+from hope_train import ablations, records, study
+from hope_train.ablations import DIVERGED
 from hope_train.cli import main
 from hope_train.measure import asked_for, command, streamed
 from hope_train.progress import ASSUMED
-
-ROOT = Path(__file__).parents[3]
-TINY = {
-    "question": "Which one?",
-    "scale": "suite",
-    "overrides": ["task=parity", "steps=2", "batch_size=2", "length=8", "model.dim=32", "model.layers=1"],
-    "arms": {
-        "delta": {"run": "gated_deltanet"},
-        "full": {"run": "transformer"},
-        "none": {"missing": "no switch"},
-    },
-    "lengths": ["1x", "2x"],
-    "tolerance": 0.5,
-}
-
-
-def project(tmp_path: Path, **changes: object) -> Path:
-    conf = tmp_path / "conf"
-    conf.mkdir()
-    for part in ("config.yaml", "run", "scale", "task", "optim"):
-        (conf / part).symlink_to(ROOT / "conf" / part)
-    (conf / "study").mkdir()
-    (conf / "study" / "tiny.yaml").write_text(yaml.safe_dump(TINY | changes, sort_keys=False))
-    return conf
-
-
-def suite(tmp_path: Path, conf: Path) -> Suite:
-    loaded = study.load(conf, [])
-    return Suite(study.chains("tiny", loaded["tiny"], conf, []), tmp_path / "results", tmp_path / "work")
-
-
-class Fake(Suite):
-    """Trains nothing: the validation loss is what `losses` says of the rate."""
-
-    losses: dict[float, float | None]
-    trained: list[str]
-    most: int
-
-    def _train(self, unit: study.Unit) -> dict[str, Any]:
-        if len(self.trained) == self.most:
-            raise KeyboardInterrupt
-        self.trained.append(unit.config.run)
-        value = self.losses[unit.rate]
-        record = self._record(unit, self.work, [], "diverged" if value is None else "")
-        metrics = [{"name": "task_accuracy", "length": 8, "value": 0.5}]
-        known = {} if value is None else {"val_loss": value}
-        return record | {"wall_seconds": 3.0, "validation": known, "metrics": metrics}
-
-
-def fake(tmp_path: Path, conf: Path, losses: dict[float, Any], most: int = 100) -> Fake:
-    made = suite(tmp_path, conf)
-    made = Fake(made.chains, made.results, made.work)
-    made.losses, made.trained, made.most = losses, [], most
-    made.work.mkdir(exist_ok=True)
-    (made.work / "train.json").write_text("{}")
-    return made
+from hope_train.records import write_down
 
 
 def test_the_best_rate_on_validation_is_the_one_that_counts(tmp_path: Path) -> None:
@@ -84,9 +33,9 @@ def test_the_best_rate_on_validation_is_the_one_that_counts(tmp_path: Path) -> N
     tuning = [f"tiny/delta/rate{rate}-seed0" for rate in ("0.3", "1", "3")]
     assert first.trained[:5] == [*tuning, *[f"tiny/delta/rate3-seed{seed}" for seed in (1, 2)]]
     assert len(first.trained) == 10  # the arm that cannot be run is left alone
-    records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("results/tiny/full/*.json"))]
-    assert [(r["rate"], r["seed"]) for r in records] == [(0.3, 0), (1.0, 0), (3.0, 0), (3.0, 1), (3.0, 2)]
-    assert records[2]["lr"] == pytest.approx(3e-2)
+    made = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("results/tiny/full/*.json"))]
+    assert [(r["rate"], r["seed"]) for r in made] == [(0.3, 0), (1.0, 0), (3.0, 0), (3.0, 1), (3.0, 2)]
+    assert made[2]["lr"] == pytest.approx(3e-2)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +44,9 @@ def test_the_best_rate_on_validation_is_the_one_that_counts(tmp_path: Path) -> N
         {0.3: 0.7, 1.0: 0.6, 3.0: 0.5, 10.0: 0.55},  # bracketed
         {0.3: 0.7, 1.0: 0.6, 3.0: 0.5, 10.0: 0.4, 30.0: None},
         {0.3: 0.5, 1.0: 0.6, 3.0: 0.7, 0.1: 0.4, 0.03: 0.3},  # twice, no more
-        {0.3: 0.7, 1.0: 0.6, 3.0: 0.0005},  # solved
-        {0.3: None, 1.0: None, 3.0: None},
+        {0.3: 0.7, 1.0: 0.6, 3.0: 0.0},  # solved
+        {0.3: None, 1.0: None, 3.0: None, 0.1: 0.9, 0.03: None},  # all diverged
+        {0.3: math.nan, 1.0: 0.6, 3.0: math.nan},
     ],
 )
 def test_a_rate_beyond_the_end_is_tried(tmp_path: Path, losses: dict[float, Any]) -> None:
@@ -104,7 +54,7 @@ def test_a_rate_beyond_the_end_is_tried(tmp_path: Path, losses: dict[float, Any]
     assert first.run()
     names = [f"rate{rate:g}-seed0" for rate in losses]
     assert first.trained[: len(names)] == [f"tiny/delta/{name}" for name in names]
-    best = min(losses, key=lambda rate: float("inf") if losses[rate] is None else losses[rate])
+    best = min((r for r in losses if losses[r] is not None), key=lambda r: (math.isnan(losses[r]), losses[r]))
     assert first.trained[len(names) :] == [f"tiny/delta/rate{best:g}-seed{seed}" for seed in (1, 2)]
     plan = json.loads((tmp_path / "results/plan.json").read_text())["tiny"]["arms"]["delta"]
     assert list(plan["units"])[::3] == names
@@ -113,12 +63,19 @@ def test_a_rate_beyond_the_end_is_tried(tmp_path: Path, losses: dict[float, Any]
 
 
 def test_rates_that_solve_a_task_are_told_apart_at_the_longest_length() -> None:
-    solved = study.score({"val_loss": 1e-7, "val_loss_64": 0.2, "val_loss_128": 0.5})
-    assert solved == (study.SOLVED, 0.5)
-    assert study.score({"val_loss": 9e-4, "val_loss_64": 0.3, "val_loss_128": 0.4}) < solved
-    assert study.score({"val_loss": 0.5, "val_loss_64": 0.1}) == (0.5, 0.5) > solved
-    assert study.score({"val_loss": 1e-4}) == (study.SOLVED, 1e-4)
-    assert study.score({}) == (float("inf"), float("inf"))
+    def score(loss: float, accuracy: float, *longer: tuple[float, float]) -> study.Score:
+        found = {"val_accuracy": accuracy, "val_accuracy_se": 0.9, "val_loss": loss}
+        for length, (a, nats) in zip((128, 64), longer[::-1], strict=False):
+            found |= {f"val_accuracy_{length}": a, f"val_loss_{length}": nats}
+        return study.score(found)
+
+    solves = score(1e-7, 1.0, (0.95, 0.2), (0.6, 0.5))
+    assert solves == (False, -0.6, 0.5)
+    assert score(0.02, 0.99, (0.9, 0.3), (0.7, 9.0)) < solves  # accuracy at 128, whatever it costs nearer
+    assert solves < score(0.5, 0.98, (1.0, 0.0), (1.0, 0.0)) == (True, 0.5, 0.0)
+    assert score(1e-4, 1.0) == (False, -1.0, 1e-4)
+    for none in ({}, {"val_loss": math.nan}, {"val_loss": math.inf}):
+        assert study.score(none) == (True, math.inf, 0.0)
 
 
 def test_what_is_done_is_not_done_again_until_its_definition_changes(tmp_path: Path) -> None:
@@ -132,7 +89,9 @@ def test_what_is_done_is_not_done_again_until_its_definition_changes(tmp_path: P
     assert again.run()
     assert len(again.trained) == 6
     assert not set(stopped.trained) & set(again.trained)
-    assert not fake(tmp_path, conf, losses, most=0).trained
+    third = fake(tmp_path, conf, losses, most=0)
+    assert third.run()
+    assert not third.trained
     values = yaml.safe_load((conf / "study/tiny.yaml").read_text())
     values["arms"]["full"]["overrides"] = ["optim.clip=0.5"]
     (conf / "study/tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
@@ -162,7 +121,7 @@ def test_a_real_training_leaves_its_json_and_nothing_else(
     real = suite(tmp_path, conf)
     assert real.seconds(real.chains[0]) == ASSUMED
     unit = real.chains[0].unit(1.0, 0)
-    real.display = type("Silent", (), {"finished": lambda *_: None})()  # type: ignore[assignment]
+    real.display = SILENT
     real._unit(unit)
     record = real.result(unit)
     assert record is not None
@@ -179,17 +138,76 @@ def test_what_another_runner_made_meanwhile_is_not_made_again(
 ) -> None:
     real = suite(tmp_path, project(tmp_path))
     unit = real.chains[0].unit(1.0, 0)
-    theirs = {"schema": ablations.SCHEMA, "sha256": unit.sha256, "by": "another"}
+    theirs = {"schema": records.SCHEMA, "sha256": unit.sha256, "by": "another"}
 
     @contextmanager
-    def waited(_: Path) -> Iterator[int]:
+    def waited(*_: Any) -> Iterator[int]:
         real.path(unit).parent.mkdir(parents=True)
         real.path(unit).write_text(json.dumps(theirs))
         yield 0
 
-    monkeypatch.setattr(ablations, "_locked", waited)
-    assert real._train(unit) == theirs
+    monkeypatch.setattr(ablations, "locked", waited)
+    real._unit(unit)
+    assert real.result(unit) == theirs
     assert not (tmp_path / "work").exists()
+
+
+def test_a_result_is_there_before_another_runner_gets_the_lock(tmp_path: Path) -> None:
+    """And what waits for another's training can be stopped."""
+    conf = project(tmp_path)
+    first, second = (fake(tmp_path, conf, {1.0: 0.5}) for _ in range(2))
+    unit = first.chains[0].unit(1.0, 0)
+    train, entered, go = first._train, Event(), Event()
+
+    def slow(unit: study.Unit, lock: int) -> dict[str, Any]:
+        entered.set()
+        assert go.wait(60)
+        return train(unit, lock)
+
+    for one in (first, second):
+        one.display = SILENT
+    first._train = slow  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+        making = pool.submit(first._unit, unit)
+        assert entered.wait(10)
+        waiting = pool.submit(second._unit, unit)
+        third = fake(tmp_path, conf, {1.0: 0.5})
+        third.stop.set()
+        with (
+            pytest.raises(records.StoppedError),
+            records.locked(tmp_path / "work/locks" / unit.sha256[:16], third.stop),
+        ):
+            pytest.fail("the lock was another's")
+        go.set()
+        making.result(), waiting.result()
+    assert (first.trained, second.trained) == ([unit.config.run], [])
+
+
+def test_what_is_no_number_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"val_loss": NaN}')
+    assert records.ill(tmp_path) == "the last validation's loss is nan"
+    (tmp_path / "train.json").write_text('{"val_loss": 0.5}')
+    assert records.ill(tmp_path) == ""
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 1, "val_loss": 0.5}\n{"step": 2, "val_loss": NaN}\n{"step": 3}\n'
+    )
+    unit = suite(tmp_path, project(tmp_path)).chains[0].unit(1.0, 0)
+    assert write_down(unit, tmp_path, [], "", "abc")["curve"] == [{"step": 1, "val_loss": 0.5}]
+    (tmp_path / "other.json").write_text('{"schema": 1}')
+    assert records.read(tmp_path / "other.json") is None
+
+
+def test_a_plan_forgets_studies_that_are_gone(tmp_path: Path) -> None:
+    made = suite(tmp_path, project(tmp_path))
+    made.results.mkdir()
+    for known, left in ([], ["gone", "tiny"]), (["tiny"], ["tiny"]):
+        (made.results / "plan.json").write_text('{"gone": {"order": -1}}')
+        made.known = known
+        made.write_plan()
+        assert list(json.loads((made.results / "plan.json").read_text())) == left
+    (made.results / "plan.json").write_text("<<<<<<< HEAD")
+    with pytest.raises(InputError, match=r"plan.json: .*remove the file"):
+        made.write_plan()
 
 
 def test_a_diverged_run_is_told_from_a_broken_one() -> None:
@@ -223,6 +241,8 @@ def test_every_study_of_the_repository_is_whole(tmp_path: Path, capsys: pytest.C
     common = ["--conf", str(ROOT / "conf"), "--params", str(ROOT / "params.yaml"), "--results", str(tmp_path)]
     assert main(["ablations", "--plan", "--only", "nothing", *common]) == 2
     assert "--only nothing: no such study; choose among" in capsys.readouterr().err
+    assert main(["ablations", "--plan", "--only", "parity", "order/tpyo", *common]) == 2
+    assert "--only order/tpyo: no such arm; choose among first, second" in capsys.readouterr().err
     assert main(["ablations", "--plan", *common]) == 0
     assert list(json.loads((tmp_path / "plan.json").read_text())) == list(studies)
 
@@ -295,71 +315,3 @@ def test_of_a_stream_cells_and_transfers_are_kept() -> None:
         ("bits_per_byte", "memorize+on 0>a", 512),
         ("forgetting", "memorize+on", 512),
     ]
-
-
-class Clocked(Fake):
-    """A step takes what `costs` says of the arm, in seconds."""
-
-    costs: dict[str, float]
-
-    def _train(self, unit: study.Unit) -> dict[str, Any]:
-        record = super()._train(unit)
-        steps = unit.config.steps
-        return record | {"steps": steps, "step_seconds": self.costs[unit.chain.arm] * steps}
-
-
-def clocked(tmp_path: Path, conf: Path, costs: dict[str, float], most: int = 100) -> Clocked:
-    made = fake(tmp_path, conf, {0.3: 0.7, 1.0: 0.2, 3.0: 0.5}, most)
-    again = Clocked(made.chains, made.results, made.work)
-    again.losses, again.trained, again.most, again.costs = made.losses, [], most, costs
-    return again
-
-
-def test_cheaper_arms_train_again_for_as_long(tmp_path: Path) -> None:
-    arms = {
-        "ours": {"run": "gated_deltanet"},
-        "cheap": {"run": "transformer"},
-        "like": {"run": "transformer", "overrides": ["optim.clip=0.5"]},
-    }
-    conf = project(tmp_path, arms=arms, equal_time="ours", overrides=[*TINY["overrides"], "steps=100"])
-    first = clocked(tmp_path, conf, {"ours": 3.0, "cheap": 0.911, "like": 2.9}, most=16)
-    hashes = [[chain.unit(1.0, 0).sha256 for chain in first.chains]]
-    assert not first.run()
-    assert first.trained[15] == "tiny/cheap/rate1-seed0-steps330"  # 3 / 0.911 = 3.29
-    # Slower by then; what was begun is gone on with, at the chosen rate.
-    again = clocked(tmp_path, conf, {"ours": 3.0, "cheap": 2.0, "like": 2.9})
-    assert again.run()
-    assert again.trained == [f"tiny/cheap/rate1-seed{seed}-steps330" for seed in (1, 2)]
-    plan = json.loads((tmp_path / "results/plan.json").read_text())["tiny"]["arms"]
-    assert list(plan["cheap"]["timed"]) == [f"rate1-seed{seed}-steps330" for seed in (0, 1, 2)]
-    assert (plan["ours"]["timed"], plan["like"]["timed"]) == ({}, {})
-    assert again.seconds(again.chains[1]) == 3.0
-    (conf / "study/tiny.yaml").write_text(
-        (conf / "study/tiny.yaml").read_text().replace("equal_time: ours", "equal_time: ''")
-    )
-    without = suite(tmp_path, conf)
-    assert [chain.unit(1.0, 0).sha256 for chain in without.chains] == hashes[0]
-    assert not without.timed(without.chains[1])
-
-
-def test_steps_at_equal_time_by_hand() -> None:
-    assert equal_time.steps(60, 1.0, 1.09) == 60
-    assert equal_time.steps(60, 1.0, 0.33) == 180  # 3.03, so 3.0
-    assert equal_time.steps(60, 1.0, 1.6) == 37  # 0.625, so 0.62: 37.2
-    records = [{"step_seconds": s, "steps": 10, "failed": ""} for s in (10.0, 90.0, 20.0)]
-    assert equal_time.step_seconds(records) == 1.0  # the others had company
-    assert equal_time.step_seconds([{"step_seconds": 0.0, "steps": 0, "failed": "diverged"}]) is None
-    assert equal_time.step_seconds([{"seconds": 9.0, "steps": 10, "failed": ""}]) is None  # shared, perhaps
-    with pytest.raises(InputError, match="'equal_time: x' is no arm; choose among"):
-        study.Study(equal_time="x")
-
-
-def test_seconds_of_different_machines_are_not_compared() -> None:
-    def ran(machine: str, seconds: float) -> dict[str, Any]:
-        return {"step_seconds": seconds, "steps": 10, "failed": "", "machine": machine}
-
-    theirs = [ran("slow", 80.0), ran("fast", 40.0)]
-    assert equal_time.costs(theirs, [ran("slow", 20.0)]) == (8.0, 2.0)
-    assert equal_time.costs(theirs, [ran("other", 5.0), ran("fast", 10.0)]) == (4.0, 1.0)
-    assert equal_time.costs(theirs, [ran("other", 5.0)]) == (4.0, 0.5)  # the page says so
-    assert equal_time.costs([], [ran("slow", 20.0)]) == (None, 2.0)

@@ -5,17 +5,13 @@ The JSONs are the whole memory: with them (in git, say) another machine goes on 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import math
-import os
 import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -26,21 +22,21 @@ from typing import Any
 
 from hope_data.files import write_atomic
 from hope_model import counting
-from hope_model.bench import cpu_name
 from hope_model.errors import InputError
 from hope_train import config as configuration
 from hope_train import equal_time, measure
 from hope_train.progress import ASSUMED, Display
 from hope_train.provenance import revision
+from hope_train.records import StoppedError, ill, last_line, locked, read, write_down
 from hope_train.run import RESUMABLE
 from hope_train.study import Chain, Unit, score
 from hope_train.warm import Warm
 
-SCHEMA = 1
 GRACE = 60.0  # seconds that a training has to save
 DIVERGED = re.compile(r"loss is .* and gradient norm")
 # What a training or an evaluation would import; torch's optimisers ask for its compiler.
 IMPORTED = (
+    "hope_train.detached",
     "torch._dynamo",
     "hope_train.run",
     "hope_eval.cli",
@@ -52,10 +48,6 @@ IMPORTED = (
 Find = Callable[[Unit], dict[str, Any] | None]  # a training's result
 
 
-class StoppedError(Exception):
-    """Asked to stop; what was running can go on."""
-
-
 @dataclass
 class Suite:
     """Studies, and where they are run.
@@ -65,24 +57,26 @@ class Suite:
         results: folder of the JSONs.
         work: folder of unfinished trainings.
         jobs: trainings at a time, one thread each.
+        known: names of all studies there are; the plan forgets others. None given: it forgets none.
     """
 
     chains: list[Chain]
     results: Path
     work: Path
     jobs: int = 1
+    known: list[str] = field(default_factory=list)
     stop: Event = field(default_factory=Event)
     display: Display = field(init=False)
     _running: set[ForkServerProcess] = field(default_factory=set)
     _guard: Lock = field(default_factory=Lock)
-    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Read what is there."""
         for path in sorted(self.results.glob("*/*/*.json")):
-            record = _read(path)
-            if record and record["sha256"] not in self._known:
-                self._known[record["sha256"]] = record
+            record = read(path)
+            if record and record["sha256"] not in self._found:
+                self._found[record["sha256"]] = record
         self._revision = revision(self.results)
         self._warm = Warm(IMPORTED, {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"})
         self._all = {(chain.study, chain.arm): chain for chain in self.chains}
@@ -121,6 +115,17 @@ class Suite:
 
     def write_plan(self) -> None:
         """`plan.json`: what there is to be known, done or not; reports read it."""
+        path = self.results / "plan.json"
+        with locked(self.work / "plan.lock"):  # other runners have other studies
+            former = {
+                name: study
+                for name, study in equal_time.described(path).items()
+                if not self.known or name in self.known
+            }
+            merged = sorted((former | self._studies()).items(), key=lambda item: (item[1]["order"], item[0]))
+            write_atomic(path, (json.dumps(dict(merged), indent=1) + "\n").encode())
+
+    def _studies(self) -> dict[str, Any]:
         studies: dict[str, Any] = {}
         for chain in self._all.values():
             study = chain.definition
@@ -136,14 +141,11 @@ class Suite:
             )
             entry = studies.setdefault(chain.study, {key: asdict(study)[key] for key in known} | {"arms": {}})
             entry["arms"][chain.arm] = self._planned(chain)
-        path = self.results / "plan.json"
-        with _locked(self.work / "plan.lock"):  # other runners have other studies
-            former = equal_time.described(path)
-            merged = sorted(({**former, **studies}).items(), key=lambda item: (item[1]["order"], item[0]))
-            write_atomic(path, (json.dumps(dict(merged), indent=1) + "\n").encode())
+        return studies
 
     def _planned(self, chain: Chain) -> dict[str, Any]:
         model, study = chain.config.model, chain.definition
+        arm, timed = study.arms[chain.arm], self.at_equal_time(chain)
         units = [chain.unit(one.rate, seed) for one in self.tuning(chain) for seed in study.seeds]
         teaches = model.variant.startswith("hope") and model.cms.teach_scale > 0
         return {
@@ -151,13 +153,17 @@ class Suite:
             # Recall is a question of size; studies of text may be of any scale, and are not measured here.
             "state_bytes": counting.state_bytes(model, chain.config.length) if chain.config.data.task else 0,
             "missing": chain.missing,
+            "run": arm.run,
+            "overrides": [*arm.overrides, *(["writes=" + ",".join(arm.writes)] if arm.writes else [])],
             "variant": model.variant,
             "length": chain.config.length,
             "chunk": min(chain.config.memory_chunks or [model.memory.chunk]),
             "segment": min(model.cms.chunks()) if teaches else 0,
             "chosen": self.chosen(chain),
             "units": {Path(unit.config.run).name: unit.sha256[:16] for unit in units},
-            "timed": {Path(unit.config.run).name: unit.sha256[:16] for unit in self.timed(chain)},
+            "timed": None
+            if timed is None
+            else {Path(unit.config.run).name: unit.sha256[:16] for unit in timed},
         }
 
     def path(self, unit: Unit) -> Path:
@@ -166,35 +172,34 @@ class Suite:
 
     def result(self, unit: Unit) -> dict[str, Any] | None:
         """A training's result, if it is there and of this very definition."""
-        record = _read(self.path(unit))
+        record = read(self.path(unit))
         return record if record and record["sha256"] == unit.sha256 else None
 
     def seconds(self, chain: Chain) -> float:
         """What a training of this arm takes: measured, else as others of its variant, else of all."""
+        found = list(self._found.values())  # another thread may be adding one
         same = [
             r["wall_seconds"]
-            for r in self._known.values()
+            for r in found
             if (r["study"], r["arm"]) == (chain.study, chain.arm) and r["steps"] in (0, chain.config.steps)
         ]
-        alike = [
-            r["wall_seconds"] for r in self._known.values() if r["variant"] == chain.config.model.variant
-        ]
-        every = [r["wall_seconds"] for r in self._known.values()]
+        alike = [r["wall_seconds"] for r in found if r["variant"] == chain.config.model.variant]
+        every = [r["wall_seconds"] for r in found]
         return fmean(same or alike or every or [ASSUMED])
 
     def measured(self) -> int:
         """Arms that have a result."""
-        known = {(r["study"], r["arm"]) for r in self._known.values()}
+        known = {(r["study"], r["arm"]) for r in list(self._found.values())}
         return sum((c.study, c.arm) in known for c in self.chains if not c.missing)
 
     def tuning(self, chain: Chain, found: Find | None = None) -> list[Unit]:
         """The runs that choose an arm's learning rate, as far as can be known."""
 
-        def loss(unit: Unit) -> float | None:
+        def validated(unit: Unit) -> dict[str, float] | None:
             record = (found or self.result)(unit)
-            return float(record["validation"].get("val_loss", math.inf)) if record else None
+            return record["validation"] if record else None
 
-        return chain.tuning(loss)
+        return chain.tuning(validated)
 
     def left(self, chain: Chain) -> int:
         """Trainings of an arm that are to be done, as far as can be known before a learning rate is chosen."""
@@ -220,22 +225,25 @@ class Suite:
 
     def _shared(self, unit: Unit) -> dict[str, Any] | None:
         """A training's result, whichever study did it."""
-        return self._known.get(unit.sha256)
+        return self._found.get(unit.sha256)
 
     def untrained(self, chain: Chain) -> list[str]:
         """Those of `trainings` that nobody has done."""
-        return [sha256 for sha256 in self.trainings(chain) if sha256 not in self._known]
+        return [sha256 for sha256 in self.trainings(chain) if sha256 not in self._found]
 
     def timed(self, chain: Chain) -> list[Unit]:
-        """The runs at equal time; none where the study wants none, costs are equal or not all measured."""
+        """The runs at equal time, as far as they are known."""
+        return self.at_equal_time(chain) or []
+
+    def at_equal_time(self, chain: Chain) -> list[Unit] | None:
+        """The runs at equal time: none where the study wants none or costs are equal, None before all are measured."""
         study = chain.definition
         if study.equal_time in ("", chain.arm) or chain.missing:
             return []
         ordinary, reference = chain.config.steps, self._all[chain.study, study.equal_time]
-        tuned = [self.result(unit) for unit in self.tuning(chain)]
-        theirs, own = equal_time.costs(self._whole(reference), self._whole(chain))
-        if not all(tuned) or theirs is None or own is None:
-            return []
+        own = self._whole(chain)
+        if not own:
+            return None
         finals = self._final(chain)
 
         def longer(steps: int) -> list[Unit]:
@@ -243,9 +251,12 @@ class Suite:
 
         # What was begun is gone on with: another machine's seconds would ask for other steps.
         for steps in equal_time.begun(self.path(finals[0]).parent):
-            if any(self.result(unit) for unit in longer(steps)):
+            if any((self.result(unit) or {}).get("step_seconds") for unit in longer(steps)):
                 return longer(steps)
-        steps = equal_time.steps(ordinary, theirs, own)
+        theirs, ours = equal_time.costs(self._whole(reference), own)
+        if theirs is None or ours is None:
+            return None
+        steps = equal_time.steps(ordinary, theirs, ours)
         return longer(steps) if steps != ordinary else []
 
     def total(self, chain: Chain) -> int:
@@ -286,36 +297,35 @@ class Suite:
             return
         if self.stop.is_set():
             raise StoppedError
-        record = dict(self._known.get(unit.sha256) or self._train(unit))
-        record |= {"study": unit.chain.study, "arm": unit.chain.arm, "rate": unit.rate}
-        self._known[unit.sha256] = record
-        write_atomic(self.path(unit), (json.dumps(record, indent=1) + "\n").encode())
+        # One lock for equal trainings of all studies; the result is there before another gets it.
+        with locked(self.work / "locks" / unit.sha256[:16], self.stop) as lock:
+            if self.result(unit):  # another runner made it while this one waited
+                return
+            record = dict(self._found.get(unit.sha256) or self._train(unit, lock))
+            record |= {"study": unit.chain.study, "arm": unit.chain.arm, "rate": unit.rate}
+            self._found[unit.sha256] = record
+            write_atomic(self.path(unit), (json.dumps(record, indent=1) + "\n").encode())
+            shutil.rmtree(self.work / unit.config.run, ignore_errors=True)
         self.display.finished(unit, record)
 
-    def _train(self, unit: Unit) -> dict[str, Any]:
-        folder, config = self.work / unit.config.run, unit.config
-        with _locked(folder.with_name(f"{folder.name}.lock")) as lock:
-            if made := self.result(unit):  # by another runner, while this one waited
-                return made
-            start = time.monotonic()
-            folder.mkdir(exist_ok=True)
-            write_atomic(folder / "config.yaml", configuration.dump(config).encode())
-            command = ["hope-train", "run", str(folder / "config.yaml"), "--fresh-on-mismatch"]
-            command += ["--out", str(folder), "--json", str(folder / "train.json")]
-            status = self._call(unit, lock, command)
-            said = _last_line(folder)
-            if status and not DIVERGED.search(said):
-                raise InputError(f"{unit.config.run}: {said.removeprefix('error: ')}")
-            metrics = self._evaluate(unit, folder, lock) if status == 0 else []
-            record = self._record(unit, folder, metrics, "" if status == 0 else said)
-            record["wall_seconds"] = max(round(time.monotonic() - start, 1), record["seconds"])
-            shutil.rmtree(folder)
-        return record
+    def _train(self, unit: Unit, lock: int) -> dict[str, Any]:
+        start, folder = time.monotonic(), self.work / unit.config.run
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "config.yaml", configuration.dump(unit.config).encode())
+        command = ["hope-train", "run", str(folder / "config.yaml"), "--fresh-on-mismatch"]
+        command += ["--out", str(folder), "--json", str(folder / "train.json")]
+        status = self._call(unit, lock, command)
+        failed = last_line(folder) if status else ill(folder)
+        if status and not DIVERGED.search(failed):
+            raise InputError(f"{unit.config.run}: {failed}")
+        metrics = [] if failed else self._evaluate(unit, folder, lock)
+        record = write_down(unit, folder, metrics, failed, self._revision)
+        return record | {"wall_seconds": max(round(time.monotonic() - start, 1), record["seconds"])}
 
     def _evaluate(self, unit: Unit, folder: Path, lock: int) -> list[dict[str, Any]]:
         out = folder / "measured.json"
         if self._call(unit, lock, ["hope-eval", *measure.command(unit, folder, out)]):
-            raise InputError(f"{unit.config.run}: {_last_line(folder).removeprefix('error: ')}")
+            raise InputError(f"{unit.config.run}: {last_line(folder)}")
         return measure.read(unit, out)
 
     def _call(self, unit: Unit, lock: int, command: list[str]) -> int:
@@ -326,60 +336,12 @@ class Suite:
             said = self.work / unit.config.run / "said.txt"
             process = self._warm.start(command, said, lock)
             self._running.add(process)
-        process.join()
-        with self._guard:
+        wait([process.sentinel])
+        with (
+            self._guard
+        ):  # starting one asks all others whether they ended: two that read it would each get a half
+            process.join()
             self._running.discard(process)
         if process.exitcode == RESUMABLE or self.stop.is_set():
             raise StoppedError
         return process.exitcode or 0
-
-    def _record(self, unit: Unit, folder: Path, metrics: list[dict[str, Any]], failed: str) -> dict[str, Any]:
-        told = json.loads((folder / "train.json").read_text()) if not failed else {}
-        log = folder / "log.jsonl"
-        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-        keys = ("step", "tokens", "val_loss", "val_accuracy", "val_bpb")
-        return {
-            "schema": SCHEMA,
-            "sha256": unit.sha256,
-            "seed": unit.config.seed,
-            "lr": unit.config.optim.lr,
-            "matrix_lr": unit.config.optim.matrix_lr,
-            "variant": unit.config.model.variant,
-            "parameters": unit.chain.parameters,
-            "steps": int(told.get("steps", 0)),
-            "tokens": int(told.get("tokens", 0)),
-            "seconds": round(told.get("seconds", 0.0), 1),
-            "step_seconds": round(told.get("step_seconds", 0.0), 2),
-            "flops": told.get("flops_per_token", 0.0) * told.get("tokens", 0),
-            "revision": self._revision,
-            "machine": cpu_name(),
-            "failed": failed,
-            "validation": {k: v for k, v in told.items() if k.startswith("val_")},
-            "curve": [{k: row[k] for k in keys if k in row} for row in rows if "val_loss" in row],
-            "metrics": metrics,
-        }
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """One process at a time: a child that outlived its parent holds the lock it inherited."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return record if record.get("schema") == SCHEMA else None
-
-
-def _last_line(folder: Path) -> str:
-    lines = (folder / "said.txt").read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no message"

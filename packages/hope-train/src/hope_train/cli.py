@@ -293,13 +293,19 @@ def _ablations(arguments: argparse.Namespace) -> int:
     from hope_train.progress import estimate  # noqa: PLC0415
     from hope_train.run import FINISHED, RESUMABLE  # noqa: PLC0415
 
+    if arguments.jobs < 1:
+        raise ModelInputError(f"--jobs {arguments.jobs}: at least 1")
     corpora = load_params(arguments.params).corpora
     studies = study.load(arguments.conf, arguments.only)
     chains = []
     for name, one in studies.items():
         scale = "" if any(text.startswith("task=") for text in one.overrides) else arguments.scale
         chains += study.chains(name, one, arguments.conf, corpora, scale)
-    suite = Suite(chains, arguments.results, arguments.work, arguments.jobs)
+    if unknown := set(arguments.only) - set(studies) - {f"{c.study}/{c.arm}" for c in chains}:
+        arms = ", ".join(studies[min(unknown).split("/")[0]].arms)
+        raise ModelInputError(f"--only {min(unknown)}: no such arm; choose among {arms}")
+    known = list(study.load(arguments.conf, []))
+    suite = Suite(chains, arguments.results, arguments.work, arguments.jobs, known)
     suite.write_plan()
     wanted = set(arguments.only) or set(studies)
     suite.chains = [c for c in chains if c.study in wanted or f"{c.study}/{c.arm}" in wanted]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hope_model.errors import InputError
+
 SAME = 0.1  # costs closer than this are equal, as far as a busy machine can tell
 STEPS = re.compile(r"-steps(\d+)$")
 
@@ -50,6 +52,13 @@ def begun(folder: Path) -> list[int]:
 
 
 def described(planned: Path) -> dict[str, Any]:
-    """A plan that was written before, or nothing."""
-    plan: dict[str, Any] = json.loads(planned.read_text()) if planned.is_file() else {}
+    """A plan that was written before, or nothing.
+
+    Raises:
+        InputError: it is none any more, as after a merge.
+    """
+    try:
+        plan: dict[str, Any] = json.loads(planned.read_text()) if planned.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{planned}: {error}; remove the file, it is made from the results") from error
     return plan

@@ -21,7 +21,9 @@ from hope_train.compose import Params, compose
 from hope_train.config import TrainConfig, digest
 from hope_train.values import read_yaml, strict
 
-SOLVED = 1e-3  # validation loss in nats per token below which no learning rate is better than another
+SOLVED = (
+    0.99  # validation accuracy from which a learning rate solves a task: longer sequences tell it from others
+)
 
 
 @dataclass  # not frozen: OmegaConf could not fill it inside a mapping
@@ -133,18 +135,20 @@ class Chain:
             self, rate, dataclasses.replace(self.config, run=name, seed=seed, optim=optim, steps=steps)
         )
 
-    def tuning(self, losses: Callable[[Unit], float | None]) -> list[Unit]:
+    def tuning(self, validated: Callable[[Unit], Mapping[str, float] | None]) -> list[Unit]:
         """The runs that choose a learning rate on validation; the best of them also counts, by what it is tested on.
 
+        Rates beyond an end are asked for until one solves the task; where all diverged, lower ones.
+
         Args:
-            losses: what a run validated at, None before; decides whether rates beyond an end are asked for.
+            validated: numbers of a run, none where it diverged; None before it was done.
         """
         study = self.definition
         units = [self.unit(rate, study.seeds[0]) for rate in study.rates]
         for _ in range(study.widen):
-            found = {unit.rate: loss for unit in units if (loss := losses(unit)) is not None}
-            best = min(found, key=lambda rate: found[rate], default=0.0)
-            if len(found) < len(units) or not SOLVED < found[best] < math.inf:
+            found = {unit.rate: score(v) for unit in units if (v := validated(unit)) is not None}
+            best = min(sorted(found), key=lambda rate: found[rate], default=0.0)
+            if len(found) < len(units) or solved(found[best]):
                 break
             if best not in (min(found), max(found)):
                 break
@@ -152,15 +156,30 @@ class Chain:
         return units
 
 
-def score(validation: Mapping[str, float]) -> tuple[float, float]:
-    """What chooses among learning rates, the lowest.
+Score = tuple[bool, float, float]
 
-    Validation loss; those that solve a task are equal in it, so the loss at the longest validated length decides.
+
+def score(validation: Mapping[str, float]) -> Score:
+    """What chooses among learning rates, the lowest: whether it fails, then a number, then another.
+
+    Of those that solve the task at the training length, accuracy at the longest validated length decides, then loss
+    there; of the others validation loss.
     """
+
+    def longest(name: str, missing: float) -> float:
+        found = {int(k[len(name) + 1 :]): v for k, v in validation.items() if k[len(name) + 1 :].isdigit()}
+        value = found[max(found)] if found else validation.get(name, missing)
+        return value if math.isfinite(value) else missing
+
+    if validation.get("val_accuracy", 0.0) >= SOLVED:
+        return False, -longest("val_accuracy", 0.0), longest("val_loss", math.inf)
     loss = validation.get("val_loss", math.inf)
-    if loss > SOLVED:
-        return loss, loss
-    return SOLVED, [loss, *(v for k, v in validation.items() if k.startswith("val_loss_"))][-1]
+    return True, loss if math.isfinite(loss) else math.inf, 0.0
+
+
+def solved(of: Score) -> bool:
+    """Whether a rate with this score solves the task at the training length."""
+    return not of[0]
 
 
 @dataclass(frozen=True)
