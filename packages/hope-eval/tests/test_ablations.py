@@ -1,13 +1,14 @@
 """The ablations' page: verdicts by Student's t over seeds, holes told as holes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from hope_data.errors import InputError
 from hope_eval.cli import main
-from hope_eval.report import ablation_data, ablations
+from hope_eval.report import ablation_data, ablation_plots, ablations
 
 SEEDS = (0, 1, 2)
 
@@ -115,6 +116,41 @@ def test_lower_bits_are_better(tmp_path: Path) -> None:
     assert found.word == "worse"
 
 
+def test_one_diverged_seed_solves_nothing_and_is_drawn(tmp_path: Path) -> None:
+    folder = results(tmp_path / "r", {"hope": [{32: 1.0, 64: 1.0}] * 3, "gone": [{32: 1.0, 64: 1.0}] * 3})
+    for arm, seeds in {"hope": (2,), "gone": SEEDS}.items():
+        for seed in seeds:
+            path = folder / "tiny" / arm / f"rate1-seed{seed}.json"
+            spoilt = {"metrics": [], "failed": "diverged", "steps": 0, "validation": {}}
+            path.write_text(json.dumps(json.loads(path.read_text()) | spoilt))
+    ablations.write(folder, tmp_path / "page.md", tmp_path / "plots")
+    page = (tmp_path / "page.md").read_text()
+    assert "`hope` solves it at no length." in page
+    assert "| gone | 0.01 | 3, 3 diverged | - | - |" in page
+    assert (tmp_path / "plots" / "ablation_tiny.png").is_file()
+
+
+def test_rates_are_told_with_what_decided_between_them(tmp_path: Path) -> None:
+    folder = results(tmp_path, {"hope": [{32: 1.0}] * 3})
+    for rate, accuracy in {0.3: 0.98, 1.0: 0.995, 3.0: 1.0}.items():
+        path = folder / "tiny" / "hope" / f"rate{rate:g}-seed0.json"
+        found = {
+            "val_loss": 0.1,
+            "val_accuracy": accuracy,
+            "val_accuracy_se": 0.0,
+            "val_accuracy_128": rate / 4,
+        }
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"validation": found}))
+    page = ablations.page(ablation_data.load(folder), {})
+    assert "- hope: 0.003: 0.1000; **0.01: 0.1000, 0.250 at 128**; 0.03: 0.1000, 0.750 at 128" in page
+
+
+def test_arms_named_by_numbers_stand_in_their_order() -> None:
+    names = ["teach_0.1", "teach_0", "teach_0.05", "4_levels", "every_32", "from_8_to_512", "hope"]
+    numbers = [ablation_plots._number(type("Arm", (), {"name": name})()) for name in names]
+    assert numbers == [0.1, 0.0, 0.05, 4.0, 32.0, 0.0, 0.0]
+
+
 def test_results_of_another_definition_do_not_count(tmp_path: Path) -> None:
     folder = results(tmp_path, MEASURED)
     plan = json.loads((folder / "plan.json").read_text())
@@ -199,12 +235,15 @@ def test_a_stream_is_judged_by_way_of_learning(tmp_path: Path) -> None:
     page = out.read_text()
     # The last row is (2 + lost, 2): its mean changes by half of what is forgotten.
     assert "memories written against frozen: better in bits/byte at the end (-0.1000, 95 %" in page
-    assert "no difference in learned of a domain, bits/byte (+0.0000" in page
+    # Before it is 3, whatever came.
+    assert "; better in change (-0.1000, 95 %" in page
     assert (
         "`other` (by training) against `hope` (by training): worse in bits/byte at the end (+0.1500" in page
     )
     assert "worse in average forgetting (+0.3000" in page
-    assert "| hope | memories frozen | 0.01 | 3 | 2.305 ± 0.003 | 1.000 ± 0.000 | 0.610 ± 0.006 |" in page
+    row = "3.000 ± 0.000 | 2.305 ± 0.003 | -0.695 ± 0.003 | 1.000 ± 0.000 | 0.610 ± 0.006"
+    assert f"| hope | memories frozen | 0.01 | 3 | {row} |" in page
+    assert "other: worse by training (+0.150, worse in change)" in page
     assert (tmp_path / "plots" / "ablation_tiny.png").is_file()
 
 
@@ -213,6 +252,14 @@ def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
     folder = results(tmp_path, measured)
     plan = json.loads((folder / "plan.json").read_text())
     plan["tiny"]["equal_time"] = "hope"
+    plan["tiny"]["arms"] |= {
+        "like": dict(plan["tiny"]["arms"]["hope"]),
+        "unknown": dict(plan["tiny"]["arms"]["hope"]),
+    }
+    for arm, timed_ in {"hope": {}, "like": {}, "unknown": None}.items():
+        plan["tiny"]["arms"][arm]["timed"] = timed_
+        if arm != "hope":
+            shutil.copytree(folder / "tiny" / "hope", folder / "tiny" / arm)
     plan["tiny"]["arms"]["cheap"]["timed"] = {f"rate1-seed{s}-steps25": f"long-{s}" for s in SEEDS}
     (folder / "plan.json").write_text(json.dumps(plan))
     assert "At equal time:" not in ablations.page(ablation_data.load(folder), {})
@@ -226,11 +273,15 @@ def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
     assert "worse at 32 (-0.100" in ordinary
     assert "better at 32 (+0.030" in timed
     assert "| cheap | 0.01 | 3 | 0.940 ± 0.006 | 1,000 | 21.0 | 10,000 |" in timed
-    assert "| hope | 0.01 | 3 | 0.910 ± 0.006 | 1,000 | 21.0 | 4,000 |" in timed
-    assert "**13 of 13 trainings are done.**" in page
+    assert "| hope | 0.01 | 3 | 0.910 ± 0.006 | 1,000 | 21.0 | 4,000 | 8 |" in timed
+    assert "| like | 0.01 | 3 | 0.910 ± 0.006 |" in timed  # as dear as the reference
+    assert "| unknown | not run |" in timed
+    assert "**23 of 23 trainings are done.**" in page
     assert "Not a fair comparison" not in page
     for file in folder.glob("tiny/*/*.json"):
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"machine": f"Box of {file.parent.name}"}))
+        new = {"machine": f"Box of {'cheap' if file.parent.name == 'cheap' else 'hope'}", "step_seconds": 4.0}
+        file.write_text(json.dumps(json.loads(file.read_text()) | new))
     page = ablations.page(ablation_data.load(folder), {})
+    assert "| 4,000 | 4 | 1,000 |" in page  # of its steps alone, where they were measured
     assert "**Not a fair comparison:** `cheap` never ran on a machine that `hope` ran on." in page
     assert "revision abc; on Box of cheap, Box of hope." in page

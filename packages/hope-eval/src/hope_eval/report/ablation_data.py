@@ -25,7 +25,9 @@ class ArmPlan:
 
     Attributes:
         units: first digits of its trainings' SHA-256 by file name.
-        timed: the same of those at equal time.
+        timed: the same of those at equal time; None before it is known which.
+        run: file of conf/run that it is made of.
+        overrides: what it changes there.
         state_bytes: of one sequence after the training's length; 0 where not measured.
         chosen: the learning rate's factor that validated best; None before any was tried.
     """
@@ -38,7 +40,9 @@ class ArmPlan:
     chunk: int
     segment: int
     units: dict[str, str]
-    timed: dict[str, str] = field(default_factory=dict)
+    timed: dict[str, str] | None = None
+    run: str = ""
+    overrides: list[str] = field(default_factory=list)
     state_bytes: int = 0
     chosen: float | None = None
 
@@ -175,20 +179,17 @@ class Study:
         """Trainings there are to be, without what cannot be run."""
         seeds = self.plan.seeds
         wanted = [arm.plan for arm in self.arms if not arm.plan.missing]
-        return sum(plan.rates(seeds) + len(seeds) - 1 + len(plan.timed) for plan in wanted)
+        return sum(plan.rates(seeds) + len(seeds) - 1 + len(plan.timed or {}) for plan in wanted)
 
     def at_equal_time(self) -> Study | None:
         """The study with the runs at equal time in the place of others; None where nobody asked or has any.
 
-        An arm that is finished, with nothing planned at equal time, costs as much as the reference.
+        An arm with nothing to be trained at equal time costs as much as the reference, or is it.
         """
         if not any(arm.timed for arm in self.arms):
             return None
-        seeds = self.plan.seeds
         arms = [
-            replace(arm, tuned={}, seeds=arm.seeds)
-            if not arm.plan.timed and (len(arm.tuned), len(arm.seeds)) == (arm.plan.rates(seeds), len(seeds))
-            else replace(arm, tuned={}, seeds=arm.timed)
+            replace(arm, tuned={}, seeds=arm.seeds if arm.plan.timed == {} else arm.timed)
             for arm in self.arms
         ]
         return replace(self, arms=arms)
@@ -211,7 +212,7 @@ def _arm(folder: Path, name: str, study: StudyPlan, arm: str) -> Arm:
     found = _found(folder / name / arm, plan.units)
     tuned = {t.rate: t for t in found if t.seed == study.seeds[0]}
     seeds = {t.seed: t for t in found if t.seed in study.seeds and t.rate == plan.chosen}
-    timed = {t.seed: t for t in _found(folder / name / arm, plan.timed) if t.rate == plan.chosen}
+    timed = {t.seed: t for t in _found(folder / name / arm, plan.timed or {}) if t.rate == plan.chosen}
     return Arm(arm, plan, tuned, seeds, timed)
 
 
@@ -250,6 +251,11 @@ class Verdict:
     low: float
     high: float
     n: int
+
+    @property
+    def half(self) -> float:
+        """Half of the interval's width."""
+        return (self.high - self.low) / 2
 
 
 def verdict(study: Study, arm: Arm, length: int) -> Verdict | None:

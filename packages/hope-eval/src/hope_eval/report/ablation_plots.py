@@ -1,5 +1,6 @@
 """Pictures of the ablations: accuracy by length with chance, or one measure by arm."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from hope_eval.report import ablation_streams
-from hope_eval.report.ablation_data import Study, mean_error
+from hope_eval.report.ablation_data import Arm, Study, mean_error
 from hope_eval.report.plots import COLOURS, STYLE, WIDTH, save, turn_long_labels
 from hope_eval.results import METRICS
 
 MARKERS = "osD^vPX*"
+LEAST = 0.1  # height of a picture by arm, in its unit
 
 
 def draw(studies: Sequence[Study], folder: Path) -> Iterator[tuple[str, str]]:
@@ -52,7 +54,8 @@ def by_length(study: Study) -> Figure:
             label=f"{arm.name} ({len(arm.seeds)} seed{'s' if len(arm.seeds) > 1 else ''})",
         )
         dots = [(length * shift, value) for length, values in points for value in values]
-        axes.plot(*zip(*dots, strict=True), ".", color=colour, alpha=0.4, markersize=5)
+        xs, ys = [x for x, _ in dots], [y for _, y in dots]
+        axes.plot(xs, ys, ".", color=colour, alpha=0.4, markersize=5)
     chances = [
         v.chance for arm in study.arms for t in arm.seeds.values() for v in t.metrics if v.chance is not None
     ]
@@ -73,19 +76,38 @@ def by_length(study: Study) -> Figure:
     return figure
 
 
+def _number(arm: Arm) -> float:
+    """Arms named by numbers stand in their order, others in the study's (sorting keeps it)."""
+    found = re.findall(r"\d+(?:\.\d+)?", arm.name)
+    return float(found[0]) if len(found) == 1 and re.search(r"^\d|_\d", arm.name) else 0.0
+
+
 def by_arm(study: Study) -> Figure:
-    """One place per arm: dots are seeds, the bar is the mean with its standard error."""
+    """One place per arm: dots are seeds, the bar is the mean with its standard error, the line the first arm's mean."""
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
-    shown, length = [arm for arm in study.arms if arm.seeds], study.lengths[0]
+    shown, length = sorted((arm for arm in study.arms if arm.seeds), key=_number), study.lengths[0]
+    axes.set_xlim(-0.5, len(shown) - 0.5)
     for place, arm in enumerate(shown):
         values = [v.value for v in arm.values(study.metric, length).values()]
+        if failed := sum(bool(t.failed) for t in arm.seeds.values()):
+            text = f"{failed} of {len(arm.seeds)} diverged"
+            axes.annotate(
+                text, (place, 0.97), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8
+            )
         if not values:
             continue
         mean, error = mean_error(values)
+        if arm is study.arms[0]:
+            axes.axhline(mean, color="#888888", linestyle=":", linewidth=1.2, label=f"mean of {arm.name}")
+            axes.legend(loc="best", fontsize=8)
         axes.plot([place] * len(values), values, ".", color=COLOURS[0], alpha=0.5)
         axes.errorbar([place + 0.12], [mean], yerr=[error or 0.0], color="black", marker="_", capsize=3)
     axes.set_xticks(range(len(shown)), [arm.name for arm in shown])
+    # A difference of nothing must not fill the picture.
+    low, high = axes.get_ylim()
+    room = max(0.0, LEAST - (high - low)) / 2
+    axes.set_ylim(low - room, high + room)
     turn_long_labels(axes)
     axes.set_ylabel(f"{METRICS[study.metric].unit} ± 1 s.e. over seeds")
     axes.set_title(f"{study.name}: {study.plan.question}")

@@ -10,7 +10,9 @@ from hope_eval.results import value
 
 # In the order of the page: name, heading, whether less of it is better.
 MEASURES = {
+    "before": ("bits/byte before", True),
     "last": ("bits/byte at the end", True),
+    "change": ("change", True),
     "learned": ("learned of a domain, bits/byte", False),
     "forgetting": ("average forgetting", True),
     "backward_transfer": ("backward transfer", False),
@@ -23,9 +25,10 @@ WAYS = {
     "train": "by training",
 }
 EXPLAINED = """\
-Bits per byte of every domain's held-out documents, before the stream and after each domain: R[i][j]. At the end: mean
-of the last row. Learned: R[before][j] - R[just after j], averaged over j; whoever learns nothing forgets nothing.
-Average forgetting, backward and forward transfer as in `hope-eval continual`. ± is one standard error over seeds."""
+Bits per byte of every domain's held-out documents, before the stream and after each domain: R[i][j]. Before and at the
+end: means of the first and of the last row; change: their difference. Learned: R[before][j] - R[just after j], averaged
+over j; whoever learns nothing forgets nothing. Average forgetting, backward and forward transfer as in `hope-eval
+continual`. ± is one standard error over seeds."""
 
 
 def ways(arm: Arm) -> list[str]:
@@ -48,11 +51,14 @@ def measured(study: Study, arm: Arm, way: str, measure: str) -> dict[int, float]
         if own:
             made[seed] = own[0]
         elif any(v.group == way for v in training.metrics):
-            R = cells(arm, way, seed, study.plan.stream.domains)
-            made[seed] = fmean(
-                R[-1] if measure == "last" else (R[0][j] - R[j + 1][j] for j in range(len(R[0])))
-            )
+            made[seed] = _of(cells(arm, way, seed, study.plan.stream.domains), measure)
     return made
+
+
+def _of(R: list[list[float]], measure: str) -> float:
+    before, last = fmean(R[0]), fmean(R[-1])
+    learned = fmean(R[0][j] - R[j + 1][j] for j in range(len(R[0])))
+    return {"before": before, "last": last, "change": last - before, "learned": learned}[measure]
 
 
 def compared(study: Study, one: tuple[Arm, str], other: tuple[Arm, str], measure: str) -> Verdict | None:
@@ -80,7 +86,9 @@ def sentences(study: Study) -> list[str]:
 
 def _said(study: Study, one: tuple[Arm, str], other: tuple[Arm, str]) -> str:
     parts = []
-    for measure in ("last", "learned", "forgetting"):
+    # What is frozen learns nothing, and its differences in that are noise of rounding.
+    frozen = one[1] == other[1] == "memorize+off"
+    for measure in ("last",) if frozen else ("last", "change", "forgetting"):
         found, title = compared(study, one, other, measure), MEASURES[measure][0]
         if found is None:
             parts.append(f"not decided in {title}")
@@ -91,12 +99,18 @@ def _said(study: Study, one: tuple[Arm, str], other: tuple[Arm, str]) -> str:
 
 
 def short(study: Study, arm: Arm) -> str:
-    """An arm against the first in few words, by what is left at the end."""
+    """An arm against the first in few words: by what is left at the end, and by what the stream changed."""
     first, words = study.arms[0], []
     for way in ways(arm):
         theirs = "memorize+on" if way == "memorize" else way
-        found = compared(study, (arm, way), (first, theirs), "last") if theirs in ways(first) else None
-        words += [f"{found.word} {WAYS[way]}"] if found else []
+        if theirs not in ways(first):
+            continue
+        last, change = (
+            compared(study, (arm, way), (first, theirs), measure) for measure in ("last", "change")
+        )
+        if last and change:
+            rest = "" if way == "memorize+off" else f", {change.word} in change"
+            words.append(f"{last.word} {WAYS[way]} ({last.difference:+.3f}{rest})")
     return f"{arm.name}: {', '.join(words) if words else 'not decided'}"
 
 

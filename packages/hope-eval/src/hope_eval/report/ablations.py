@@ -5,13 +5,14 @@ from pathlib import Path
 
 from hope_data.files import write_atomic
 from hope_eval.report import ablation_plots, ablation_streams
-from hope_eval.report.ablation_data import Arm, Study, load, mean_error, verdict
+from hope_eval.report.ablation_data import Arm, Study, Training, load, mean_error, verdict
 from hope_eval.results import METRICS, value
 
 SOLVED = 0.99
 INTRODUCTION = """\
 Written by `hope-eval ablations` from the JSON files of `hope-train ablations`; nothing here is typed by hand. Every arm
-gets its own learning rate: the best of several on validation with the first seed; then come the other seeds.
+gets its own learning rate: the best of several on validation with the first seed; then come the other seeds. Of rates
+that solve a task (accuracy 0.99 at the training length) the one that is best at the longest validated length counts.
 Numbers are means over seeds ± one standard error over seeds. A verdict compares an arm with the first one, paired over
 seeds, by Student's 95 % interval; intervals are not corrected for their number. With three seeds such an interval is
 4.3 standard errors wide on each side: "no difference" says that these numbers show none, not that there is none; "not
@@ -51,6 +52,7 @@ def page(studies: list[Study], images: dict[str, str]) -> str:
             parts += [_sentences(study), ablation_streams.table(study) if streamed else _table(study)]
             if study.name in images:
                 parts.append(f"![{study.plan.question}]({images[study.name]})")
+            parts.append(_definitions(study))
             parts += [_timed(study), _rates(study), _provenance(study)]
         missing = [
             f"- `{arm.name}` cannot be run: {arm.plan.missing}." for arm in study.arms if arm.plan.missing
@@ -83,6 +85,9 @@ def _timed(study: Study) -> str:
 
 def _overview(studies: list[Study]) -> str:
     rows = [
+        "In brackets: the largest difference, or where there is none the half width of the widest 95 % interval: "
+        "a wide one says that three seeds cannot tell.",
+        "",
         "| study | against | at equal tokens | at equal time | trainings |",
         "|---|---|---|---|---|",
     ]
@@ -101,16 +106,18 @@ def _short(study: Study) -> str:
         return "; ".join(ablation_streams.short(study, arm) for arm in arms)
     said: dict[str, list[str]] = {word: [] for word in WORDS}
     for arm in arms:
-        found = {n: v.word for n in study.lengths if (v := verdict(study, arm, n))}
+        found = {n: v for n in study.lengths if (v := verdict(study, arm, n))}
         if not found:
             said["not decided"].append(arm.name)
-        elif set(found.values()) == {"no difference"}:
-            said["no difference"].append(arm.name)
+        elif {v.word for v in found.values()} == {"no difference"}:
+            widest = max(v.half for v in found.values())
+            said["no difference"].append(f"{arm.name} (±{widest:.2g})")
         for word in WORDS[:2]:
-            where = [n for n in study.lengths if found.get(n) == word]
+            where = [n for n, v in found.items() if v.word == word]
             if where:
-                everywhere = len(where) == len(study.lengths)
-                said[word].append(arm.name if everywhere else f"{arm.name} at {', '.join(map(str, where))}")
+                largest = max((found[n].difference for n in where), key=abs)
+                at = "" if len(where) == len(study.lengths) else f" at {', '.join(map(str, where))}"
+                said[word].append(f"{arm.name}{at} ({largest:+.3f})")
     return "; ".join(f"**{word}** {', '.join(names)}" for word, names in said.items() if names)
 
 
@@ -156,7 +163,8 @@ def _verdict(study: Study, arm: Arm) -> str:
 
 def _solved(study: Study, arm: Arm) -> str:
     means = {length: arm.values(study.metric, length) for length in study.lengths}
-    solved = [n for n, vs in means.items() if vs and min(v.value for v in vs.values()) >= SOLVED]
+    whole = {n: vs for n, vs in means.items() if len(vs) == len(arm.seeds)}  # what diverged solves nothing
+    solved = [n for n, vs in whole.items() if min(v.value for v in vs.values()) >= SOLVED]
     text = (
         f"solves it (≥ {SOLVED} with every seed, {len(arm.seeds)} of them) at {', '.join(map(str, solved))}"
     )
@@ -185,6 +193,17 @@ def _table(study: Study) -> str:
     return "\n".join(rows)
 
 
+def _definitions(study: Study) -> str:
+    """What each arm is: a run, and what is changed there."""
+    said = [
+        f"`{arm.name}` is `{arm.plan.run}`"
+        + (f" with `{' '.join(arm.plan.overrides)}`" if arm.plan.overrides else "")
+        for arm in study.arms
+        if arm.plan.run
+    ]
+    return f"{'; '.join(said)}." if said else ""
+
+
 def _cells(study: Study, arm: Arm) -> list[str]:
     state = f"{arm.plan.state_bytes / 1000:.1f}" if arm.plan.state_bytes else "-"
     size, cells = [f"{arm.plan.parameters:,}", state], [arm.name]
@@ -206,23 +225,36 @@ def _cells(study: Study, arm: Arm) -> list[str]:
 
 
 def _rates(study: Study) -> str:
-    """Validation losses by learning rate; a choice at the end of what was tried may not be the best."""
+    """What validation said of each learning rate; a choice at the end of what was tried may not be the best."""
     rows = []
     for arm in study.arms:
-        losses = [
-            f"{t.lr:.2g}: {'diverged' if t.failed else format(t.validation['val_loss'], '.4f')}"
-            for _, t in sorted(arm.tuned.items())
-        ]
-        if not losses:
-            continue
         tried = sorted(arm.tuned)
+        if not tried:
+            continue
+        said = [_rate(arm.tuned[rate], chosen=rate == arm.plan.chosen) for rate in tried]
         note = ""
         if len(tried) < arm.plan.rates(study.plan.seeds):
             note = " (not all tried yet)"
-        elif arm.plan.chosen in (tried[0], tried[-1]):
+        elif arm.plan.chosen in (tried[0], tried[-1]) and not _solves(arm.tuned[arm.plan.chosen]):
             note = " (the best is at the end of what was tried)"
-        rows.append(f"- {arm.name}: {', '.join(losses)}{note}")
-    return "\n".join(["Validation loss (nats per token) by learning rate:", "", *rows])
+        rows.append(f"- {arm.name}: {'; '.join(said)}{note}")
+    what = "loss (nats per token)"
+    if study.metric == "task_accuracy":
+        what += ", accuracy at the longest validated length where it solves the task"
+    return "\n".join([f"Validation by learning rate, {what}:", "", *rows])
+
+
+def _solves(training: Training) -> bool:
+    return training.validation.get("val_accuracy", 0.0) >= SOLVED
+
+
+def _rate(training: Training, *, chosen: bool) -> str:
+    text = "diverged" if training.failed else format(training.validation["val_loss"], ".4f")
+    prefix = "val_accuracy_"
+    longer = {int(k[len(prefix) :]): v for k, v in training.validation.items() if k[len(prefix) :].isdigit()}
+    if longer and _solves(training):
+        text += f", {longer[max(longer)]:.3f} at {max(longer)}"
+    return f"**{training.lr:.2g}: {text}**" if chosen else f"{training.lr:.2g}: {text}"
 
 
 def _provenance(study: Study) -> str:
