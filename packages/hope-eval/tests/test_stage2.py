@@ -9,8 +9,8 @@ import pytest
 from hope_eval.cli import main
 
 
-def _with_boolq(path: Path, right: int) -> None:
-    """Adds a zero-shot task of 20 rows to a result file."""
+def _with_boolq(path: Path, right: int, nats: float) -> None:
+    """Adds two zero-shot tasks of 20 rows to a result file."""
     pack = json.loads(path.read_text())
     hits = [float(n < right) for n in range(20)]
     share, error = right / 20, (right * (20 - right) / 20**2 / 19) ** 0.5
@@ -34,13 +34,16 @@ def _with_boolq(path: Path, right: int) -> None:
         "seconds": 1.0,
     }
     pack["tasks"].append({**task, "metrics": [metric], "items": items})
+    scores = {"target_nats": [nats + n / 10 for n in range(20)]}
+    last_word = {"task": "lambada_openai", "metrics": [], "items": {**items, "scores": scores}}
+    pack["tasks"].append({**task, **last_word})
     path.write_text(json.dumps(pack))
 
 
 def test_tables_and_sentences(synthetic: Callable[..., Path], tmp_path: Path) -> None:
     paths = [synthetic("hope", 2.0, 0.7), synthetic("titans", 2.5, 0.5)]
-    for path, right in zip(paths, (20, 8), strict=True):
-        _with_boolq(path, right)
+    for path, right, nats in zip(paths, (20, 8), (3.0, 5.0), strict=True):
+        _with_boolq(path, right, nats)
     (tmp_path / "train_hope.json").write_text(json.dumps({"tokens_per_s": 1234.4, "flops_per_token": 3.4e7}))
     out = tmp_path / "stage2.md"
     given = ["--packs", *paths, "--training", tmp_path, "--out", out]
@@ -66,6 +69,7 @@ def test_tables_and_sentences(synthetic: Callable[..., Path], tmp_path: Path) ->
     ]
     assert "better at Bits per byte (-0.5" in page
     assert "BoolQ (0.600 ± " in page
+    assert "LAMBADA, nats of the last word (-2.000 ± 0.000)" in page
     assert "| hope " in page
     ours = next(line for line in page.splitlines() if line.startswith("| titans"))
     assert "40.0 ± 11.2" in ours

@@ -53,6 +53,11 @@ COLUMNS = {
     "social_iqa": Column("SIQA", "social_iqa", "acc"),
     "boolq": Column("BoolQ", "boolq", "acc"),
 }
+# Perplexities are no means over items; what they are made of is, and can be paired.
+PAIRED = {
+    ("wikitext", "bits_per_byte"): "WikiText, bits per byte",
+    ("lambada_openai", "target_nats"): "LAMBADA, nats of the last word",
+}
 
 
 def write(packs: Sequence[Path], training: Path, out: Path) -> None:
@@ -125,10 +130,12 @@ def _ours(name: str, result: schema.Results, columns: Sequence[Column]) -> list[
 
 def _chances(named: Named) -> list[str]:
     found = [_any(named, column) for column in COLUMNS.values()]
+    accuracies = [m and m.chance for m, c in zip(found, COLUMNS.values(), strict=True) if c.percent]
+    known = [chance for chance in accuracies if chance is not None]
     return [
         "chance",
         *("-" if m is None or m.chance is None else f"{100 * m.chance:.1f}" for m in found),
-        "-",
+        f"{100 * sum(known) / len(known):.1f}" if len(known) == len(accuracies) else "-",
     ]
 
 
@@ -145,6 +152,7 @@ def _sentences(named: Named) -> Iterator[str]:
     """The first run against each other one on every task of the table; then which runs are above chance."""
     wanted = {(c.task, c.metric): c.title for c in COLUMNS.values()}
     wanted |= {("perplexity", "bits_per_byte"): METRICS["bits_per_byte"].title}
+    wanted |= PAIRED
     for a, b, rows in verdicts.pairs(named):
         if a != named[0][0]:
             continue
