@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -83,7 +84,10 @@ def _number(arm: Arm) -> float:
 
 
 def by_arm(study: Study) -> Figure:
-    """One place per arm: dots are seeds, the bar is the mean with its standard error, the line the first arm's mean."""
+    """One place per arm: dots are seeds, the bar is the mean with its standard error, the line the first arm's mean.
+
+    Hollow: as long trained as the arm that costs are compared with.
+    """
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
     shown, length = sorted((arm for arm in study.arms if arm.seeds), key=_number), study.lengths[0]
@@ -92,17 +96,20 @@ def by_arm(study: Study) -> Figure:
         values = [v.value for v in arm.values(study.metric, length).values()]
         if failed := sum(bool(t.failed) for t in arm.seeds.values()):
             text = f"{failed} of {len(arm.seeds)} diverged"
-            axes.annotate(
-                text, (place, 0.97), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8
-            )
+            at = (place, 0.02)
+            axes.annotate(text, at, xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
         if not values:
             continue
         mean, error = mean_error(values)
         if arm is study.arms[0]:
             axes.axhline(mean, color="#888888", linestyle=":", linewidth=1.2, label=f"mean of {arm.name}")
-            axes.legend(loc="best", fontsize=8)
         axes.plot([place] * len(values), values, ".", color=COLOURS[0], alpha=0.5)
         axes.errorbar([place + 0.12], [mean], yerr=[error or 0.0], color="black", marker="_", capsize=3)
+        longer = [v.value for v in replace(arm, seeds=arm.timed).values(study.metric, length).values()]
+        if longer:
+            mean, error = mean_error(longer)
+            axes.errorbar([place + 0.24], [mean], yerr=[error or 0.0], color=COLOURS[1], marker="o", mfc="white",
+                          capsize=3, label="at equal time")  # fmt: skip
     axes.set_xticks(range(len(shown)), [arm.name for arm in shown])
     # A difference of nothing must not fill the picture.
     low, high = axes.get_ylim()
@@ -111,4 +118,6 @@ def by_arm(study: Study) -> Figure:
     turn_long_labels(axes)
     axes.set_ylabel(f"{METRICS[study.metric].unit} ± 1 s.e. over seeds")
     axes.set_title(f"{study.name}: {study.plan.question}")
+    named = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    axes.legend(named.values(), named.keys(), loc="best", fontsize=8)
     return figure

@@ -130,7 +130,7 @@ def _ours(name: str, result: schema.Results, columns: Sequence[Column]) -> list[
 
 def _chances(named: Named) -> list[str]:
     found = [_any(named, column) for column in COLUMNS.values()]
-    accuracies = [m and m.chance for m, c in zip(found, COLUMNS.values(), strict=True) if c.percent]
+    accuracies = [m.chance if m else None for m, c in zip(found, COLUMNS.values(), strict=True) if c.percent]
     known = [chance for chance in accuracies if chance is not None]
     return [
         "chance",
