@@ -129,14 +129,16 @@ def _ours(name: str, result: schema.Results, columns: Sequence[Column]) -> list[
 
 
 def _chances(named: Named) -> list[str]:
-    found = [_any(named, column) for column in COLUMNS.values()]
-    accuracies = [m.chance if m else None for m, c in zip(found, COLUMNS.values(), strict=True) if c.percent]
-    known = [chance for chance in accuracies if chance is not None]
-    return [
-        "chance",
-        *("-" if m is None or m.chance is None else f"{100 * m.chance:.1f}" for m in found),
-        f"{100 * sum(known) / len(known):.1f}" if len(known) == len(accuracies) else "-",
-    ]
+    cells, accuracies = ["chance"], []
+    for column in COLUMNS.values():
+        metric = _any(named, column)
+        if not column.percent or metric is None:
+            cells.append("-")
+            continue
+        accuracies.append(100 * (metric.chance or 0.0))  # a word out of a whole vocabulary: as good as none
+        cells.append(f"{accuracies[-1]:.1f}")
+    whole = len(accuracies) == sum(column.percent for column in COLUMNS.values())
+    return [*cells, f"{sum(accuracies) / len(accuracies):.1f}" if whole else "-"]
 
 
 def _counts(named: Named) -> list[str]:
