@@ -66,6 +66,9 @@ def results(folder: Path, measured: dict[str, list[dict[int, float]]], name: str
         }
         arms[arm]["units"] = units
     arms["never"] = {**arms[next(iter(arms))], "missing": "no switch", "units": {}}
+    arms[next(iter(arms))]["run"] = "hope"  # named as its run: nothing to be told
+    if "better" in arms:
+        arms["better"] |= {"run": "hope", "overrides": ["teach_scale=0", "seed=1"]}
     study = {"question": "Which?", "order": 1, "scale": "suite", "rates": [0.3, 1.0, 3.0]}
     plan = {"tiny": {**study, "seeds": list(SEEDS), "lengths": ["1x"], "arms": arms}}
     (folder / "plan.json").write_text(json.dumps(plan))
@@ -132,17 +135,12 @@ def test_one_diverged_seed_solves_nothing_and_is_drawn(tmp_path: Path) -> None:
 
 def test_rates_are_told_with_what_decided_between_them(tmp_path: Path) -> None:
     folder = results(tmp_path, {"hope": [{32: 1.0}] * 3})
-    for rate, accuracy in {0.3: 0.98, 1.0: 0.995, 3.0: 1.0}.items():
+    for rate in (0.3, 1.0, 3.0):
         path = folder / "tiny" / "hope" / f"rate{rate:g}-seed0.json"
-        found = {
-            "val_loss": 0.1,
-            "val_accuracy": accuracy,
-            "val_accuracy_se": 0.0,
-            "val_accuracy_128": rate / 4,
-        }
+        found = {"val_loss": 0.1, "val_loss_64": 9.0, "val_loss_128": rate / 4}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"validation": found}))
     page = ablations.page(ablation_data.load(folder), {})
-    assert "- hope: 0.003: 0.1000; **0.01: 0.1000, 0.250 at 128**; 0.03: 0.1000, 0.750 at 128" in page
+    assert "- hope: 0.003: 0.1000 / 0.0750; **0.01: 0.1000 / 0.2500**; 0.03: 0.1000 / 0.7500" in page
 
 
 def test_arms_named_by_numbers_stand_in_their_order() -> None:
@@ -175,6 +173,7 @@ def test_the_page_says_what_was_found_and_what_was_not_run(tmp_path: Path) -> No
     assert "training never saw a chunk's boundary" in page
     assert "| none | not run | 0 |" in page
     assert "`never` cannot be run: no switch." in page
+    assert "`better` is `hope` with `teach_scale=0 seed=1`." in page
     assert (
         "| hope | 0.01 | 3 | 0.997 ± 0.003 | 0.750 ± 0.029 | 1,000 | 21.0 | 4,000 | 8 | 500 | 1e+09 |" in page
     )

@@ -44,7 +44,7 @@ def test_the_best_rate_on_validation_is_the_one_that_counts(tmp_path: Path) -> N
         {0.3: 0.7, 1.0: 0.6, 3.0: 0.5, 10.0: 0.55},  # bracketed
         {0.3: 0.7, 1.0: 0.6, 3.0: 0.5, 10.0: 0.4, 30.0: None},
         {0.3: 0.5, 1.0: 0.6, 3.0: 0.7, 0.1: 0.4, 0.03: 0.3},  # twice, no more
-        {0.3: 0.7, 1.0: 0.6, 3.0: 0.0},  # solved
+        {0.3: 0.7, 1.0: 0.6, 3.0: 0.0005},  # solved
         {0.3: None, 1.0: None, 3.0: None, 0.1: 0.9, 0.03: None},  # all diverged
         {0.3: math.nan, 1.0: 0.6, 3.0: math.nan},
     ],
@@ -63,19 +63,14 @@ def test_a_rate_beyond_the_end_is_tried(tmp_path: Path, losses: dict[float, Any]
 
 
 def test_rates_that_solve_a_task_are_told_apart_at_the_longest_length() -> None:
-    def score(loss: float, accuracy: float, *longer: tuple[float, float]) -> study.Score:
-        found = {"val_accuracy": accuracy, "val_accuracy_se": 0.9, "val_loss": loss}
-        for length, (a, nats) in zip((128, 64), longer[::-1], strict=False):
-            found |= {f"val_accuracy_{length}": a, f"val_loss_{length}": nats}
-        return study.score(found)
-
-    solves = score(1e-7, 1.0, (0.95, 0.2), (0.6, 0.5))
-    assert solves == (False, -0.6, 0.5)
-    assert score(0.02, 0.99, (0.9, 0.3), (0.7, 9.0)) < solves  # accuracy at 128, whatever it costs nearer
-    assert solves < score(0.5, 0.98, (1.0, 0.0), (1.0, 0.0)) == (True, 0.5, 0.0)
-    assert score(1e-4, 1.0) == (False, -1.0, 1e-4)
+    solved = study.score({"val_loss": 1e-7, "val_loss_128": 0.5, "val_loss_64": 0.2})
+    assert solved == (study.SOLVED, 0.5)
+    assert study.score({"val_loss": 9e-4, "val_loss_64": 0.3, "val_loss_128": 0.4}) < solved
+    assert study.score({"val_loss": 0.5, "val_loss_64": 0.1}) == (0.5, 0.5) > solved
+    assert study.score({"val_loss": 1e-4}) == (study.SOLVED, 1e-4)
+    assert study.score({"val_loss": 1e-7, "val_loss_64": math.nan}) == (study.SOLVED, math.inf)
     for none in ({}, {"val_loss": math.nan}, {"val_loss": math.inf}):
-        assert study.score(none) == (True, math.inf, 0.0)
+        assert study.score(none) == (math.inf, math.inf)
 
 
 def test_what_is_done_is_not_done_again_until_its_definition_changes(tmp_path: Path) -> None:

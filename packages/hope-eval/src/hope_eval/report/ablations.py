@@ -12,7 +12,7 @@ SOLVED = 0.99
 INTRODUCTION = """\
 Written by `hope-eval ablations` from the JSON files of `hope-train ablations`; nothing here is typed by hand. Every arm
 gets its own learning rate: the best of several on validation with the first seed; then come the other seeds. Of rates
-that solve a task (accuracy 0.99 at the training length) the one that is best at the longest validated length counts.
+that solve a task (a loss of at most 0.001) the one whose loss is lowest at the longest validated length counts.
 Numbers are means over seeds ± one standard error over seeds. A verdict compares an arm with the first one, paired over
 seeds, by Student's 95 % interval; intervals are not corrected for their number. With three seeds such an interval is
 4.3 standard errors wide on each side: "no difference" says that these numbers show none, not that there is none; "not
@@ -199,7 +199,7 @@ def _definitions(study: Study) -> str:
         f"`{arm.name}` is `{arm.plan.run}`"
         + (f" with `{' '.join(arm.plan.overrides)}`" if arm.plan.overrides else "")
         for arm in study.arms
-        if arm.plan.run
+        if arm.plan.overrides or arm.plan.run not in ("", arm.name)
     ]
     return f"{'; '.join(said)}." if said else ""
 
@@ -238,10 +238,8 @@ def _rates(study: Study) -> str:
         elif arm.plan.chosen in (tried[0], tried[-1]) and not _solves(arm.tuned[arm.plan.chosen]):
             note = " (the best is at the end of what was tried)"
         rows.append(f"- {arm.name}: {'; '.join(said)}{note}")
-    what = "loss (nats per token)"
-    if study.metric == "task_accuracy":
-        what += ", accuracy at the longest validated length where it solves the task"
-    return "\n".join([f"Validation by learning rate, {what}:", "", *rows])
+    longer = " / at the longest validated length" if study.metric == "task_accuracy" else ""
+    return "\n".join([f"Validation loss (nats per token){longer} by learning rate:", "", *rows])
 
 
 def _solves(training: Training) -> bool:
@@ -249,12 +247,11 @@ def _solves(training: Training) -> bool:
 
 
 def _rate(training: Training, *, chosen: bool) -> str:
-    text = "diverged" if training.failed else format(training.validation["val_loss"], ".4f")
-    prefix = "val_accuracy_"
-    longer = {int(k[len(prefix) :]): v for k, v in training.validation.items() if k[len(prefix) :].isdigit()}
-    if longer and _solves(training):
-        text += f", {longer[max(longer)]:.3f} at {max(longer)}"
-    return f"**{training.lr:.2g}: {text}**" if chosen else f"{training.lr:.2g}: {text}"
+    found, prefix = training.validation, "val_loss_"
+    longer = {int(key[len(prefix) :]): loss for key, loss in found.items() if key.startswith(prefix)}
+    losses = [] if training.failed else [found["val_loss"], *([longer[max(longer)]] if longer else [])]
+    text = f"{training.lr:.2g}: " + (" / ".join(f"{loss:.4f}" for loss in losses) or "diverged")
+    return f"**{text}**" if chosen else text
 
 
 def _provenance(study: Study) -> str:
