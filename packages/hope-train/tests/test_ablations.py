@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -126,6 +131,32 @@ def test_a_real_training_leaves_its_json_and_nothing_else(
     assert (record["steps"], record["tokens"], record["failed"]) == (2, 32, "")
     assert record["flops"] > 0
     assert not list((tmp_path / "work").rglob("*.safetensors"))
+
+
+def test_a_signal_to_the_whole_group_leaves_nothing_running_and_nothing_lost(tmp_path: Path) -> None:
+    """As from `timeout`, or a scheduler: trainings are the runner's to stop, and go on from their checkpoints."""
+    overrides = [*TINY["overrides"], "steps=400", "checkpoint_every=0"]
+    conf = project(
+        tmp_path,
+        arms={"delta": {"run": "gated_deltanet"}, "full": {"run": "transformer"}},
+        overrides=overrides,
+    )
+    command = [sys.executable, "-m", "hope_train", "ablations", "--jobs", "2", "--conf", str(conf)]
+    command += ["--params", str(ROOT / "params.yaml"), "--results", str(tmp_path / "results")]
+    command += ["--work", str(tmp_path / "work")]
+    runner = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (started := list(tmp_path.glob("work/tiny/*/*/log.jsonl"))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(runner.pid, signal.SIGTERM)
+    said = runner.communicate(timeout=90)[1]
+    assert (runner.returncode, started) == (75, started), said
+    assert "stopping: running trainings save; the same command goes on" in said
+    for lock in tmp_path.glob("work/locks/*"):
+        with records.locked(lock, stop=None):  # whoever trained is gone, and its lock with it
+            pass
+    left = {path.parent for path in started if path.parent.is_dir()}
+    assert all((folder / "checkpoint/training.json").is_file() for folder in left)
 
 
 def test_what_another_runner_made_meanwhile_is_not_made_again(
