@@ -337,9 +337,8 @@ class Suite:
             process = self._warm.start(command, said, lock)
             self._running.add(process)
         wait([process.sentinel])
-        with (
-            self._guard
-        ):  # starting one asks all others whether they ended: two that read it would each get a half
+        # Starting one asks all others whether they ended: two that read a status would each get a half.
+        with self._guard:
             process.join()
             self._running.discard(process)
         if process.exitcode == RESUMABLE or self.stop.is_set():
