@@ -45,6 +45,8 @@ def test_tables_and_sentences(synthetic: Callable[..., Path], tmp_path: Path) ->
     for path, right, nats in zip(paths, (20, 8), (3.0, 5.0), strict=True):
         _with_boolq(path, right, nats)
     (tmp_path / "train_hope.json").write_text(json.dumps({"tokens_per_s": 1234.4, "flops_per_token": 3.4e7}))
+    measured = {"tokens_per_s": 9.0, "tokens": 9000, "step_seconds": 4.0, "flops_per_token": 1e7}
+    (tmp_path / "train_titans.json").write_text(json.dumps(measured))
     out = tmp_path / "stage2.md"
     given = ["--packs", *paths, "--training", tmp_path, "--out", out]
     assert main(["stage2", *map(str, given)]) == 0
@@ -76,7 +78,8 @@ def test_tables_and_sentences(synthetic: Callable[..., Path], tmp_path: Path) ->
     assert ours.count("not run") == 9
     assert rows["chance"][9] == "50.0"
     assert rows["n"][9] == "20"
-    assert "1,234" in page
+    assert " 1,234 |" in page
+    assert " 2,250 |" in page
     assert "`titans` is more than three standard errors above chance at none of these tasks." in page
 
 

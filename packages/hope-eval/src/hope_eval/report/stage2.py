@@ -101,8 +101,8 @@ def page(named: Named, trained: Mapping[str, Mapping[str, Any]]) -> str:
             ["run", "variant", "parameters", "tokens seen", "tokens/s", "FLOPs a token", "seed", "revision"],
             [_cost(name, result, trained[name]) for name, result in named],
         ),
-        "tokens/s as trained, all tokens over all seconds, on whatever machine it was, shared or not; "
-        "FLOPs of forward and backward, counted.",
+        "tokens/s: tokens of training by the CPU time of its steps (on an accelerator, their time), on whatever "
+        "machine it was; of older runs, by all seconds. FLOPs of forward and backward, counted.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -182,7 +182,8 @@ def _sentences(named: Named) -> Iterator[str]:
 def _cost(name: str, result: schema.Results, trained: Mapping[str, Any]) -> list[str]:
     about = result.checkpoint
     tokens = "-" if about.tokens is None else f"{about.tokens:,}"
-    speed, flops = trained.get("tokens_per_s"), trained.get("flops_per_token")
+    spent, flops = trained.get("step_seconds"), trained.get("flops_per_token")
+    speed = trained["tokens"] / spent if spent else trained.get("tokens_per_s")
     return [
         name,
         about.variant,
