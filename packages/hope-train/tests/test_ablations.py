@@ -135,7 +135,7 @@ def test_a_real_training_leaves_its_json_and_nothing_else(
 
 def test_a_signal_to_the_whole_group_leaves_nothing_running_and_nothing_lost(tmp_path: Path) -> None:
     """As from `timeout`, or a scheduler: trainings are the runner's to stop, and go on from their checkpoints."""
-    overrides = [*TINY["overrides"], "steps=400", "checkpoint_every=0"]
+    overrides = [*TINY["overrides"], "steps=4000", "checkpoint_every=0"]
     conf = project(
         tmp_path,
         arms={"delta": {"run": "gated_deltanet"}, "full": {"run": "transformer"}},
@@ -152,8 +152,12 @@ def test_a_signal_to_the_whole_group_leaves_nothing_running_and_nothing_lost(tmp
     said = runner.communicate(timeout=90)[1]
     assert (runner.returncode, started) == (75, started), said
     assert "stopping: running trainings save; the same command goes on" in said
+    waits = Event()
+    waits.set()
     for lock in tmp_path.glob("work/locks/*"):
-        with records.locked(lock, stop=None):  # whoever trained is gone, and its lock with it
+        with records.locked(
+            lock, waits
+        ):  # raises where it is not free at once: who trained is gone, its lock with it
             pass
     left = {path.parent for path in started if path.parent.is_dir()}
     assert all((folder / "checkpoint/training.json").is_file() for folder in left)
