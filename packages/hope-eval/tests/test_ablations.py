@@ -30,6 +30,7 @@ def training(
         "steps": 10,
         "tokens": 4000,
         "seconds": 8.0,
+        "step_seconds": 8.0,
         "wall_seconds": 10.0,
         "flops": 1e9,
         "revision": "abc",
@@ -281,6 +282,13 @@ def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
         new = {"machine": f"Box of {'cheap' if file.parent.name == 'cheap' else 'hope'}", "step_seconds": 4.0}
         file.write_text(json.dumps(json.loads(file.read_text()) | new))
     page = ablations.page(ablation_data.load(folder), {})
-    assert "| 4,000 | 4 | 1,000 |" in page  # of its steps alone, where they were measured
+    assert "| 4,000 | 4 | 1,000 |" in page
+    for seed in (0, 1):  # the wall's clock is not mixed in
+        file = folder / "tiny" / "cheap" / f"rate1-seed{seed}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"step_seconds": 0.0}))
+    assert ablations.page(ablation_data.load(folder), {}) == page
+    file = folder / "tiny" / "cheap" / "rate1-seed2.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"step_seconds": 0.0}))
+    assert "| 4,000 | - | - |" in ablations.page(ablation_data.load(folder), {})
     assert "**Not a fair comparison:** `cheap` never ran on a machine that `hope` ran on." in page
     assert "revision abc; on Box of cheap, Box of hope." in page

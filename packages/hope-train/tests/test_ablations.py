@@ -155,12 +155,23 @@ def test_a_signal_to_the_whole_group_leaves_nothing_running_and_nothing_lost(tmp
     waits = Event()
     waits.set()
     for lock in tmp_path.glob("work/locks/*"):
-        with records.locked(
-            lock, waits
-        ):  # raises where it is not free at once: who trained is gone, its lock with it
+        with records.locked(lock, waits):  # raises where whoever trained is still there
             pass
-    left = {path.parent for path in started if path.parent.is_dir()}
-    assert all((folder / "checkpoint/training.json").is_file() for folder in left)
+    assert all((path.parent / "checkpoint/training.json").is_file() for path in started)
+
+
+def test_a_signal_to_the_group_does_not_reach_what_trainings_are_forked_from(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from multiprocessing import forkserver
+from pathlib import Path
+from hope_train.warm import Warm
+lock = os.open(sys.argv[1] + ".lock", os.O_CREAT | os.O_RDWR)
+Warm([], {}).start(["hope-train", "--help"], Path(sys.argv[1]), lock).join()
+print(os.getpgid(forkserver._forkserver._forkserver_pid) != os.getpgid(0))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "said")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 def test_what_another_runner_made_meanwhile_is_not_made_again(

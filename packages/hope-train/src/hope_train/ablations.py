@@ -36,7 +36,6 @@ GRACE = 60.0  # seconds that a training has to save
 DIVERGED = re.compile(r"loss is .* and gradient norm")
 # What a training or an evaluation would import; torch's optimisers ask for its compiler.
 IMPORTED = (
-    "hope_train.detached",
     "torch._dynamo",
     "hope_train.run",
     "hope_eval.cli",

@@ -158,8 +158,7 @@ def score(validation: Mapping[str, float]) -> tuple[float, float]:
     """What chooses among learning rates, the lowest.
 
     Validation loss; those that solve a task are equal in it, so the loss at the longest validated length decides.
-    Accuracy there, of all that reach 0.99 here, was tried in its place: with one seed it is too noisy, and every arm's
-    other seeds did worse (log, thirteenth session).
+    Accuracy there, of all that reach 0.99 here, was tried in its place on MQAR: of one seed, it is noise (log).
     """
     losses = {int(key[9:]): loss for key, loss in validation.items() if key.startswith("val_loss_")}
     loss = _finite(validation.get("val_loss", math.inf))

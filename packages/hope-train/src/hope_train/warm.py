@@ -17,6 +17,8 @@ from typing import Any
 
 from hope_model.errors import InputError
 
+DETACHED = "hope_train.detached"  # first of all, see there
+
 
 class Warm:
     """Starts console scripts, each in a process of its own with the modules imported.
@@ -29,7 +31,7 @@ class Warm:
     def __init__(self, modules: Sequence[str], environment: dict[str, str]) -> None:
         os.environ.update(environment)  # the server is a copy of this process's surroundings
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(modules))
+        self._context.set_forkserver_preload([DETACHED, *modules])
 
     def start(self, command: Sequence[str], said: Path, inherited: int) -> ForkServerProcess:
         """Begin one; `exitcode` tells its end as that of a subprocess.

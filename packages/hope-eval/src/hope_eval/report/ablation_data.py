@@ -120,11 +120,6 @@ class Training:
     machine: str = ""
     step_seconds: float = 0.0
 
-    @property
-    def cost(self) -> float:
-        """Seconds of its steps; of results from before these were measured, of all that it did."""
-        return self.step_seconds or self.seconds
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -240,6 +235,15 @@ def _validated(path: Path, kind: type[T]) -> T:
 def mean_error(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and its standard error from two values on."""
     return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def spent(trainings: Sequence[Training]) -> tuple[str, str]:
+    """Mean CPU seconds of their steps, and tokens by it; of those it was measured of."""
+    found = [t for t in trainings if t.step_seconds]
+    if not found:
+        return "-", "-"
+    seconds = fmean(t.step_seconds for t in found)
+    return f"{seconds:.0f}", f"{found[0].tokens / seconds:,.0f}"
 
 
 @dataclass(frozen=True)

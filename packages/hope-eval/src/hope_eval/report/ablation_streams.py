@@ -4,7 +4,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from hope_eval.report.ablation_data import Arm, Study, Verdict, mean_error, paired
+from hope_eval.report.ablation_data import Arm, Study, Verdict, mean_error, paired, spent
 from hope_eval.report.plots import COLOURS, WIDTH
 from hope_eval.results import value
 
@@ -132,12 +132,12 @@ def table(study: Study) -> str:
         if not whole:
             rows.append(f"| {arm.name} | not run |" + " - |" * (len(head) - 2))
             continue
-        speed = whole[0].tokens / mean_error([t.cost for t in whole])[0]
-        spent = [f"{arm.plan.parameters:,}", f"{whole[0].tokens:,}", f"{speed:,.0f}", f"{whole[0].flops:.2g}"]
+        _, speed = spent(whole)
+        costs = [f"{arm.plan.parameters:,}", f"{whole[0].tokens:,}", speed, f"{whole[0].flops:.2g}"]
         for way in ways(arm):
             found = [list(measured(study, arm, way, measure).values()) for measure in MEASURES]
             numbers = [value(*mean_error(values)) for values in found]
-            cells_ = [arm.name, WAYS[way], f"{whole[0].lr:.2g}", str(len(found[0])), *numbers, *spent]
+            cells_ = [arm.name, WAYS[way], f"{whole[0].lr:.2g}", str(len(found[0])), *numbers, *costs]
             rows.append("| " + " | ".join(cells_) + " |")
     return "\n".join(rows)
 

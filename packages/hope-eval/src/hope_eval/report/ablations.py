@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hope_data.files import write_atomic
 from hope_eval.report import ablation_plots, ablation_streams
-from hope_eval.report.ablation_data import Arm, Study, Training, load, mean_error, verdict
+from hope_eval.report.ablation_data import Arm, Study, Training, load, mean_error, spent, verdict
 from hope_eval.results import METRICS, value
 
 SOLVED = 0.99
@@ -19,7 +19,8 @@ seeds, by Student's 95 % interval; intervals are not corrected for their number.
 decided", that fewer than three seeds are in common. All arms of a study see equally many tokens, except in the tables
 at equal time: there cheaper arms take as many more steps as their measured speed allows. Learning rates are AdamW's;
 Muon's follow from them by the scale's fixed factor. Seconds are the CPU time of training steps, one thread, on whatever
-machine it was (memories with the paper's gates or rules run in torch, the others as C++ kernels); FLOPs are counted."""
+machine it was, "-" where only the wall's clock was read (memories with the paper's gates or rules run in torch, the
+others as C++ kernels); FLOPs are counted."""
 WORDS = ("better", "worse", "no difference", "not decided")
 
 
@@ -220,8 +221,8 @@ def _cells(study: Study, arm: Arm) -> list[str]:
     cells += size
     if not whole:
         return [*cells, *["-"] * 4]
-    seconds, tokens = mean_error([t.cost for t in whole])[0], whole[0].tokens
-    return [*cells, f"{tokens:,}", f"{seconds:.0f}", f"{tokens / seconds:,.0f}", f"{whole[0].flops:.2g}"]
+    seconds, speed = spent(whole)
+    return [*cells, f"{whole[0].tokens:,}", seconds, speed, f"{whole[0].flops:.2g}"]
 
 
 def _rates(study: Study) -> str:
