@@ -292,3 +292,49 @@ def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
     assert "| 4,000 | - | - |" in ablations.page(ablation_data.load(folder), {})
     assert "**Not a fair comparison:** `cheap` never ran on a machine that `hope` ran on." in page
     assert "revision abc; on Box of cheap, Box of hope." in page
+
+
+def test_a_replication_says_what_came_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = {
+        "hope": [{32: 0.70}, {32: 0.72}, {32: 0.74}],
+        "same": [{32: 0.60}, {32: 0.62}, {32: 0.64}],
+        "fades": [{32: 0.80}, {32: 0.82}, {32: 0.84}],
+        "turns": [{32: 0.80}, {32: 0.82}, {32: 0.84}],
+        "changed": [{32: 0.10}] * 3,
+        "few": [{32: 0.5}],
+    }
+    second = first | {
+        "same": [{32: 0.59}, {32: 0.61}, {32: 0.63}],
+        "fades": [{32: 0.90}, {32: 0.70}, {32: 0.74}],
+        "turns": [{32: 0.50}, {32: 0.52}, {32: 0.54}],
+    }
+    a, b = results(tmp_path / "a", first), results(tmp_path / "b", second)
+    plan = json.loads((b / "plan.json").read_text())
+    units = plan["tiny"]["arms"]["changed"]["units"]
+    units |= {unit: f"other-{sha256}" for unit, sha256 in units.items()}
+    plan["tiny"]["arms"]["never"]["question"] = "x"
+    (b / "plan.json").write_text(json.dumps(plan))
+    assert main(["replication", str(a), str(b)]) == 2  # an unknown key of a plan
+    del plan["tiny"]["arms"]["never"]["question"]
+    # A fourth seed, on one side only, does not count.
+    plan["tiny"]["seeds"] = [*SEEDS, 3]
+    plan["tiny"]["arms"]["same"]["units"]["rate1-seed3"] = "same-1.0-3"
+    fourth = training("same", 3, 1.0, 0.5, {32: 9.0}, "task_accuracy")
+    (b / "tiny" / "same" / "rate1-seed3.json").write_text(json.dumps(fourth))
+    (b / "plan.json").write_text(json.dumps(plan))
+    capsys.readouterr()
+    assert main(["replication", str(a), str(b)]) == 0
+    text = capsys.readouterr().out
+    assert "5 arms, 5 means; they differ by 0.010 (median) and at most 0.300 (tiny/turns at 32)." in text
+    assert "of 3 in both 1 are the same, 1 went between a difference and none, 1 reversed." in text
+    assert "Defined otherwise and left out: tiny/changed." in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "tiny/" in line]
+    assert rows[-2:] == [
+        ["tiny/fades", "32", "3", "0.820 ± 0.012", "0.780 ± 0.061", "better", "no difference"],
+        ["tiny/turns", "32", "3", "0.820 ± 0.012", "0.520 ± 0.012", "better", "worse"],
+    ]
+    assert main(["replication", str(a), str(b), "--all"]) == 0
+    assert "tiny/same" in (whole := capsys.readouterr().out)
+    assert whole.count("tiny/few") == 1
+    assert main(["replication", str(a), str(tmp_path)]) == 2
+    assert "plan.json" in capsys.readouterr().err

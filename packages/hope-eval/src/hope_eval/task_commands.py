@@ -1,4 +1,4 @@
-"""Command lines of the synthetic tasks and of the ablations' report."""
+"""Command lines of the synthetic tasks and of the ablations' reports."""
 
 import argparse
 import time
@@ -18,7 +18,7 @@ from hope_eval.commands import (
 
 
 def add(commands: Parsers) -> None:
-    """Both of them."""
+    """All of them."""
     task = commands.add_parser(
         "task",
         help="accuracy by length on the synthetic task a checkpoint was trained on",
@@ -60,6 +60,22 @@ def add(commands: Parsers) -> None:
     page.add_argument("--plots", type=Path, required=True, metavar="DIR", help="folder for the pictures")
     page.set_defaults(function=_ablations)
 
+    twice = commands.add_parser(
+        "replication",
+        help="two folders of results of the same studies: what came again",
+        description="Compare the results of two machines, or of two revisions that trained the same definitions: how "
+        "far means are apart, and which verdicts changed.",
+        epilog="example:\n  git worktree add /tmp/former REVISION\n"
+        "  hope-eval replication /tmp/former/reports/ablations reports/ablations",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    twice.add_argument("a", type=Path, metavar="FIRST", help="folder with plan.json")
+    twice.add_argument("b", type=Path, metavar="SECOND", help="another")
+    twice.add_argument(
+        "--all", action="store_true", help="a row per arm and length, not only changed verdicts"
+    )
+    twice.set_defaults(function=_replication)
+
 
 def _length(text: str) -> str:
     if not text.removesuffix("x").isdigit() or not int(text.removesuffix("x")):
@@ -99,3 +115,9 @@ def _ablations(arguments: argparse.Namespace) -> None:
 
     ablations.write(arguments.results, arguments.out, arguments.plots)
     print(arguments.out)
+
+
+def _replication(arguments: argparse.Namespace) -> None:
+    from hope_eval.report import replication  # noqa: PLC0415
+
+    print(replication.page(arguments.a, arguments.b, whole=arguments.all))
