@@ -131,6 +131,8 @@ def test_one_diverged_seed_solves_nothing_and_is_drawn(tmp_path: Path) -> None:
     page = (tmp_path / "page.md").read_text()
     assert "`hope` solves it at no length." in page
     assert "| gone | 0.01 | 3, 3 diverged | - | - |" in page
+    left_out = "left out, diverged: 3 of 3 seeds of `gone`; left out, diverged: 1 of 3 seeds of `hope`."
+    assert f"not decided at 64 (0 seeds in common); {left_out}" in page
     assert (tmp_path / "plots" / "ablation_tiny.png").is_file()
 
 

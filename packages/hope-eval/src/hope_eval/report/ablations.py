@@ -159,6 +159,9 @@ def _verdict(study: Study, arm: Arm) -> str:
         else:
             interval = f"{found.difference:+.3f}, 95 % [{found.low:+.3f}, {found.high:+.3f}], {found.n} seeds"
             parts.append(f"{found.word} at {length} ({interval})")
+    for one in (arm, study.arms[0]):  # whoever is judged by its survivors is judged too well
+        if failed := sum(bool(t.failed) for t in one.seeds.values()):
+            parts.append(f"left out, diverged: {failed} of {len(one.seeds)} seeds of `{one.name}`")
     return f"`{arm.name}` against `{first}`: {'; '.join(parts)}."
 
 
