@@ -12,15 +12,15 @@ SOLVED = 0.99
 INTRODUCTION = """\
 Written by `hope-eval ablations` from the JSON files of `hope-train ablations`; nothing here is typed by hand. Every arm
 gets its own learning rate: the best of several on validation with the first seed; then come the other seeds. Of rates
-that solve a task (a loss of at most 0.001) the one whose loss is lowest at the longest validated length counts.
-Numbers are means over seeds ± one standard error over seeds. A verdict compares an arm with the first one, paired over
-seeds, by Student's 95 % interval; intervals are not corrected for their number. Such an interval is 4.3 standard errors
-wide on each side with three seeds, 2.8 with five: "no difference" says that these numbers show none, not that there is
-none; "not decided", that fewer than three seeds are in common. All arms of a study see equally many tokens, except in the tables
-at equal time: there cheaper arms take as many more steps as their measured speed allows. Learning rates are AdamW's;
-Muon's follow from them by the scale's fixed factor. Seconds are the CPU time of training steps, one thread, on whatever
-machine it was, "-" where only the wall's clock was read (memories with the paper's gates or rules run in torch, the
-others as C++ kernels); FLOPs are counted."""
+that solve a task (a loss of at most 0.001) the one whose loss is lowest at the longest validated length counts. Numbers
+are means over seeds ± one standard error over seeds. A verdict compares an arm with the first one, paired over seeds,
+by Student's 95 % interval; intervals are not corrected for their number. Such an interval is 4.3 standard errors wide
+on each side with three seeds, 2.8 with five: "no difference" says that these numbers show none, not that there is none;
+"not decided", that fewer than three seeds are in common. All arms of a study see equally many tokens, except in the
+tables at equal time: there cheaper arms take as many more steps as their measured speed allows. Learning rates are
+AdamW's; Muon's follow from them by the scale's fixed factor. Seconds are the CPU time of training steps, one thread, on
+whatever machine it was, "-" where only the wall's clock was read (memories with the paper's gates or rules run in
+torch, the others as C++ kernels); FLOPs are counted."""
 WORDS = ("better", "worse", "no difference", "not decided")
 
 
