@@ -280,11 +280,13 @@ def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
     assert "| unknown | not run |" in timed
     assert "**23 of 23 trainings are done.**" in page
     assert "Not a fair comparison" not in page
+    assert "not all of one machine" not in page
     for file in folder.glob("tiny/*/*.json"):
         new = {"machine": f"Box of {'cheap' if file.parent.name == 'cheap' else 'hope'}", "step_seconds": 4.0}
         file.write_text(json.dumps(json.loads(file.read_text()) | new))
     page = ablations.page(ablation_data.load(folder), {})
     assert "| 4,000 | 4 | 1,000 |" in page
+    assert "not all of one machine: `cheap` took these steps on another than `hope` ran on." in page
     for seed in (0, 1):  # the wall's clock is not mixed in
         file = folder / "tiny" / "cheap" / f"rate1-seed{seed}.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"step_seconds": 0.0}))

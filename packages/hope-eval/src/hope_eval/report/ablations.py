@@ -1,6 +1,7 @@
 """The ablations' page: a question each, its table and picture, and sentences that the numbers decide."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from hope_data.files import write_atomic
@@ -78,10 +79,23 @@ def _timed(study: Study) -> str:
         f"At equal time: arms whose steps cost otherwise than `{reference}`'s (by over a tenth) were trained again "
         f"for as long as it was, by the least CPU time of a step: {', '.join(said)}."
     )
-    machines = {arm.name: {t.machine for t in arm.trainings} for arm in study.arms}
+    machines = {arm.name: _ran(arm.trainings) for arm in study.arms}
     if apart := [f"`{name}`" for name, ran in machines.items() if ran and not ran & machines[reference]]:
         text += f" **Not a fair comparison:** {', '.join(apart)} never ran on a machine that `{reference}` ran on."
+    elsewhere = [
+        f"`{a.name}`" for a in study.arms if a.timed and not _ran(a.timed.values()) & machines[reference]
+    ]
+    if elsewhere:
+        text += (
+            f" The seconds below are not all of one machine: {', '.join(elsewhere)} took these steps on another than "
+            f"`{reference}` ran on."
+        )
     return "\n\n".join([text, "\n".join(f"- {line}" for line in verdicts if line), _table(timed)])
+
+
+def _ran(trainings: Iterable[Training]) -> set[str]:
+    """On which machines."""
+    return {training.machine for training in trainings}
 
 
 def _overview(studies: list[Study]) -> str:
