@@ -305,7 +305,7 @@ def test_a_replication_says_what_came_again(tmp_path: Path, capsys: pytest.Captu
         "fades": [{32: 0.80}, {32: 0.82}, {32: 0.84}],
         "turns": [{32: 0.80}, {32: 0.82}, {32: 0.84}],
         "changed": [{32: 0.10}] * 3,
-        "few": [{32: 0.5}],
+        "few": [{32: 0.5}, {32: 0.1}],
     }
     second = first | {
         "same": [{32: 0.59}, {32: 0.61}, {32: 0.63}],
@@ -326,6 +326,9 @@ def test_a_replication_says_what_came_again(tmp_path: Path, capsys: pytest.Captu
     fourth = training("same", 3, 1.0, 0.5, {32: 9.0}, "task_accuracy")
     (b / "tiny" / "same" / "rate1-seed3.json").write_text(json.dumps(fourth))
     (b / "plan.json").write_text(json.dumps(plan))
+    gone = b / "tiny" / "few" / "rate1-seed1.json"
+    spoilt = {"metrics": [], "failed": "diverged", "steps": 0, "validation": {}}
+    gone.write_text(json.dumps(json.loads(gone.read_text()) | spoilt))
     capsys.readouterr()
     assert main(["replication", str(a), str(b)]) == 0
     text = capsys.readouterr().out
@@ -338,7 +341,9 @@ def test_a_replication_says_what_came_again(tmp_path: Path, capsys: pytest.Captu
         ["tiny/turns", "32", "3", "0.820 ± 0.012", "0.520 ± 0.012", "better", "worse"],
     ]
     assert main(["replication", str(a), str(b), "--all"]) == 0
-    assert "tiny/same" in (whole := capsys.readouterr().out)
-    assert whole.count("tiny/few") == 1
+    whole = capsys.readouterr().out
+    assert "tiny/same" in whole
+    few = next(line for line in whole.splitlines() if "tiny/few" in line)
+    assert [cell.strip() for cell in few.split("|")[1:6]] == ["tiny/few", "32", "1", "0.500", "0.500"]
     assert main(["replication", str(a), str(tmp_path)]) == 2
     assert "plan.json" in capsys.readouterr().err

@@ -12,9 +12,9 @@ from hope_eval.results import METRICS, value
 
 NONE = "no difference"
 EXPLAINED = """\
-Means over the seeds that both have ± one standard error over seeds, each with the learning rate that its own validation
-chose; verdicts against a study's first arm, at equal tokens. Streams and equal time are left out: the latter's steps
-follow a machine's speed."""
+Means over the seeds that both have and that diverged in neither, ± one standard error over seeds, each with the
+learning rate that its own validation chose; verdicts against a study's first arm, at equal tokens. Streams and equal
+time are left out: the latter's steps follow a machine's speed."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Row:
         arm: its name.
         metric: what was measured.
         length: tokens of the sequence.
-        n: seeds in common.
+        n: seeds in common, without those that diverged.
         pair: mean and standard error in each folder.
         words: verdict in each folder; empty for the first arm and below three seeds.
     """
@@ -104,15 +104,17 @@ def _rows(study: Study, other: Study) -> Iterator[Row]:
             found = [verdict(side, arm, length) for side, arm in zip(sides, pair, strict=True)]
             words = tuple(v.word for v in found if v) if judged and number and all(found) else ()
             means = mean_error(ours), mean_error(others)
-            yield Row(
-                study.name, pair[0].name, study.metric, length, min(len(ours), len(others)), means, words
-            )
+            yield Row(study.name, pair[0].name, study.metric, length, len(ours), means, words)
 
 
 def _common(arm: Arm, other: Arm) -> tuple[Arm, Arm]:
-    """Both with the seeds that both have."""
-    seeds = arm.seeds.keys() & other.seeds.keys()
-    ours, theirs = (replace(x, seeds={s: x.seeds[s] for s in sorted(seeds)}) for x in (arm, other))
+    """Both with the seeds that both have; what diverged in one counts in neither."""
+    seeds = [
+        seed
+        for seed in sorted(arm.seeds.keys() & other.seeds.keys())
+        if not (arm.seeds[seed].failed or other.seeds[seed].failed)
+    ]
+    ours, theirs = (replace(x, seeds={s: x.seeds[s] for s in seeds}) for x in (arm, other))
     return ours, theirs
 
 
