@@ -24,9 +24,9 @@ repro: setup  ## run the pipeline: corpora, three models, evaluation, report
 	dvc repro
 	@echo "report: $(CURDIR)/reports/results.md"
 
-ablations: setup  ## train what is left of the studies of conf/study, then write reports/ablations.md (JOBS=2)
+ablations: setup  ## train what is left of the studies of conf/study, then write reports/ablations.md (JOBS=2, FOLLOW_UPS=1, ONLY=...)
 	dvc repro validate
-	hope-train ablations --jobs $(or $(JOBS),2) $(if $(ONLY),--only $(ONLY))
+	hope-train ablations --jobs $(or $(JOBS),2) $(if $(FOLLOW_UPS),--follow-ups) $(if $(ONLY),--only $(ONLY))
 	hope-eval ablations --results reports/ablations --out reports/ablations.md --plots reports/ablations/plots
 
 test: setup  ## run every test

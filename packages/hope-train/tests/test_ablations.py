@@ -285,6 +285,12 @@ def test_every_study_of_the_repository_is_whole(tmp_path: Path, capsys: pytest.C
     assert main(["ablations", "--plan", "--only", "parity", "order/tpyo", *common]) == 2
     assert "--only order/tpyo: no such arm; choose among first, second" in capsys.readouterr().err
     assert main(["ablations", "--plan", *common]) == 0
+    rows = [name for name, one in studies.items() if not one.follow_up]
+    assert "mqar" in rows
+    assert list(json.loads((tmp_path / "plan.json").read_text())) == rows
+    assert main(["ablations", "--plan", "--only", "longer", *common]) == 0
+    assert list(json.loads((tmp_path / "plan.json").read_text())) == [*rows, "longer"]
+    assert main(["ablations", "--plan", "--follow-ups", *common]) == 0
     assert list(json.loads((tmp_path / "plan.json").read_text())) == list(studies)
 
 

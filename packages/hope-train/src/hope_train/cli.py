@@ -84,7 +84,7 @@ backward, which has no optimiser; then a step of each optimiser, and a checkpoin
 ABLATIONS = """\
 examples:
   hope-train ablations --plan                       how much there is, how long it takes
-  hope-train ablations --jobs 2                     all of it, or what is left of it
+  hope-train ablations --jobs 2                     all but follow-ups, or what is left of it
   hope-train ablations --only parity mqar/hope      two studies; of the second, one arm
   hope-train ablations --scale pilot --results reports/ablations-pilot    the same questions at another size
 
@@ -147,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
 
     six = _parser(commands.add_parser, "ablations", "Run the studies of conf/study.", ABLATIONS)
     six.add_argument("--only", nargs="+", default=[], metavar="STUDY", help="these, or STUDY/ARM")
+    six.add_argument("--follow-ups", action="store_true", help="those that ask on after others' results, too")
     six.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="trainings at a time; default: %(default)s"
     )
@@ -297,6 +298,8 @@ def _ablations(arguments: argparse.Namespace) -> int:
         raise ModelInputError(f"--jobs {arguments.jobs}: at least 1")
     corpora = load_params(arguments.params).corpora
     studies = study.load(arguments.conf, arguments.only)
+    if not (arguments.only or arguments.follow_ups):
+        studies = {name: one for name, one in studies.items() if not one.follow_up}
     chains = []
     for name, one in studies.items():
         scale = "" if any(text.startswith("task=") for text in one.overrides) else arguments.scale

@@ -75,6 +75,7 @@ class Study:
         tolerance: allowed difference of parameters, as a share of the first arm's.
         stream: what is learned after training, instead of being tested on text.
         equal_time: an arm; those whose steps cost otherwise are trained again, for as long as it was.
+        follow_up: asked because of what others found; trained where it is named, or with `--follow-ups`.
     """
 
     question: str = MISSING
@@ -89,6 +90,7 @@ class Study:
     tolerance: float = 0.03
     stream: Stream = field(default_factory=Stream)
     equal_time: str = ""
+    follow_up: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a comparison that cannot be fair."""
