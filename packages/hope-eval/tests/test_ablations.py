@@ -279,7 +279,6 @@ def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
     assert "| like | 0.01 | 3 | 0.910 ± 0.006 |" in timed  # as dear as the reference
     assert "| unknown | not run |" in timed
     assert "**23 of 23 trainings are done.**" in page
-    assert "Not a fair comparison" not in page
     assert "not all of one machine" not in page
     for file in folder.glob("tiny/*/*.json"):
         new = {"machine": f"Box of {'cheap' if file.parent.name == 'cheap' else 'hope'}", "step_seconds": 4.0}
@@ -294,7 +293,6 @@ def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
     file = folder / "tiny" / "cheap" / "rate1-seed2.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"step_seconds": 0.0}))
     assert "| 4,000 | - | - |" in ablations.page(ablation_data.load(folder), {})
-    assert "**Not a fair comparison:** `cheap` never ran on a machine that `hope` ran on." in page
     assert "revision abc; on Box of cheap, Box of hope." in page
 
 

@@ -77,5 +77,23 @@ def test_seconds_of_different_machines_are_not_compared() -> None:
     theirs = [ran("slow", 80.0), ran("fast", 40.0)]
     assert equal_time.costs(theirs, [ran("slow", 20.0)]) == (8.0, 2.0)
     assert equal_time.costs(theirs, [ran("other", 5.0), ran("fast", 10.0)]) == (4.0, 1.0)
-    assert equal_time.costs(theirs, [ran("other", 5.0)]) == (4.0, 0.5)  # the page says so
-    assert equal_time.costs([], [ran("slow", 20.0)]) == (None, 2.0)
+    assert equal_time.costs(theirs, [ran("other", 5.0)]) is None
+    assert equal_time.costs([], [ran("slow", 20.0)]) is None
+
+
+def test_arms_that_no_machine_timed_both_are_trained_once_more(tmp_path: Path) -> None:
+    arms = {"ours": {"run": "gated_deltanet"}, "cheap": {"run": "transformer"}}
+    conf = project(tmp_path, arms=arms, equal_time="ours", overrides=[*TINY["overrides"], "steps=100"])
+    costs = {"ours": 3.0, "cheap": 1.0}
+    first = clocked(tmp_path, conf, costs, most=10)
+    assert not first.run()
+    for path in (tmp_path / "results/tiny/cheap").glob("*.json"):
+        seconds = {"machine": "another, much slower", "step_seconds": 900.0}
+        path.write_text(json.dumps(json.loads(path.read_text()) | seconds))
+    again = clocked(tmp_path, conf, costs)
+    assert again.timed(again.chains[1]) == []  # not known yet
+    assert again.at_equal_time(again.chains[1]) is None
+    assert again.run()
+    longer = [f"tiny/cheap/rate1-seed{seed}-steps300" for seed in (0, 1, 2)]
+    assert again.trained == ["tiny/cheap/rate1-seed0", *longer]  # the reference was timed here
+    assert clocked(tmp_path, conf, costs).run()

@@ -22,6 +22,7 @@ from typing import Any
 
 from hope_data.files import write_atomic
 from hope_model import counting
+from hope_model.bench import cpu_name
 from hope_model.errors import InputError
 from hope_train import config as configuration
 from hope_train import equal_time, measure
@@ -235,7 +236,7 @@ class Suite:
         return self.at_equal_time(chain) or []
 
     def at_equal_time(self, chain: Chain) -> list[Unit] | None:
-        """The runs at equal time: none where the study wants none or costs are equal, None before all are measured."""
+        """The runs at equal time: none where none are wanted or costs are equal, None before one machine timed both."""
         study = chain.definition
         if study.equal_time in ("", chain.arm) or chain.missing:
             return []
@@ -252,10 +253,10 @@ class Suite:
         for steps in equal_time.begun(self.path(finals[0]).parent):
             if any((self.result(unit) or {}).get("step_seconds") for unit in longer(steps)):
                 return longer(steps)
-        theirs, ours = equal_time.costs(self._whole(reference), own)
-        if theirs is None or ours is None:
+        costs = equal_time.costs(self._whole(reference), own)
+        if costs is None:
             return None
-        steps = equal_time.steps(ordinary, theirs, ours)
+        steps = equal_time.steps(ordinary, *costs)
         return longer(steps) if steps != ordinary else []
 
     def total(self, chain: Chain) -> int:
@@ -288,19 +289,29 @@ class Suite:
         self.write_plan()  # a kill must not leave the page without the rate that was chosen
 
     def _timed(self, chain: Chain) -> None:
+        if self.at_equal_time(chain) is None:
+            self._time(chain)
         for unit in self.timed(chain):
             self._unit(unit)
 
-    def _unit(self, unit: Unit) -> None:
-        if self.result(unit):
+    def _time(self, chain: Chain) -> None:
+        """Train this arm and the reference once more, here: what was shared or begun elsewhere has other seconds."""
+        arms = self._all[chain.study, chain.definition.equal_time], chain
+        if all(self._whole(arm) for arm in arms):
+            for arm in arms:
+                self._unit(self._final(arm)[0], here=True)
+
+    def _unit(self, unit: Unit, *, here: bool = False) -> None:
+        if _serves(self.result(unit), here):
             return
         if self.stop.is_set():
             raise StoppedError
         # One lock for equal trainings of all studies; the result is there before another gets it.
         with locked(self.work / "locks" / unit.sha256[:16], self.stop) as lock:
-            if self.result(unit):  # another runner made it while this one waited
+            if _serves(self.result(unit), here):  # another runner made it while this one waited
                 return
-            record = dict(self._found.get(unit.sha256) or self._train(unit, lock))
+            known = self._found.get(unit.sha256)
+            record = dict(known if known and _serves(known, here) else self._train(unit, lock))
             record |= {"study": unit.chain.study, "arm": unit.chain.arm, "rate": unit.rate}
             self._found[unit.sha256] = record
             write_atomic(self.path(unit), (json.dumps(record, indent=1) + "\n").encode())
@@ -343,3 +354,10 @@ class Suite:
         if process.exitcode == RESUMABLE or self.stop.is_set():
             raise StoppedError
         return process.exitcode or 0
+
+
+def _serves(record: dict[str, Any] | None, here: bool) -> bool:
+    """Whether a result is there; where `here` is asked, whether this machine timed it."""
+    return record is not None and (
+        not here or (record.get("machine") == cpu_name() and bool(record.get("step_seconds")))
+    )

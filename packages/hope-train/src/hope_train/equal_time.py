@@ -23,17 +23,15 @@ def step_seconds(records: Sequence[dict[str, Any]]) -> float | None:
     return min(found, default=None)
 
 
-def costs(
-    theirs: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]
-) -> tuple[float | None, float | None]:
-    """`step_seconds` of both arms on one machine that ran both; where there is none, on whatever ran them."""
+def costs(theirs: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
+    """`step_seconds` of both arms on one machine that ran both; None where there is none."""
     for machine in dict.fromkeys(r.get("machine", "") for r in own):
         here, there = (
             step_seconds([r for r in arm if r.get("machine", "") == machine]) for arm in (theirs, own)
         )
         if here and there:
             return here, there
-    return step_seconds(theirs), step_seconds(own)
+    return None
 
 
 def steps(ordinary: int, reference: float, own: float) -> int:
