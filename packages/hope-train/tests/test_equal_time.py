@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,13 @@ def test_arms_that_no_machine_timed_both_are_trained_once_more(tmp_path: Path) -
     longer = [f"tiny/cheap/rate1-seed{seed}-steps300" for seed in (0, 1, 2)]
     assert again.trained == ["tiny/cheap/rate1-seed0", *longer]  # the reference was timed here
     assert clocked(tmp_path, conf, costs).run()
+
+
+def test_what_diverged_is_not_trained_anew_for_its_seconds(tmp_path: Path) -> None:
+    arms = {"ours": {"run": "gated_deltanet"}, "cheap": {"run": "transformer"}}
+    conf = project(tmp_path, arms=arms, equal_time="ours")
+    for times in range(2):
+        made = clocked(tmp_path, conf, {"ours": 0.0, "cheap": 0.0})
+        made.losses = defaultdict(lambda: None)
+        assert made.run()
+        assert bool(made.trained) == (times == 0)

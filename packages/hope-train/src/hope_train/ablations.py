@@ -357,7 +357,7 @@ class Suite:
 
 
 def _serves(record: dict[str, Any] | None, here: bool) -> bool:
-    """Whether a result is there; where `here` is asked, whether this machine timed it."""
-    return record is not None and (
-        not here or (record.get("machine") == cpu_name() and bool(record.get("step_seconds")))
-    )
+    """Whether a result is there; where `here` is asked, whether this machine timed it, or saw it diverge."""
+    if record is None or not here:
+        return record is not None
+    return record.get("machine") == cpu_name() and bool(record.get("step_seconds") or record["failed"])
