@@ -10,7 +10,7 @@ from statistics import median
 
 from matplotlib import rc_context
 
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_eval.report import plots, training
 from hope_eval.report.inside import inside
 

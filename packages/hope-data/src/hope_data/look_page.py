@@ -9,8 +9,8 @@ import numpy as np
 
 from hope_data import documents
 from hope_data.errors import InputError
-from hope_data.files import new_folder
 from hope_data.progress import steps
+from hope_data.publishing import new_folder
 
 PAGE = "index.html"
 _LANGUAGE_SAMPLE, _PLACE = 400, 1000

@@ -13,7 +13,8 @@ import sentencepiece
 
 from hope_data import documents
 from hope_data.errors import InputError
-from hope_data.files import dump_sealed, load_sealed, new_folder, sha256_bytes
+from hope_data.files import dump_sealed, load_sealed, sha256_bytes
+from hope_data.publishing import new_folder
 from hope_data.splits import SplitRule
 
 META = "tokenizer.json"

@@ -19,7 +19,8 @@ from typing import IO, Any
 
 from hope_data.engines import Engine, processes
 from hope_data.errors import InputError, Unfinished
-from hope_data.files import check_replaceable, dump_sealed, fsync, load_sealed, replace_folder, write_atomic
+from hope_data.files import dump_sealed, load_sealed
+from hope_data.publishing import check_replaceable, fsync, replace_folder, write_atomic
 
 Task = Callable[[Path, int], dict[str, Any]]
 _JOB, _LOCK = "job.json", "lock"

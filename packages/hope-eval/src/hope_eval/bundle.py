@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hope_data.errors import InputError
-from hope_data.files import new_folder, sha256_file, write_atomic
+from hope_data.files import sha256_file
+from hope_data.publishing import new_folder, write_atomic
 from hope_eval import card, report
 from hope_eval import results as schema
 from hope_eval.commands import merge

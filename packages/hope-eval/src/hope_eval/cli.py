@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hope_data.errors import InputError
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_eval import commands as others
 from hope_eval import long_commands, task_commands
 from hope_eval import results as schema

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from hope_data.errors import InputError
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_eval import results as schema
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hope_data.errors import InputError
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_eval import results as schema
 from hope_eval.commands import Parsers, add_memorize, add_model, evaluate, memorize_of, names, positive
 

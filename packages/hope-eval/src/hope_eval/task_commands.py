@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_eval import results as schema
 from hope_eval.commands import (
     Parsers,

@@ -20,7 +20,7 @@ from statistics import fmean
 from threading import Event, Lock
 from typing import Any
 
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_model import counting
 from hope_model.bench import cpu_name
 from hope_model.errors import InputError

@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compose(arguments: argparse.Namespace) -> int:
-    from hope_data.files import write_atomic  # noqa: PLC0415 (each command imports what it needs)
+    from hope_data.publishing import write_atomic  # noqa: PLC0415 (each command imports what it needs)
     from hope_train import config  # noqa: PLC0415
     from hope_train.compose import compose, load_params  # noqa: PLC0415
 

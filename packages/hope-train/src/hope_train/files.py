@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from hope_data.files import fsync
+from hope_data.publishing import fsync
 
 
 def swap_in(folder: Path, target: Path) -> None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from hope_data.errors import InputError as DataInputError
-from hope_data.files import dump_sealed, fsync, load_sealed, sha256_file, write_atomic
+from hope_data.files import dump_sealed, load_sealed, sha256_file
+from hope_data.publishing import fsync, write_atomic
 from hope_model import checkpoint
 from hope_model.config import ModelConfig
 from hope_model.counting import build_meta

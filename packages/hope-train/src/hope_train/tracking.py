@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_model.errors import InputError
 from hope_train.config import TrainConfig
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hope_data.errors import InputError
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_eval import results as schema
 from hope_eval.report import maps, plots, suites, tables, training, verdicts, web
 from hope_eval.report.select import Named, done

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_eval.report import ablation_plots, ablation_streams
 from hope_eval.report.ablation_data import Arm, Study, Training, load, mean_error, spent, verdict
 from hope_eval.results import METRICS, value

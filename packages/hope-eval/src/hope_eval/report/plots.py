@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_eval.report.inside import inside
 from hope_eval.report.select import Done, Named, any_of, done, groups, plain
 from hope_eval.report.training import Curve

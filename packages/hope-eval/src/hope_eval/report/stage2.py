@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_data.errors import InputError
-from hope_data.files import write_atomic
+from hope_data.publishing import write_atomic
 from hope_eval import results as schema
 from hope_eval.report import verdicts
 from hope_eval.report.select import Named

@@ -1,0 +1,235 @@
+"""Publish output whole, one writer at a time: locks, atomic files and atomic folders.
+
+Every command that writes follows the same discipline:
+
+1. Take `exclusive(out)`: one process at a time writes an output, the second is refused in one line (or waits).
+2. Write into a temporary beside the output, under a name that nobody else uses (`.NAME.RANDOM.tmp`).
+3. Flush it to the disk and rename it onto the output. The lock is released only afterwards.
+
+A killed process leaves its temporary behind. The next writer in that folder removes it: every live temporary is
+locked by its writer, so one whose lock is free has none.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hope_data.errors import InputError
+
+# Outputs that this process holds; taking one twice would otherwise wait for itself.
+_HELD: set[Path] = set()
+# Folders in which this process has looked for temporaries of dead writers.
+_SWEPT: set[Path] = set()
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+
+
+@contextmanager
+def exclusive(out: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold an output, a file or a folder, for this process until the block ends.
+
+    The lock is a hidden file beside the output, locked by `flock`: it ends with the process however that dies.
+    A block inside another for the same output, in one process, changes nothing.
+
+    Args:
+        out: what is written; it need not exist yet.
+        wait: wait for another process to finish instead of failing.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    path = out.absolute()
+    if path in _HELD:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    handle = _acquire(lock, out, wait=wait)
+    _HELD.add(path)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        _remove_stale(path.parent)
+        yield
+    finally:
+        _HELD.discard(path)
+        # Removed while it is held: whoever waits for this file sees that it has gone, and makes its own.
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(lock: Path, out: Path, *, wait: bool) -> int:
+    while True:
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same(handle, lock):
+                return handle
+        except BlockingIOError:
+            if not wait:
+                holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
+                os.close(handle)
+                process = f"process {holder}" if holder.isdigit() else "another process"
+                raise InputError(
+                    f"{out}: {process} is writing it; wait until it has finished, or name another output"
+                ) from None
+            time.sleep(0.05)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _same(handle: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(handle)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old bytes or the new ones, never half of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent.absolute()
+    if folder not in _SWEPT:  # once: a folder of many files would be listed for each of them
+        _remove_stale(folder)
+        _SWEPT.add(folder)
+    handle, temporary = _temporary(path, folder=False)
+    try:
+        with open(handle, "wb", closefd=False) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        fsync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def temporary_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out`, which is removed at the end unless it was renamed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, folder = _temporary(out, folder=True)
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        if _same(handle, folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextmanager
+def new_folder(out: Path, marker: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `out`, which takes the place of `out` when the block ends well.
+
+    Args:
+        out: the folder to make. One that is there already is replaced if it is empty or holds `marker`.
+        marker: file name by which this package knows its own output.
+
+    Raises:
+        InputError: `out` holds somebody else's files, or another process is writing it.
+    """
+    check_replaceable(out, marker)
+    try:
+        with exclusive(out), temporary_folder(out) as folder:
+            recover_folder(out)
+            check_replaceable(out, marker)
+            yield folder
+            replace_folder(folder, out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); make room for it") from None
+
+
+def check_replaceable(out: Path, marker: str) -> None:
+    """Raise InputError unless `out` is absent, empty or holds `marker`, by which this package knows its own."""
+    if out.exists() and not (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir()))):
+        raise InputError(
+            f"{out}: exists and was not written by this command (no {marker}); name another --out"
+        )
+
+
+def replace_folder(folder: Path, out: Path) -> None:
+    """Put a finished folder in the place of `out`, all its bytes on the disk first.
+
+    Between the two renames a kill leaves `out` away and its predecessor beside it; `recover_folder` mends that.
+    Call both only while holding `exclusive(out)`.
+    """
+    for path in folder.rglob("*"):
+        fsync(path)
+    fsync(folder)
+    old = _predecessor(out)
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.replace(old)
+    folder.replace(out)
+    fsync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(out: Path) -> None:
+    """Undo a `replace_folder` that was killed between its renames."""
+    old = _predecessor(out)
+    if old.exists() and not out.exists():
+        old.replace(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _predecessor(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _temporary(out: Path, *, folder: bool) -> tuple[int, Path]:
+    """A new temporary beside `out` and a descriptor that locks it while its writer lives."""
+    while True:
+        prefix, suffix = f".{out.name}.", ".tmp"
+        if folder:
+            path = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix, suffix=suffix))
+            handle = os.open(path, os.O_RDONLY)
+        else:
+            handle, name = tempfile.mkstemp(dir=out.parent, prefix=prefix, suffix=suffix)
+            path = Path(name)
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same(handle, path):
+                return handle, path
+        # Somebody took it for stale before it was locked.
+        os.close(handle)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove temporaries in a folder whose writers are dead."""
+    with os.scandir(folder) as entries:
+        stale = [Path(entry.path) for entry in entries if _TEMPORARY.fullmatch(entry.name)]
+    for path in stale:
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+            finally:
+                os.close(handle)
