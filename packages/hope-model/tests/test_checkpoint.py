@@ -47,13 +47,6 @@ def test_missing_files_and_foreign_keys_are_named(folder: Path, tmp_path: Path) 
         checkpoint.load(folder)
 
 
-def test_unknown_keys_and_wrong_types_are_named() -> None:
-    with pytest.raises(InputError, match=r"unknown key model\.cms\.teach"):
-        ModelConfig.from_dict({"cms": {"teach": 1}})
-    with pytest.raises(InputError, match=r"model\.dim must be int"):
-        ModelConfig.from_dict({"dim": "wide"})
-    with pytest.raises(InputError, match="multiple"):
-        ModelConfig(dim=100, head_dim=64)
+def test_an_unknown_variant_is_named() -> None:
     with pytest.raises(InputError, match="choose one of hope"):
         LanguageModel(ModelConfig(variant="gpt"))
-    assert ModelConfig.from_dict(ModelConfig(dim=128).to_dict()) == ModelConfig(dim=128)

@@ -3,63 +3,81 @@
 import dataclasses
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from hope_model.errors import InputError
+from hope_model.ranges import check_ranges, one_of, shown, within
 
 # Variants that are a form of another one: the keys that make them so.
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
     "hope_paper": {"memory": {"tied_gates": True, "output_rule": "gradient", "decay_to": "zero"}},
 }
 WINDOWED, WINDOW = ("transformer_window", "titans_mag", "titans_mac"), 512
+ATTENDING = ("transformer", "hope_attention", *WINDOWED)
+LEVELS, LARGEST = 64, 1e13  # of the CMS; parameters
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
     """Softmax attention with rotary positions."""
 
-    window: int = 0  # tokens a query sees, itself included; 0: all, or 512 where a variant needs a window
-    rope_base: float = 10_000.0
+    # Tokens a query sees, itself included; 0: all, or 512 where a variant needs a window.
+    window: int = field(default=0, metadata=within(0, 2**40))
+    rope_base: float = field(default=10_000.0, metadata=within(1, 1e12))
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
     """Deep memories (Titans, self-modifying Titans) and the delta rule they are written with."""
 
-    chunk: int = 32  # tokens that share one gradient point (eq. 90); 1 is the exact token rule
-    hidden: int = 0  # width m of a memory's hidden layer; 0: the head's, half of it in Titans
-    activation: str = "leaky_relu"
-    eta_max: float = 0.1  # bound of the hidden layer's inner learning rate, times 2 at most
-    output_rule: str = "delta"  # "delta" (stable) or "gradient" (the paper's)
+    # Tokens that share one gradient point (eq. 90); 1 is the exact token rule.
+    chunk: int = field(default=32, metadata=within(1, 65_536))
+    # Width m of a memory's hidden layer; 0: the head's, half of it in Titans.
+    hidden: int = field(default=0, metadata=within(0, 65_536))
+    activation: str = field(default="leaky_relu", metadata=one_of("leaky_relu", "relu", "gelu", "silu"))
+    # Bound of the hidden layer's inner learning rate, times 2 at most.
+    eta_max: float = field(default=0.1, metadata=within(0, 100))
+    # "delta" (stable) or "gradient" (the paper's).
+    output_rule: str = field(default="delta", metadata=one_of("delta", "gradient"))
     tied_gates: bool = False  # the paper's one gate for erasing and writing
-    decay_to: str = "initial"  # what retention pulls fast weights to: these, or "zero" (the paper's)
+    # What retention pulls fast weights to: the initial ones, or "zero" (the paper's).
+    decay_to: str = field(default="initial", metadata=one_of("initial", "zero"))
     erase_hidden: bool = False  # a delta rule at the hidden layer too, with a gate of its own
     self_modify: bool = True  # False: k, v, eta, alpha keep their initial memories
     momentum: bool = True  # Titans only
-    through_writes: bool = (
-        True  # False: what is written is a constant for the outer gradient, as in prior art
-    )
-    persistent: int = 8  # Titans with attention only: learned tokens that every query sees
+    # False: what is written is a constant for the outer gradient, as in prior art.
+    through_writes: bool = True
+    # Titans with attention only: learned tokens that every query sees.
+    persistent: int = field(default=8, metadata=within(0, 65_536))
 
 
 @dataclass(frozen=True)
 class CMSConfig:
     """Continuum memory system (eq. 70-73): a chain of MLP levels and how they are written."""
 
-    levels: int = 4
-    smallest: int = 64  # tokens of the fastest level's chunk, and of a segment
-    ratio: int = 4  # each next level is this much slower
-    periods: list[int] = field(default_factory=list)  # explicit chunk lengths; empty: smallest * ratio^l
-    teach_scale: float = 0.1  # 0: no fast weights
-    teach_clip: float = 1.0  # largest norm of a token's teach signal
-    surprise_threshold: float = 0.0  # tokens with a smaller teach signal write nothing
-    lr: float = 1.0
-    retention: float = 1.0  # rho: what a write keeps of the former delta
-    delta_bound: float = 0.1  # largest norm of a delta's matrix, times its slow matrix's; 0: no bound
-    signal: str = "output"  # "output" (the last hidden state's, for all blocks) or "layer" (each block's own)
-    wiring: str = "sequential"  # "sequential", "nested" or "independent"
+    levels: int = field(default=4, metadata=within(1, LEVELS))
+    # Tokens of the fastest level's chunk, and of a segment.
+    smallest: int = field(default=64, metadata=within(1, 2**40))
+    ratio: int = field(default=4, metadata=within(1, 2**20))  # each next level is this much slower
+    # Explicit chunk lengths; empty: smallest * ratio^l.
+    periods: list[int] = field(default_factory=list, metadata=within(1, 2**62, most=LEVELS))
+    teach_scale: float = field(default=0.1, metadata=within(0, 1_000))  # 0: no fast weights
+    # Largest norm of a token's teach signal.
+    teach_clip: float = field(default=1.0, metadata=within(0, 1e12, above=True))
+    # Tokens with a smaller teach signal write nothing.
+    surprise_threshold: float = field(default=0.0, metadata=within(0, 1e12))
+    lr: float = field(default=1.0, metadata=within(0, 1_000))
+    retention: float = field(
+        default=1.0, metadata=within(0, 1)
+    )  # rho: what a write keeps of the former delta
+    # Largest norm of a delta's matrix, times its slow matrix's; 0: no bound.
+    delta_bound: float = field(default=0.1, metadata=within(0, 1_000))
+    # "output" (the last hidden state's, for all blocks) or "layer" (each block's own).
+    signal: str = field(default="output", metadata=one_of("output", "layer"))
+    wiring: str = field(default="sequential", metadata=one_of("sequential", "nested", "independent"))
     delta_rule: bool = False  # DGD (eq. 57) as the write
     second_order: bool = False  # differentiate through the teach signal
 
@@ -78,48 +96,57 @@ class ModelConfig:
     """One model; `dim` and `layers` size it, the rest is derived or named."""
 
     variant: str = "hope"  # see blocks.VARIANTS
-    vocab_size: int = 4096
-    dim: int = 256
-    layers: int = 4
-    head_dim: int = 64
-    conv: int = 4  # width of the causal convolution before a memory
+    vocab_size: int = field(default=4096, metadata=within(1, 2**31 - 1))
+    dim: int = field(default=256, metadata=within(1, 2**20))
+    layers: int = field(default=4, metadata=within(1, 4096))
+    head_dim: int = field(default=64, metadata=within(1, 2**16))
+    conv: int = field(default=4, metadata=within(1, 1024))  # width of the causal convolution before a memory
     tied_embedding: bool = True
-    init_std: float = 0.02
+    init_std: float = field(default=0.02, metadata=within(0, 10))
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     cms: CMSConfig = field(default_factory=CMSConfig)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
+        check_ranges(self, "model")
         if self.dim % self.head_dim:
             raise InputError(f"model.dim {self.dim} is not a multiple of model.head_dim {self.head_dim}")
         for part, changes in FORMS.get(self.variant, {}).items():
             object.__setattr__(self, part, dataclasses.replace(getattr(self, part), **changes))
         if self.variant in WINDOWED and not self.attention.window:
             object.__setattr__(self, "attention", dataclasses.replace(self.attention, window=WINDOW))
-        choices = {
-            "memory.activation": (self.memory.activation, ("leaky_relu", "relu", "gelu", "silu")),
-            "memory.decay_to": (self.memory.decay_to, ("initial", "zero")),
-            "memory.output_rule": (self.memory.output_rule, ("delta", "gradient")),
-            "cms.signal": (self.cms.signal, ("output", "layer")),
-            "cms.wiring": (self.cms.wiring, ("sequential", "nested", "independent")),
-        }
-        for key, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise InputError(f"model.{key} is {value!r}; choose one of {', '.join(allowed)}")
-        if self.cms.delta_bound < 0:
+        if self.variant in ATTENDING and self.head_dim % 2:
             raise InputError(
-                f"model.cms.delta_bound is {self.cms.delta_bound}; it must be positive, or 0 for none"
+                f"model.head_dim is {self.head_dim}; rotary positions of {self.variant} need an even one"
             )
-        if self.memory.chunk < 1 or min(self.cms.chunks(), default=1) < 1:
-            raise InputError("model.memory.chunk and model.cms.periods must be at least 1")
-        fastest = min(self.cms.chunks(), default=1)
-        if any(period % fastest for period in self.cms.chunks()):
-            raise InputError(f"model.cms.periods {self.cms.chunks()} must be multiples of the smallest")
-        if self.cms.wiring == "nested" and any(slow % fast for fast, slow in pairwise(self.cms.chunks())):
+        self._check_periods()
+        if self._size() > LARGEST:
             raise InputError(
-                f"model.cms.periods {self.cms.chunks()}: nested levels need each period to be a multiple of the former"
+                f"model.dim {self.dim}, model.layers {self.layers} and model.vocab_size {self.vocab_size} make "
+                f"{self._size():.0e} parameters; at most {LARGEST:.0e} are allowed"
             )
+
+    def _check_periods(self) -> None:
+        periods = self.cms.chunks()
+        if max(periods) > 2**62:
+            raise InputError(
+                f"model.cms.levels {self.cms.levels} and model.cms.ratio {self.cms.ratio} make a period of more "
+                "than 2^62 tokens; lower one of them"
+            )
+        if any(period % min(periods) for period in periods):
+            raise InputError(f"model.cms.periods {periods} must be multiples of the smallest")
+        if self.cms.wiring == "nested" and any(slow % fast for fast, slow in pairwise(periods)):
+            raise InputError(
+                f"model.cms.periods {periods}: nested levels need each period to be a multiple of the former"
+            )
+
+    def _size(self) -> float:
+        """Parameters, roughly and never too few by much: told before anything is built."""
+        embeddings = (1 if self.tied_embedding else 2) * self.vocab_size * self.dim
+        # A block weighs what a Transformer's does, or what its memories do where these alone are more.
+        memories = 10 * self.dim * self.memory_hidden + self.dim * (3 * self.conv + self.memory.persistent)
+        return float(embeddings + self.layers * (12 * self.dim**2 + memories))
 
     @property
     def heads(self) -> int:
@@ -146,21 +173,19 @@ T = typing.TypeVar("T")
 
 
 def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Make nested dataclasses of nested mappings; `check_ranges` then sees to the values."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} must be a mapping, not {shown(values)}")
     hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
-            raise InputError(f"unknown key {where}.{key}; known: {', '.join(hints)}")
+            raise InputError(f"unknown key {where}.{str(key)[:80]}; known: {', '.join(hints)}")
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
-            if not isinstance(value, Mapping):
-                raise InputError(f"{where}.{key} must be a mapping, not {value!r}")
-            arguments[key] = _build(typing.cast(type, kind), value, f"{where}.{key}")
-            continue
-        plain = typing.get_origin(kind) or kind
-        if plain is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
-            raise InputError(f"{where}.{key} must be {plain.__name__}, not {value!r}")
+            value = _build(typing.cast(type, kind), value, f"{where}.{key}")
+        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+            with suppress(OverflowError):
+                value = float(value)
         arguments[key] = value
     return cls(**arguments)
