@@ -3,6 +3,8 @@
 Letters: T tokens, D width, d head width, m hidden width of a memory, C chunk.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -10,6 +12,8 @@ from hope_model.blocks import parameter_count, variant_parts
 from hope_model.config import ModelConfig
 from hope_model.model import LanguageModel
 from hope_model.state import n_bytes
+
+DELTA_RULE_CHUNK = 64  # tokens at a time in `ops.cms.cms_delta_rule`
 
 
 def build_meta(config: ModelConfig) -> LanguageModel:
@@ -44,38 +48,98 @@ def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter
     return groups
 
 
-def flops_per_token(config: ModelConfig, length: int) -> float:
-    """Forward floating-point operations per token at sequence length `length` (a multiply and an add are two).
+class Flops(NamedTuple):
+    """Operations of a forward pass per token (a multiply and an add are two)."""
 
-    Every matrix counts twice its elements; on top comes what depends on length and chunk.
+    differentiated: float  # the outer loss is differentiated through these
+    constant: float  # these make values that are constants for the outer loss
+
+
+def flops_per_token(config: ModelConfig, length: int) -> float:
+    """Return the forward operations per token at sequence length `length`, teach signal and writes included."""
+    return sum(forward_flops(config, length))
+
+
+def training_flops_per_token(config: ModelConfig, length: int) -> float:
+    """Return the operations per token of a training step: forward, and backward where there is one.
+
+    The backward of a product is two products, so what is differentiated counts three times. The teach signal and
+    the CMS's writes have no backward in first order and count once.
+    """
+    forward = forward_flops(config, length)
+    return 3 * forward.differentiated + forward.constant
+
+
+def forward_flops(config: ModelConfig, length: int) -> Flops:
+    """Count the matrix products of one forward pass of training, per token.
+
+    Not counted: elementwise operations, triangular systems inside chunks, masked pairs of tokens, and what a backward
+    pass computes again to save memory. `tests/test_counting.py` compares the counts with torch's `FlopCounterMode`.
     """
     model = build_meta(config)
-    matrices = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and ".conv." not in n)
+    products = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and ".conv." not in n)
     if not config.tied_embedding:
-        matrices -= model.embed.weight.numel()
-    mixer, channel = variant_parts(config)
+        products -= model.embed.weight.numel()
+    mixer, constant = _mixer_flops(config, length)
+    differentiated, constant = 2 * products + config.layers * mixer, config.layers * constant
+    if variant_parts(config)[1] != "cms" or not config.cms.teach_scale:
+        return Flops(differentiated, constant)
+    head, last = config.dim * config.vocab_size, config.layers - 1
+    signal: float = 2 * head
+    if config.cms.signal == "layer":  # a backward to activations, down to the first block's output
+        signal += last * (2 * (products - head) / config.layers + 2 * mixer)
+    signal *= _whole(min(config.cms.chunks()), length)
+    taught = signal + config.layers * _cms_writes(config, model, length)
+    if config.cms.second_order:
+        return Flops(differentiated + taught, constant)
+    return Flops(differentiated, constant + taught)
+
+
+def _mixer_flops(config: ModelConfig, length: int) -> Flops:
+    """Products of one layer's mixer beside its projections."""
     D, d, m, C = config.dim, config.head_dim, config.memory_hidden, config.memory.chunk
-    titans = 30 * D * m + D * C * (3 * m / d + 4)  # states, momenta and first weights
-    per_layer = 0.0
+    mixer, _ = variant_parts(config)
+    persistent = config.memory.persistent
     if mixer == "attention":
-        per_layer += 4 * D * _keys_seen(config, length)
-    elif mixer == "gated_deltanet":
-        per_layer += 6 * D * d + 5 * D * C
-    elif mixer == "titans":
-        per_layer += titans
-    elif mixer == "titans_mag":
-        per_layer += titans + 4 * D * (_keys_seen(config, length) + config.memory.persistent)
+        return Flops(4 * D * _keys_seen(config, length), 0)
+    if mixer == "gated_deltanet":
+        return Flops(6 * D * d + 6 * D * C, 0)
+    if mixer == "self_modifying":
+        # Four memories project; every written one reads keys and values.
+        written = 5 if config.memory.self_modify else 1
+        return _memory_flops(config, written, 16 * D * m + written * 8 * D * m, momentum=False)
+    memory = _memory_flops(config, 1, 4 * D * m, momentum=config.memory.momentum)
+    if mixer == "titans_mag":
+        attention = 4 * D * (_keys_seen(config, length) + persistent)
     elif mixer == "titans_mac":
-        # Attention within a segment, two keys a token; the memory's projections once more for what it retrieves.
+        # Two keys a token within a segment; what is retrieved passes the memory's and attention's projections too.
         segment = min(length, config.attention.window)
-        per_layer += titans + 4 * D * (segment + config.memory.persistent) + 10 * D * D + 4 * D * m
-    elif mixer == "self_modifying":
-        per_layer += 104 * D * m + D * C * (5 * 2 * m / d + 12)
-    teaches = channel == "cms" and config.cms.teach_scale > 0
-    if teaches:
-        per_layer += _cms_writes(config, model, length)
-    signal = 0 if not teaches else 2 * matrices if config.cms.signal == "layer" else 2 * D * config.vocab_size
-    return 2 * matrices + config.layers * per_layer + signal
+        attention = 4 * D * (2 * _keys_seen(config, segment) + persistent) + 16 * D * D + 4 * D * m
+    else:
+        attention = 0
+    return Flops(memory.differentiated + attention, memory.constant)
+
+
+def _memory_flops(config: ModelConfig, R: int, forward: float, *, momentum: bool) -> Flops:
+    """Products of R memories that share keys, a chunk at a time; `forward`: of keys and targets, before any write."""
+    D, m, C, memory = config.dim, config.memory_hidden, config.memory.chunk, config.memory
+    exact, origin = memory.output_rule == "delta", memory.decay_to == "initial"
+    erase = memory.tied_gates or memory.erase_hidden
+    weights, wide, narrow = (
+        2 * D * m,
+        2 * C * D,
+        2 * C * config.heads * m,
+    )  # one product with weights, with tokens
+    write, read = forward + R * weights, 2 * weights + 2 * wide + 2 * narrow
+    if exact:
+        write += R * (narrow + origin * weights + momentum * (weights + wide))
+    if erase:
+        write += wide + R * (origin * weights + momentum * (weights + narrow))
+    read += origin * 2 * weights + momentum * (2 * weights + exact * wide + erase * narrow)
+    state = R * (2 + 2 * momentum) * weights + momentum * 2 * config.heads * C * C
+    if memory.through_writes:
+        return Flops(write + read + state, 0)
+    return Flops(read, write + state)
 
 
 def _keys_seen(config: ModelConfig, length: int) -> float:
@@ -84,8 +148,17 @@ def _keys_seen(config: ModelConfig, length: int) -> float:
     return window * (1 - window / (2 * length))
 
 
+def _whole(period: int, length: int) -> float:
+    """Share of a sequence's tokens in periods that end before its last token: only their signal is known in time."""
+    return (length - 1) // period * period / length
+
+
 def _cms_writes(config: ModelConfig, model: LanguageModel, length: int) -> float:
-    """Closed-form writes: one product for the hidden layer, one back through it, two outer products."""
-    hidden = model.get_parameter("blocks.0.channel.levels.0.up").shape[0]
-    written = sum(period < length for period in config.cms.chunks())
-    return written * 4 * 2 * hidden * config.dim
+    """Products of one block's writes: of the hidden layer, back through it, and into both matrices."""
+    h, D = model.get_parameter("blocks.0.channel.levels.0.up").shape
+    operations = 0.0
+    for period in config.cms.chunks():
+        tokens = min(DELTA_RULE_CHUNK, period)
+        rule = 12 * h * D + 6 * tokens * (h + D) if config.cms.delta_rule else 4 * h * D
+        operations += _whole(period, length) * (4 * h * D + rule)
+    return operations
