@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
-import io
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,50 +26,6 @@ import transformers
 from hope_model import hf
 
 TEXT = "the green hill and the <s>red</s> stone, ünder 12 trees\n\tgo  on▁and on <unk> 🙂"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, model = tmp_path_factory.mktemp("tokenizer"), io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the green hill and the red stone go on"] * 50),
-        model_writer=model,
-        vocab_size=300,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        user_defined_symbols=["\n"],
-        unk_id=0,
-        eos_id=1,
-        bos_id=-1,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    return folder
-
-
-@pytest.fixture(scope="module", params=["hope", "titans", "transformer"])
-def exported(
-    request: pytest.FixtureRequest, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    root = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    size = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model")).vocab_size()
-    values = {
-        "variant": request.param,
-        "vocab_size": size,
-        "dim": 32,
-        "layers": 2,
-        "head_dim": 16,
-        "init_std": 0.3,
-    }
-    model = LanguageModel(ModelConfig.from_dict({**values, "cms": {"smallest": 8, "levels": 2}}))
-    sha256 = checkpoint.sha256(tokenizer / "tokenizer.model")
-    checkpoint.save(root / "checkpoint", model, {"tokenizer_sha256": sha256, "length": 64})
-    return hf.export(root / "checkpoint", tokenizer, root / "hf")
 
 
 def test_auto_classes_load_the_same_model(exported: Path) -> None:
@@ -125,10 +85,132 @@ def test_tokenizer_is_lossless_and_id_for_id(exported: Path, tokenizer: Path) ->
     assert theirs.decode([*theirs.encode("the hill"), 1], skip_special_tokens=True) == "the hill"
 
 
-def test_padding_is_refused(exported: Path) -> None:
+def test_refusals_say_what_to_do(exported: Path) -> None:
+    """What a Llama can do and a recurrent state cannot."""
     model = transformers.AutoModelForCausalLM.from_pretrained(exported)
-    with pytest.raises(ValueError, match="without padding"):
-        model(torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.tensor([[0, 1, 1]]))
+    ids, gap = torch.full((2, 5), 7), torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 1, 1]])
+    right, past = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), model(ids).past_key_values
+    calls: list[tuple[dict[str, Any], str]] = [
+        ({"attention_mask": gap}, "must be 1 on one stretch"),
+        ({"attention_mask": right, "use_cache": True}, "pad prompts on the left"),
+        ({"attention_mask": right, "past_key_values": past}, "every token after the prompt"),
+        ({"attention_mask": right[:, None]}, r"attention_mask has shape \[2, 1, 5\]"),
+        ({"position_ids": torch.tensor([[0, 1, 2, 0, 1]])}, "must count up by one"),
+        ({"past_key_values": transformers.DynamicCache()}, "past_key_values is a DynamicCache"),
+        ({"output_attentions": True}, "no attention weights"),
+        ({"inputs_embeds": torch.zeros(2, 5, 32)}, "give input_ids"),
+    ]
+    for options, message in calls:
+        with pytest.raises(ValueError, match=message):
+            model(ids, **options)
+    assert model(ids, position_ids=torch.arange(5)[None]).logits.shape[1] == 5
+    assert model(ids, attention_mask=right).past_key_values is None
+    for options, message in [
+        ({"attention_mask": right, "use_cache": False}, "pad prompts on the left"),
+        ({"prompt_lookup_num_tokens": 2}, "assisted generation is not supported"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.generate(ids, max_new_tokens=2, **options)
+    with pytest.raises(ValueError, match="does not support activation checkpointing"):
+        model.gradient_checkpointing_enable()
+
+
+def test_hidden_states_are_those_of_the_tokens_whatever_is_read_twice(export: Callable[..., Path]) -> None:
+    """A `layer` signal runs segments again to learn from them."""
+    folder = export("hope", signal="layer")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
+    ids = torch.randint(2, 250, (1, 29), generator=torch.Generator().manual_seed(5))
+    out = model(ids, output_hidden_states=True)
+    assert [h.shape for h in out.hidden_states] == [(1, 29, 32)] * 3
+    torch.testing.assert_close(model.get_output_embeddings()(out.hidden_states[-1]), out.logits)
+
+
+@pytest.fixture(scope="module")
+def padded(export: Callable[..., Path]) -> Path:
+    """A model with 60 ids more than its tokenizer; not to be changed."""
+    return export("hope", padding=60)
+
+
+def test_ids_that_the_tokenizer_lacks_are_padding(padded: Path) -> None:
+    """They train as any other row; outside training they have no probability and are never generated."""
+    model, text = (
+        kind.from_pretrained(padded)
+        for kind in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer)
+    )
+    ours, _ = checkpoint.load(padded.parent / "checkpoint")
+    size, ids = len(text), torch.randint(2, 250, (2, 20), generator=torch.Generator().manual_seed(6))
+    assert (model.config.tokenizer_size, model.config.vocab_size) == (size, size + 60)
+    logits = model(ids).logits
+    torch.testing.assert_close(logits[..., :size], ours(ids)[0][..., :size], rtol=0, atol=0)
+    assert torch.all(logits[..., size:] == -torch.inf)
+    torch.testing.assert_close(model.train()(ids).logits, ours(ids)[0], rtol=0, atol=0)
+    with torch.no_grad():  # the extra rows would win every time
+        model.model.embed.weight[size:] = model.model.norm.weight * 50
+    model.eval()
+    for options in ({"do_sample": True, "num_return_sequences": 8}, {"do_sample": False}, {"num_beams": 3}):
+        assert int(model.generate(ids, max_new_tokens=9, pad_token_id=1, **options).max()) < size
+    assert model(ids, labels=ids).loss.item() < 20
+    model.resize_token_embeddings(size + 8)  # whoever resizes wants the new ids
+    assert bool(model(ids).logits.isfinite().all())
+
+
+def flip(path: Path, place: float) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9, 1.0, "cut", "gone"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "generation_config.json", "tokenizer.model", "SHA256SUMS"]
+)
+def test_every_change_of_an_exported_file_is_noticed(
+    padded: Path, name: str, place: float | str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(padded, tmp_path / "hf")
+    if place == "gone" and name != "SHA256SUMS":
+        (folder / name).unlink()
+    elif isinstance(place, str):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-3])
+    else:
+        flip(folder / name, place)
+    with pytest.raises((ValueError, OSError)):
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
+    if name == "tokenizer.model":
+        with pytest.raises(InputError, match=r"tokenizer\.model"):
+            transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_what_is_saved_again_has_new_hashes(exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight += 1
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(again.model.norm.weight, model.model.norm.weight)
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    names = {line.split("  ")[1] for line in lines}
+    assert names == {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
+
+
+def test_killed_exports_leave_nothing_behind(
+    exported: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, stale, live = exported.parent / "checkpoint", tmp_path / ".hf.dead.tmp", tmp_path / ".hf.live.tmp"
+    for folder in (stale, live):
+        folder.mkdir()
+    handle = os.open(live, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with monkeypatch.context() as patch:
+        patch.setattr(hf.HopeTokenizer, "save_pretrained", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            hf.export(source, tokenizer, tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == [".hf.live.tmp"]
+    hf.export(source, tokenizer, tmp_path / "hf")
+    os.close(handle)
+    assert {path.name for path in tmp_path.iterdir()} == {".hf.live.tmp", "hf"}
 
 
 def test_unfit_export_is_refused_and_leaves_nothing(exported: Path, tokenizer: Path, tmp_path: Path) -> None:
@@ -137,9 +219,15 @@ def test_unfit_export_is_refused_and_leaves_nothing(exported: Path, tokenizer: P
         hf.export(source, tokenizer, exported)
     other = tmp_path / "other"
     other.mkdir()
-    (other / "tokenizer.model").write_bytes((tokenizer / "tokenizer.model").read_bytes() + b"\n")
+    (other / "tokenizer.model").write_bytes(b"torn" * 9)
     with pytest.raises(InputError, match="not the tokenizer of"):
         hf.export(source, other, tmp_path / "out")
     assert hf.main([str(source), str(tmp_path), str(tmp_path / "out")]) == 2
+    small = ModelConfig.from_dict({"vocab_size": 100, "dim": 32, "layers": 1, "head_dim": 16})
+    checkpoint.save(tmp_path / "small", LanguageModel(small), {})
+    with pytest.raises(InputError, match="more than the 100 of"):
+        hf.export(tmp_path / "small", tokenizer, tmp_path / "out")
+    with pytest.raises(InputError, match="is no sentencepiece model"):
+        hf.export(tmp_path / "small", other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert json.loads((exported / "config.json").read_text())["model_type"] == "hope"

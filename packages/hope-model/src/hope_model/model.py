@@ -48,17 +48,26 @@ class LanguageModel(nn.Module):
         blocks = tuple(block.initial(batch) for block in self._blocks())
         return State(0, blocks, None, None, settings or self.settings())
 
-    def forward(self, tokens_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        state: State | None = None,
+        hidden: list[tuple[Tensor, ...]] | None = None,
+    ) -> tuple[Tensor, State]:
         """Logits of every next token, and the state after the last token.
 
         Args:
             tokens_BT: int64 tokens; any split of a sequence into calls gives the same logits.
             state: From an earlier call; None begins a sequence.
+            hidden: takes every block's output [B, n, D], one tuple for each segment.
         """
         if state is None:
             state = self.initial(len(tokens_BT))
         if not self._teaches(state):
-            return self._run(tokens_BT, state)[:2]
+            logits, state, whole = self._run(tokens_BT, state)
+            if hidden is not None:
+                hidden.append(whole.outputs)
+            return logits, state
         scales = state.settings.scales(self.levels)
         state = self._each_cms(state, lambda _, cms, old: cms.settle(old, scales))
         outputs, t, T, trace = [], 0, tokens_BT.shape[1], None
@@ -66,6 +75,8 @@ class LanguageModel(nn.Module):
             state = self._teach(state, tokens_BT[:, t], trace)
             end = min(T, t + self.segment - state.position % self.segment)
             logits, after, trace = self._run(tokens_BT[:, t:end], state)
+            if hidden is not None:
+                hidden.append(trace.outputs)
             if end - t < self.segment:
                 trace = None
             state = after._replace(pending=self._pend(state, tokens_BT[:, t:end], logits))

@@ -1,0 +1,115 @@
+"""From one of our checkpoints to a folder that transformers reads."""
+
+import argparse
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import transformers
+
+from hope_model import checkpoint
+from hope_model.errors import InputError
+from hope_model.hf.config import HopeConfig
+from hope_model.hf.model import HopeForCausalLM
+from hope_model.hf.tokenizer import VOCABULARY, HopeTokenizer
+
+
+def from_checkpoint(folder: Path | str) -> HopeForCausalLM:
+    """One of our checkpoints as a model of transformers, verified as `checkpoint.load` does."""
+    inner, meta = checkpoint.load(folder)
+    trained = {key: value for key, value in meta.items() if key != "sha256"}  # of files that stay behind
+    model = HopeForCausalLM(HopeConfig(inner.config.to_dict(), trained))
+    model.model.load_state_dict(inner.state_dict())
+    model.eval()
+    return model
+
+
+def export(folder: Path | str, tokenizer: Path | str, out: Path | str) -> Path:
+    """Write a checkpoint and its tokenizer as a folder that transformers reads.
+
+    Args:
+        folder: checkpoint of hope-model.
+        tokenizer: folder of `hope-data tokenizer`, the one it was trained with.
+        out: a new folder; it appears when it is complete.
+
+    Raises:
+        InputError: `out` exists, something is damaged, or the tokenizer is another one.
+    """
+    out, source = Path(out), Path(tokenizer) / VOCABULARY
+    if out.exists():
+        raise InputError(f"{out} exists; name a new folder")
+    if not source.is_file():
+        raise InputError(f"{source} is missing; is {tokenizer} a tokenizer folder?")
+    model = from_checkpoint(folder)
+    expected = model.config.trained.get("tokenizer_sha256")
+    if expected and checkpoint.sha256(source) != expected:
+        raise InputError(
+            f"{source}: not the tokenizer of {folder} ({str(expected)[:12]}); name the right one"
+        )
+    try:
+        pieces = HopeTokenizer(str(source))
+    except RuntimeError:
+        raise InputError(f"{source}: is no sentencepiece model; name the tokenizer's folder") from None
+    if pieces.vocab_size > model.config.vocab_size:
+        raise InputError(
+            f"{source}: has {pieces.vocab_size} tokens, more than the {model.config.vocab_size} of {folder}; "
+            "name the tokenizer it was trained with"
+        )
+    model.config.tokenizer_size = pieces.vocab_size
+    with _temporary(out) as beside:
+        model.save_pretrained(beside)
+        pieces.save_pretrained(beside)
+        for file in beside.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner only
+        os.sync()
+        return beside.rename(out)
+
+
+@contextmanager
+def _temporary(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out` that is removed at the end unless it was renamed.
+
+    Its writer locks it. One whose lock is free was left by a killed process and is removed here.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path in out.parent.glob(f".{out.name}.*.tmp"):
+        with suppress(OSError), _locked(path):
+            shutil.rmtree(path)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    with _locked(folder):
+        folder.chmod(0o755)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m hope_model.hf CHECKPOINT TOKENIZER OUT`."""
+    parser = argparse.ArgumentParser("python -m hope_model.hf", description=export.__doc__)
+    for name in ("checkpoint", "tokenizer", "out"):
+        parser.add_argument(name, type=Path, metavar=name.upper())
+    given = parser.parse_args(argv)
+    transformers.logging.disable_progress_bar()
+    try:
+        export(given.checkpoint, given.tokenizer, given.out)
+    except (InputError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{given.out}\n")
+    return 0
