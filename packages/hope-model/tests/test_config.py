@@ -106,7 +106,7 @@ def test_messages(values: dict[str, Any], message: str) -> None:
         {"cms": {"periods": list(range(1, 10**6))}},
         {"vocab_size": 10**12},
         {"layers": 4096, "dim": 65_536},
-        {"memory": {"hidden": 65_536}, "dim": 2**20, "layers": 100},
+        {"memory": {"hidden": 65_536}},
         {"memory": {"persistent": 65_536}, "variant": "titans_mac", "dim": 2**18, "layers": 4096},
         {"vocab_size": 2**31 - 1, "dim": 2**20},
     ],

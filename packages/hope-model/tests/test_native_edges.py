@@ -4,8 +4,6 @@ import ctypes
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,16 +82,16 @@ def test_gates_of_another_type_run_as_in_torch(monkeypatch: pytest.MonkeyPatch) 
 
 def test_gates_of_too_few_sequences_are_refused() -> None:
     q, k, v, gates, *others = memory()
-    with pytest.raises(ValueError, match="titans: log_a has 1 rows for 2 sequences"):
+    with pytest.raises(ValueError, match=r"titans: log_a has shape \[1, 8\], not \[2, 8\]"):
         titans_memory(q, k, v, gates._replace(log_a_NT=gates.log_a_NT[:1]), *others)
 
 
 def test_a_kernel_refuses_what_it_would_read_beyond() -> None:
     x, weight = torch.randn(2, 7, 4), torch.randn(1, 3, 4)
-    sizes = {"N": 2, "T": 5, "D": 4, "J": 3, "y": (2, 5, 4)}
+    sizes = {"N": 2, "T": 5, "D": 4, "J": 3}
     with pytest.raises(TypeError, match="convolution: weight is"):
         CONVOLUTION(sizes, x=x, weight=weight.double())
-    with pytest.raises(ValueError, match="convolution: x has 1 rows for 2 sequences"):
+    with pytest.raises(ValueError, match=r"convolution: x has shape \[1, 7, 4\], not \[2, 7, 4\]"):
         CONVOLUTION(sizes, x=x[:1], weight=weight)
 
 
@@ -164,38 +162,3 @@ def test_an_interrupt_waits_for_the_threads(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(KeyboardInterrupt):
         build.Kernels(Library()).run("slow", torch.float32, None, 2)  # type: ignore[arg-type]
     assert sorted(ended) == [0, 1]
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Any]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return lambda: build.compiled.__wrapped__("convolution")
-
-
-def test_a_spoilt_library_is_made_again(fresh: Callable[[], Any], tmp_path: Path) -> None:
-    made = build._library("convolution")
-    made.write_bytes(made.read_bytes()[:100])
-    assert fresh().number("convolution_taps") == 8
-    assert [path.name for path in (tmp_path / "hope-model").iterdir()] == [made.name]
-
-
-def test_the_first_library_stays(
-    fresh: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another machine that shares the folder may have it in memory."""
-    made = build._library("convolution")
-    node = made.stat().st_ino
-    monkeypatch.setattr(Path, "exists", lambda _: False)  # as for who began to compile before it was there
-    assert build._library("convolution") == made
-    monkeypatch.undo()
-    assert made.stat().st_ino == node
-
-
-def test_without_a_home_torch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("no home")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
-    with pytest.warns(RuntimeWarning, match="no home"):
-        assert build.compiled.__wrapped__("convolution") is None

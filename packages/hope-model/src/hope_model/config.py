@@ -34,9 +34,9 @@ class MemoryConfig:
     """Deep memories (Titans, self-modifying Titans) and the delta rule they are written with."""
 
     # Tokens that share one gradient point (eq. 90); 1 is the exact token rule.
-    chunk: int = field(default=32, metadata=within(1, 65_536))
+    chunk: int = field(default=32, metadata=within(1, 4096))
     # Width m of a memory's hidden layer; 0: the head's, half of it in Titans.
-    hidden: int = field(default=0, metadata=within(0, 65_536))
+    hidden: int = field(default=0, metadata=within(0, 4096))
     activation: str = field(default="leaky_relu", metadata=one_of("leaky_relu", "relu", "gelu", "silu"))
     # Bound of the hidden layer's inner learning rate, times 2 at most.
     eta_max: float = field(default=0.1, metadata=within(0, 100))
@@ -99,7 +99,7 @@ class ModelConfig:
     vocab_size: int = field(default=4096, metadata=within(1, 2**31 - 1))
     dim: int = field(default=256, metadata=within(1, 2**20))
     layers: int = field(default=4, metadata=within(1, 4096))
-    head_dim: int = field(default=64, metadata=within(1, 2**16))
+    head_dim: int = field(default=64, metadata=within(1, 4096))
     conv: int = field(default=4, metadata=within(1, 1024))  # width of the causal convolution before a memory
     tied_embedding: bool = True
     init_std: float = field(default=0.02, metadata=within(0, 10))

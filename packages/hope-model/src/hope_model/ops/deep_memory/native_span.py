@@ -9,15 +9,16 @@ from torch import Tensor
 
 from hope_model.observe import note
 from hope_model.ops.activations import NEGATIVE_SLOPES
-from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
+from hope_model.ops.deep_memory.types import BANK, FastWeights, Gates, MemoryState, Readout, Rules
 from hope_model.ops.native.function import Kernel
 
 TITANS = Kernel(
     "titans",
     sizes="N H d m T C",
     numbers="slope",
-    inputs="q k v log_a log_theta output eta S2 S1 P2 P1 O2 O1",
-    outputs="o=q S2_end=S2 S1_end=S1 P2_end=P2 P1_end=P1",
+    inputs="q[N,d,T] k[N,d,T] v[N,d,T] log_a[N,T] log_theta[N,T] output[N,T] eta[N,T] "
+    "S2[N,m,d] S1[N,d,m] P2[N,m,d] P1[N,d,m] O2[H,m,d] O1[H,d,m]",
+    outputs="o[N,d,T] S2_end[N,m,d] S1_end[N,d,m] P2_end[N,m,d] P1_end[N,d,m]",
     shared="O2 O1",
     record="d m C",
 )
@@ -26,8 +27,9 @@ SELF_MODIFYING = Kernel(
     sizes="N H R F d m T C own",
     numbers="eta_max slope",
     # F: memories that project, where they are not those that are written; scale and share: factors [H, R] of eta and b.
-    inputs="x q output W2 W1 O2 O1 F2 F1 readers bias scale share",
-    outputs="o=q W2_end=W2 W1_end=W1 eta=output alpha=output",
+    inputs="x[N,d,T] q[N,d,T] output[N,T] W2[N,R,m,d] W1[N,R,d,m] O2[H,R,m,d] O1[H,R,d,m] "
+    "F2[N,F,m,d]? F1[N,F,d,m]? readers[H,2,d] bias[H,2] scale[H,R] share[H,R]",
+    outputs="o[N,d,T] W2_end[N,R,m,d] W1_end[N,R,d,m] eta[N,T] alpha[N,T]",
     seen="eta alpha",
     shared="O2 O1 readers bias scale share",
     record="R d m C",
@@ -96,6 +98,8 @@ def native_self_modifying(
 
     F2, F1 = (None, None) if fixed is None else (_flat(W, 3) for W in fixed)
     sizes = {"N": N, "H": H, "R": R, "F": R if F2 is None else F2.shape[1], "d": d, "m": m, "T": T}
+    if sizes["F"] < len(BANK) - 1:
+        raise ValueError(f"self_modifying: {sizes['F']} memories project; {len(BANK) - 1} must")
     o, W2, W1, eta, alpha = SELF_MODIFYING(
         sizes | {"C": min(rules.chunk, T), "own": F2 is None, "eta_max": rules.eta_max}
         | {"slope": NEGATIVE_SLOPES[rules.activation]},

@@ -9,7 +9,11 @@ from torch import Tensor
 from hope_model.ops.native.function import Kernel
 
 KERNEL = Kernel(
-    "gated_delta", sizes="N K V T C", inputs="q k w log_a b S", outputs="o=w S_end=S", record="V K"
+    "gated_delta",
+    sizes="N K V T C",
+    inputs="q[N,K,T] k[N,K,T] w[N,V,T] log_a[N,T] b[N,T] S[N,V,K]",
+    outputs="o[N,V,T] S_end[N,V,K]",
+    record="V K",
 )
 
 

@@ -8,6 +8,8 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
 import warnings
@@ -22,11 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hope_model.files import write_atomic
+
 SWITCH = "HOPE_NATIVE"
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC",
     "-shared",
 )  # fmt: skip
+TARGET_SECONDS, COMPILE_SECONDS = 60, 600  # a compiler that takes longer hangs
 # As they were when this Python was read: the two belong together, whatever happens to the files meanwhile.
 SOURCES = {
     path.name: path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.?pp"))
@@ -123,13 +128,8 @@ def without_kernels() -> Iterator[None]:
 def compiled(name: str) -> Kernels | None:
     """The functions of NAME.cpp, wanted or not; None where nothing compiles them."""
     try:
-        library = _library(name)
-        try:
-            return Kernels(ctypes.CDLL(str(library)))
-        except OSError:  # a file that a crash spoilt
-            library.unlink()
-            return Kernels(ctypes.CDLL(str(_library(name))))
-    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        return Kernels(_load(name))
+    except OSError as error:
         warnings.warn(
             f"hope-model runs without its C++ kernels, at about half the speed on a CPU: {error}. "
             f"Install a C++ compiler (g++ or clang++), or set {SWITCH}=0 to do without.",
@@ -139,34 +139,124 @@ def compiled(name: str) -> Kernels | None:
         return None
 
 
-def _library(name: str) -> Path:
+def identity() -> str:
+    """Return what computes on a CPU: `torch`, or `C++` and a hash of compiler, processor and flags.
+
+    Two runs may differ in their last bits where this differs, even if the sources are the same.
+    """
+    if kernels("gated_delta") is None:
+        return "torch"
+    return f"C++ {_digest(*FLAGS, _target(_compiler()))[:16]}"
+
+
+def _load(name: str) -> ctypes.CDLL:
+    """The library from the user's cache, verified; else compiled, and kept there if there is such a folder."""
+    compiler = _compiler()
+    sources = {file: text for file, text in SOURCES.items() if file == f"{name}.cpp" or file.endswith(".hpp")}
+    prefix = f"{name}-{_digest(*sources.values(), *FLAGS, _target(compiler))[:16]}-"
+    folder = _cache()
+    for path in sorted(folder.glob(f"{prefix}*.so")) if folder else ():
+        if _genuine(path):
+            with suppress(OSError):  # of another machine that shares the folder
+                return ctypes.CDLL(str(path))
+        else:
+            path.unlink()
+    with tempfile.TemporaryDirectory(prefix="hope-model-") as scratch:  # nobody else may write there
+        for file, text in sources.items():
+            (Path(scratch) / file).write_text(text, encoding="utf-8")
+        library = Path(scratch) / f"{name}.so"
+        _run([compiler, *FLAGS, str(Path(scratch) / f"{name}.cpp"), "-o", str(library)], COMPILE_SECONDS)
+        if folder:
+            content = library.read_bytes()
+            library = folder / f"{prefix}{hashlib.sha256(content).hexdigest()}.so"
+            if not _genuine(library):  # else another process was faster, and has it in memory
+                write_atomic(library, content)
+        return ctypes.CDLL(str(library))
+
+
+def _genuine(path: Path) -> bool:
+    """Whether only this user can have written a library, and its content has the hash that its name ends in."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        private = stat.S_ISREG(status.st_mode) and _private(status)
+        return private and path.stem.endswith(hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _private(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _cache() -> Path | None:
+    """The folder that keeps libraries, which this user alone may write to; None where there is none, said once."""
+    try:
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        folder = (given if given.is_absolute() else Path.home() / ".cache") / "hope-model"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid != os.geteuid():
+            message = f"{folder} belongs to another user"
+            raise OSError(message)
+        if not _private(status):
+            folder.chmod(0o700)
+            for library in folder.glob("*.so"):
+                library.unlink()
+            _say_once(
+                f"{folder} could be written to by other users: hope-model's C++ kernels are compiled anew"
+            )
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        _say_once(
+            f"hope-model compiles its C++ kernels anew in every process: {error}. "
+            "Let XDG_CACHE_HOME name a folder of your own to keep them"
+        )
+        return None
+    return folder
+
+
+@cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _compiler() -> str:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
     if compiler is None:
         message = "no C++ compiler is on PATH"
         raise OSError(message)
-    sources = {file: text for file, text in SOURCES.items() if file == f"{name}.cpp" or file.endswith(".hpp")}
-    key = hashlib.sha256("\0".join((*sources.values(), *FLAGS, _target(compiler))).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hope-model"
-    library = folder / f"{name}-{key}.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # a whole file or none, whoever else compiles
-        for file, text in sources.items():
-            (Path(scratch) / file).write_text(text, encoding="utf-8")
-        made = Path(scratch) / library.name
-        command = [compiler, *FLAGS, str(Path(scratch) / f"{name}.cpp"), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            message = f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
-            raise OSError(message)
-        with suppress(FileExistsError):  # the first stays: another machine may have it in memory
-            os.link(made, library)
-    return library
+    return compiler
 
 
+@cache
 def _target(compiler: str) -> str:
     """What the compiler makes of this machine: its own version and every instruction set it would use."""
     command = [compiler, "-march=native", "-E", "-dM", "-x", "c++", os.devnull]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout + platform.machine()
+    return _run(command, TARGET_SECONDS) + platform.machine()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _run(command: list[str], seconds: float) -> str:
+    """Standard output of a compiler, which is stopped with all that it started when its time is up."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except BaseException as error:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            message = f"{command[0]} has not finished after {seconds:g} seconds"
+            raise OSError(message) from None
+        raise
+    if process.returncode:
+        message = f"{command[0]} failed: {(errors.strip().splitlines() or ['no message'])[0]}"
+        raise OSError(message)
+    return output

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from hope_model.ops.native.function import Kernel
 
-KERNEL = Kernel("convolution", sizes="N T D J", inputs="x weight", outputs="y", shared="weight")
+KERNEL = Kernel(
+    "convolution", sizes="N T D J", inputs="x[N,T+J-1,D] weight[1,J,D]", outputs="y[N,T,D]", shared="weight"
+)
 
 
 def convolution_applies(x_BSD: Tensor, weight_JD: Tensor) -> bool:
@@ -18,6 +20,4 @@ def convolution_applies(x_BSD: Tensor, weight_JD: Tensor) -> bool:
 def convolution(x_BSD: Tensor, weight_JD: Tensor) -> Tensor:
     """y_t = sum over j of weight_j x_{t+j}, for every column."""
     (B, S, D), J = x_BSD.shape, len(weight_JD)
-    T = S - J + 1
-    sizes = {"N": B, "T": T, "D": D, "J": J, "y": (B, T, D)}
-    return KERNEL(sizes, x=x_BSD, weight=weight_JD[None])[0]
+    return KERNEL({"N": B, "T": S - J + 1, "D": D, "J": J}, x=x_BSD, weight=weight_JD[None])[0]

@@ -7,19 +7,30 @@ from torch import Tensor
 
 from hope_model.ops.native.function import Kernel
 
-SPLIT_HEADS = Kernel("split_heads", sizes="N T H d parts unit silu", inputs="x", outputs="q k v")
-GATED_NORM = Kernel("gated_norm", sizes="N T H d", inputs="o gate weight", outputs="y=gate", shared="weight")
+SPLIT_HEADS = Kernel(
+    "split_heads",
+    sizes="N T H d parts unit silu",
+    inputs="x[N,T,parts*H*d]",
+    outputs="q[N,H,d,T] k[second,H,d,T] v[third,H,d,T]",  # N rows of parts that are there, else none
+)
+GATED_NORM = Kernel(
+    "gated_norm",
+    sizes="N T H d",
+    inputs="o[N,H,d,T] gate[N,T,H*d] weight[1,d]",
+    outputs="y[N,T,H*d]",
+    shared="weight",
+)
 MOST = 3  # parts of one projection
 
 
 def split_heads(x_BTE: Tensor, heads: int, parts: int, unit: int, *, silu: bool) -> tuple[Tensor, ...]:
     """Parts [B, H, T, d], the first `unit` of them of norm 1; `silu`: its value at x instead of x."""
     B, T, E = x_BTE.shape
-    d, none = E // (parts * heads), (0,)
-    shapes = {name: (B, heads, d, T) if n < parts else none for n, name in enumerate(SPLIT_HEADS.outputs)}
-    sizes = {"N": B, "T": T, "H": heads, "d": d, "parts": parts, "unit": unit, "silu": int(silu)}
-    made = SPLIT_HEADS(sizes | shapes, x=x_BTE)
-    return tuple(part.transpose(-1, -2) for part in made[:parts])
+    if not 1 <= parts <= MOST:
+        raise ValueError(f"split_heads: {parts} parts; it makes 1 to {MOST}")
+    sizes = {"N": B, "T": T, "H": heads, "d": E // (parts * heads), "parts": parts}
+    sizes |= {"unit": unit, "silu": int(silu), "second": B * (parts > 1), "third": B * (parts > 2)}
+    return tuple(part.transpose(-1, -2) for part in SPLIT_HEADS(sizes, x=x_BTE)[:parts])
 
 
 def gated_norm(o_BHTd: Tensor, gate_BTD: Tensor, weight_d: Tensor) -> Tensor:
