@@ -55,12 +55,12 @@ def test_teach_scale_reaches_hope_and_nothing_else(project: Path) -> None:
 
 
 def test_facts_of_params_reach_every_run(project: Path) -> None:
-    set_params(project, seed=7, scale="tiny", corpora=["mine", "it's"])
+    set_params(project, seed=7, scale="tiny", corpora=["mine", "its_2.0-b"])
     for run in ("hope", "titans", "transformer"):
         values = yaml.safe_load(compose(project, run)[1])
         tiny = yaml.safe_load((ROOT / "conf/scale/tiny.yaml").read_text())
         assert values["seed"] == 7
-        assert values["data"]["corpora"] == ["mine", "it's"]
+        assert values["data"]["corpora"] == ["mine", "its_2.0-b"]
         assert (values["steps"], values["model"]["dim"]) == (tiny["steps"], tiny["model"]["dim"])
 
 
@@ -87,7 +87,7 @@ def test_print_gives_one_value(project: Path, capsys: pytest.CaptureFixture[str]
 
 MISTAKES = {
     "unknown parameter": ("params.yaml", "teach_scal: 0.1\n", "params.yaml: unknown key 'teach_scal'"),
-    "wrong type": ("params.yaml", "seed: zero\n", "params.yaml: 'seed': Value 'zero'"),
+    "wrong type": ("params.yaml", "seed: zero\n", "params.yaml: seed is 'zero'; it must be a whole number"),
     "unknown key": ("conf/run/hope.yaml", "modell: {dim: 3}\n", "conf/run/hope.yaml: unknown key 'modell'"),
     "unknown inner key": (
         "conf/scale/smoke.yaml",
@@ -95,14 +95,18 @@ MISTAKES = {
         "unknown key 'model.dimm'",
     ),
     "unknown optimiser key": ("conf/optim/muon.yaml", "lrr: 3\n", "conf/optim/muon.yaml: unknown key"),
-    "no number": ("conf/scale/smoke.yaml", "steps: many\n", "conf/scale/smoke.yaml: 'steps': Value 'many'"),
+    "no number": (
+        "conf/scale/smoke.yaml",
+        "steps: many\n",
+        "conf/scale/smoke.yaml: 'steps': Value 'many'",
+    ),
     "broken YAML": ("conf/run/hope.yaml", "model: [1\n", "conf/run/hope.yaml:2: not YAML"),
     "no mapping": ("params.yaml", "- 1\n", "params.yaml: a mapping of keys to values is wanted"),
-    "out of range": ("conf/scale/smoke.yaml", "steps: 0\n", "'steps' is 0; it must be at least 1"),
+    "out of range": ("conf/scale/smoke.yaml", "steps: 0\n", "steps is 0; it must be between 1 and"),
     "no choice": (
         "conf/optim/muon.yaml",
         "name: sgd\n",
-        "'optim.name' is 'sgd'; choose one of muon, m3, adamw",
+        "optim.name is 'sgd'; choose one of muon, m3, adamw",
     ),
     "impossible model": ("conf/scale/smoke.yaml", "model: {dim: 65}\n", "65 is not a multiple of"),
     "no such scale": ("params.yaml", "scale: huge\n", "conf/scale/huge.yaml: no such file; choose one of"),
@@ -159,3 +163,55 @@ def test_the_readmes_run_file_is_valid() -> None:
     text = readme.split("cat > run.yaml <<'EOF'\n")[1].split("EOF\n")[0]
     loaded = config.strict(config.TrainConfig, yaml.safe_load(text), "README.md")
     assert (loaded.run, loaded.model.dim, loaded.steps) == ("first", 128, 200)
+
+
+def test_mappings_are_overridden_without_a_sign(project: Path) -> None:
+    overrides = ("lengths={0:128,20:512}", "data.weights={python:1,code:2}")
+    values = yaml.safe_load(compose(project, "hope", *overrides)[1])
+    assert (values["lengths"], values["data"]["weights"]) == ({0: 128, 20: 512}, {"python": 1.0, "code": 2.0})
+    group = 'optim.groups=[{match:"*.levels.3.*",lr:0.3,schedule:{name:constant}}]'
+    assert config.load(project / "hope.yaml").lengths == {0: 128, 20: 512}
+    assert compose(project, "hope", group)[0] == 0
+    [rule] = config.load(project / "hope.yaml").optim.groups
+    assert (rule.lr, rule.schedule and rule.schedule.name) == (0.3, "constant")
+
+
+OVERRIDES = {
+    "run=titans": "run=titans: the run is chosen by --run",
+    "scale=huge": "conf/scale/huge.yaml: no such file; choose one of ablation, mid, pilot, shared, smoke, suite, ",
+    "scale=../scale/tiny": "no such file; choose one of ablation, ",
+    "optim=sgd": "conf/optim/sgd.yaml: no such file; choose one of adamw, m3, muon",
+    "task=huge": "conf/task/huge.yaml: no such file; choose one of compression, ",
+    "+stepz=1": "an override adds a key that no run has",
+    "=3": "Config group override must be",
+    "optim=[1]": "no such file; choose one of adamw",
+    "steps=${steps}": "'steps': Recursive interpolation",
+    "lengths={a:1}": "'lengths.a': Key a (str) is incompatible with (int)",
+    "optim.lr=1" + 400 * "0": "int too large to convert to float",
+}
+
+
+@pytest.mark.parametrize("override", OVERRIDES, ids=range(len(OVERRIDES)))
+def test_an_override_that_cannot_be_is_one_line(
+    project: Path, override: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compose(project, "hope", override) == (2, b"")
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert OVERRIDES[override] in error
+
+
+def test_every_command_lists_the_scales(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--conf", str(project / "conf"), "--params", str(project / "params.yaml")]
+    text = ["ablations", "--plan", "--only", "order", "--scale", "huge"]
+    for command in (["compose", "scale=huge"], ["plan", "scale=huge"], text):
+        assert main([*command, *where]) == 2
+        assert "conf/scale/huge.yaml: no such file; choose one of ablation, mid, " in capsys.readouterr().err
+    set_params(project, scale="huge")
+    for command in (["compose", "--print", "model.vocab_size"], ["plan"]):
+        assert main([*command, *where]) == 2
+        assert "conf/scale/huge.yaml: no such file; choose one of ablation, mid, " in capsys.readouterr().err
+    assert (
+        main(["ablations", "--plan", "--conf", str(project), "--params", str(project / "params.yaml")]) == 2
+    )
+    assert "/study: no study there; --conf names the folder above it" in capsys.readouterr().err

@@ -16,9 +16,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hope_model.config import CMSConfig
 from hope_model.errors import InputError
-from hope_train.config import TrainConfig
-from hope_train.values import describe, read_yaml, schema, strict
+from hope_model.ranges import check_ranges, shown, within
+from hope_train.config import SEED, TrainConfig
+from hope_train.values import check_name, describe, read_yaml, schema, strict
+
+GROUP = re.compile("(scale|task|optim)=")
+PATH = re.compile(r"([A-Za-z0-9_./][A-Za-z0-9_./-]*)?")
+TEACH_SCALE = next(key.metadata for key in dataclasses.fields(CMSConfig) if key.name == "teach_scale")
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,24 @@ class Params:
     """
 
     scale: str
-    teach_scale: float
-    seed: int
+    teach_scale: float = field(metadata=TEACH_SCALE)
+    seed: int = field(metadata=SEED)
     corpora: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
     evaluation: str = ""
-    coverage_loss: float = 0.0
+    coverage_loss: float = field(default=0.0, metadata=within(0, 1))
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be: the pipeline hands these values to a shell."""
+        check_ranges(self, "")
+        for key, names in {"scale": [self.scale], "corpora": self.corpora, "runs": self.runs}.items():
+            for name in names:
+                check_name(key, name)
+        if not PATH.fullmatch(self.evaluation):
+            raise InputError(
+                f"evaluation is {shown(self.evaluation)}; a path is of letters, digits, '_', '-', '.' and '/', "
+                "and does not begin with '-'"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,10 +90,16 @@ def compose(run: str, conf: Path, params: Params, overrides: Sequence[str] = ())
     Raises:
         InputError: an unknown key, group or value; names the file that holds it.
     """
-    _require(conf / "config.yaml", "--conf names the folder that holds it")
-    for group, name in (("run", run), ("scale", params.scale)):
-        names = ", ".join(sorted(file.stem for file in (conf / group).glob("*.yaml")))
-        _require(conf / group / f"{name}.yaml", f"choose one of {names}")
+    if not (conf / "config.yaml").is_file():
+        raise InputError(f"{conf / 'config.yaml'}: no such file; --conf names the folder that holds it")
+    if misplaced := [text for text in overrides if text.startswith("run=")]:
+        raise InputError(f"{misplaced[0]}: the run is chosen by --run")
+    chosen = [("run", run), ("scale", params.scale)]
+    chosen += [
+        (text[: text.index("=")], text[text.index("=") + 1 :]) for text in overrides if GROUP.match(text)
+    ]
+    for group, name in chosen:
+        _require_group(conf, group, name)
     facts = [
         f"scale@_global_={params.scale}",
         f"run@_global_={run}",
@@ -86,22 +110,36 @@ def compose(run: str, conf: Path, params: Params, overrides: Sequence[str] = ())
         facts.append(f"data.corpora={params.corpora}")
     ConfigStore.instance().store(name="run_schema", node=schema(Composed))
     try:
-        chosen = [re.sub(r"^(scale|task)=", r"\1@_global_=", text) for text in overrides]
+        facts += [re.sub(r"^(scale|task)=", r"\1@_global_=", text) for text in overrides]
         with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-            merged = hydra_compose("config", overrides=[*facts, *chosen])
+            merged = hydra_compose("config", overrides=facts)
         merged.run = run
         values = OmegaConf.to_object(merged)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise InputError(_one_line(error, conf)) from None
     except InputError as error:
         raise InputError(f"{conf} for run '{run}', scale '{params.scale}': {error}") from None
+    except dataclasses.FrozenInstanceError as error:
+        raise InputError(f"{conf}: an override adds a key that no run has ({error})") from None
+    # Hydra answers some overrides, such as `=3`, with bare Python errors.
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ) as error:
+        raise InputError(_one_line(error, conf)) from None
     fields = [f.name for f in dataclasses.fields(TrainConfig)]
     return TrainConfig(**{name: getattr(values, name) for name in fields})
 
 
-def _require(path: Path, remedy: str) -> None:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; {remedy}")
+def _require_group(conf: Path, group: str, name: str) -> None:
+    if (group, name) != ("task", "null"):  # no task
+        names = sorted(file.stem for file in (conf / group).glob("*.yaml"))
+        if name not in names:
+            file = conf / group / f"{shown(name)[1:-1]}.yaml"
+            raise InputError(f"{file}: no such file; choose one of {', '.join(names)}")
+        read_yaml(conf / group / f"{name}.yaml")  # Hydra would merge a file of exploding aliases for hours
 
 
 def _one_line(error: Exception, conf: Path) -> str:

@@ -10,8 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,15 @@ from omegaconf import MISSING
 
 from hope_model.config import ModelConfig
 from hope_model.errors import InputError
-from hope_train.values import read_yaml, strict
+from hope_model.ranges import check_ranges, one_of, within
+from hope_train.values import check_name, read_yaml, strict
+
+SEED = within(0, 2**63 - 1)  # torch takes no larger one
+STEPS = 2**40  # no run is longer, and floats hold the number exactly
+LENGTH = 2**30  # tokens of a sequence, and of a step
+HUGE = 1e30  # float32 holds its products with a learning rate's factors
+BELOW_ONE = within(0, 0.999999)
+SHARE = within(0, 1)
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,18 @@ class DataConfig:
     shards: str = "data/shards"
     tokenizer: str = "data/tokenizer"
     corpora: list[str] = field(default_factory=list)
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict, metadata=within(0, 1e12, above=True))
     task: dict[str, Any] = field(default_factory=dict)
-    eval_lengths: list[int] = field(default_factory=list)
+    eval_lengths: list[int] = field(default_factory=list, metadata=within(1, LENGTH, most=64))
+
+    def __post_init__(self) -> None:
+        """Refuse names that are no folders of `shards`."""
+        for key, names in {"data.corpora": self.corpora, "data.weights": list(self.weights)}.items():
+            for name in names:
+                check_name(key, name)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: OmegaConf could not fill it inside a list's entry
 class ScheduleConfig:
     """Learning rate over the run, as a factor of the peak; lengths are fractions of the run's steps.
 
@@ -55,10 +67,10 @@ class ScheduleConfig:
         final: factor reached at the end of the run.
     """
 
-    name: str = "cosine"
-    warmup: float = 0.05
-    decay: float = 0.2
-    final: float = 0.1
+    name: str = field(default="cosine", metadata=one_of("cosine", "wsd", "constant"))
+    warmup: float = field(default=0.05, metadata=SHARE)
+    decay: float = field(default=0.2, metadata=SHARE)
+    final: float = field(default=0.1, metadata=SHARE)
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class GroupConfig:
     """
 
     match: str = MISSING
-    lr: float = 1.0
+    lr: float = field(default=1.0, metadata=within(0, 1e6))
     schedule: ScheduleConfig | None = None
 
 
@@ -96,18 +108,19 @@ class OptimConfig:
         groups: exceptions, see `GroupConfig`.
     """
 
-    name: str = "muon"
-    lr: float = 3e-3
-    matrix_lr: float = 3e-3
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    momentum: float = 0.95
-    slow_every: int = 16
-    slow_momentum: float = 0.9
-    slow_share: float = 0.5
-    clip: float = 1.0
+    name: str = field(default="muon", metadata=one_of("muon", "m3", "adamw"))
+    lr: float = field(default=3e-3, metadata=within(0, HUGE))
+    matrix_lr: float = field(default=3e-3, metadata=within(0, HUGE))
+    weight_decay: float = field(default=0.1, metadata=within(0, 1e6))
+    beta1: float = field(default=0.9, metadata=BELOW_ONE)
+    beta2: float = field(default=0.95, metadata=BELOW_ONE)
+    # Less is nothing in float32, and 0 / 0 where a parameter has had no gradient.
+    eps: float = field(default=1e-8, metadata=within(1e-30, 1))
+    momentum: float = field(default=0.95, metadata=BELOW_ONE)
+    slow_every: int = field(default=16, metadata=within(1, STEPS))
+    slow_momentum: float = field(default=0.9, metadata=SHARE)
+    slow_share: float = field(default=0.5, metadata=within(0, 1e6))
+    clip: float = field(default=1.0, metadata=within(0, HUGE))
     groups: list[GroupConfig] = field(default_factory=list)
 
 
@@ -122,8 +135,8 @@ class TeachConfig:
             levels without one keep it. Validation and evaluation use `cms.lr` itself: a schedule should end near 1.
     """
 
-    warmup: float = 0.0
-    begin: list[float] = field(default_factory=list)
+    warmup: float = field(default=0.0, metadata=SHARE)
+    begin: list[float] = field(default_factory=list, metadata=SHARE)
     lr: list[ScheduleConfig] = field(default_factory=list)
 
 
@@ -138,8 +151,8 @@ class LogConfig:
         project: Weights & Biases project, MLflow experiment.
     """
 
-    every: int = 10
-    wandb: str = "offline"
+    every: int = field(default=10, metadata=within(1, STEPS))
+    wandb: str = field(default="offline", metadata=one_of("offline", "online", "disabled"))
     mlflow: str = ""
     project: str = "hope-lab"
 
@@ -181,52 +194,36 @@ class TrainConfig:
     """
 
     run: str
-    seed: int = 0
+    seed: int = field(default=0, metadata=SEED)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     teach: TeachConfig = field(default_factory=TeachConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    steps: int = 1000
-    batch_size: int = 8
-    length: int = 512
-    lengths: dict[int, int] = field(default_factory=dict)
-    memory_chunks: list[int] = field(default_factory=list)
-    accumulate: int = 1
-    eval_every: int = 0
-    eval_windows: int = 8
-    checkpoint_every: int = 0
-    milestone_every: int = 0
-    milestones: int = 0
-    parallel: str = "ddp"
-    precision: str = "auto"
+    steps: int = field(default=1000, metadata=within(1, STEPS))
+    batch_size: int = field(default=8, metadata=within(1, 2**24))
+    length: int = field(default=512, metadata=within(1, LENGTH))
+    lengths: dict[int, int] = field(default_factory=dict, metadata=within(1, LENGTH))
+    memory_chunks: list[int] = field(default_factory=list, metadata=within(1, 65_536))
+    accumulate: int = field(default=1, metadata=within(1, 2**24))
+    eval_every: int = field(default=0, metadata=within(0, STEPS))
+    eval_windows: int = field(default=8, metadata=within(1, 2**24))
+    checkpoint_every: int = field(default=0, metadata=within(0, STEPS))
+    milestone_every: int = field(default=0, metadata=within(0, STEPS))
+    milestones: int = field(default=0, metadata=within(0, STEPS))
+    parallel: str = field(default="ddp", metadata=one_of("ddp", "fsdp", "zero1", "zero2", "zero3"))
+    precision: str = field(default="auto", metadata=one_of("auto", "fp32", "bf16"))
     compile: bool = False
     activation_checkpoint: bool = False
-    sdpa: str = "auto"
+    sdpa: str = field(default="auto", metadata=one_of("auto", "flash", "efficient", "cudnn", "math"))
     device: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        for key, allowed in CHOICES.items():
-            _choose(key, attrgetter(key)(self), allowed)
-        for keys, low, high in RANGES:
-            for key in keys:
-                _bound(key, attrgetter(key)(self), low, high)
-        for key, one in self._schedules().items():
-            _choose(f"{key}.name", one.name, SCHEDULES)
-            for part in ("warmup", "decay", "final"):
-                _bound(f"{key}.{part}", getattr(one, part), 0, 1)
-        self._refuse_mixtures()
-
-    def _schedules(self) -> dict[str, ScheduleConfig]:
-        """All of them, by where they stand."""
-        groups = {f"optim.groups[{n}].schedule": g.schedule for n, g in enumerate(self.optim.groups)}
-        levels = {f"teach.lr[{n}]": one for n, one in enumerate(self.teach.lr)}
-        return {"schedule": self.schedule, **{k: s for k, s in groups.items() if s}, **levels}
-
-    def _refuse_mixtures(self) -> None:
-        """Keys that are right alone and wrong together."""
+        check_ranges(self, "")
+        for part in self.run.split("/"):  # a study's runs are STUDY/ARM/UNIT
+            check_name("run", part)
         if self.parallel.startswith("zero") and self.optim.name != "adamw":
             raise InputError(
                 f"'parallel' {self.parallel} slices matrices, which '{self.optim.name}' needs whole; "
@@ -236,47 +233,21 @@ class TrainConfig:
             raise InputError(
                 f"'batch_size' {self.batch_size} cannot be split into 'accumulate' {self.accumulate}"
             )
+        if self.batch_size * self.length > LENGTH:
+            raise InputError(
+                f"'batch_size' {self.batch_size} x 'length' {self.length} tokens a step; at most {LENGTH:,} are allowed"
+            )
         if self.milestone_every and (
             not self.checkpoint_every or self.milestone_every % self.checkpoint_every
         ):
             raise InputError(
                 f"'milestone_every' {self.milestone_every} is no multiple of 'checkpoint_every' {self.checkpoint_every}"
             )
-        if any(chunk < 1 for chunk in self.memory_chunks):
-            raise InputError(f"'memory_chunks' {self.memory_chunks}: a chunk has at least one token")
         for step, length in self.lengths.items():
-            if step < 0 or length < 1 or self.length % length:
+            if step < 0 or self.length % length:
                 raise InputError(
                     f"'lengths' {{{step}: {length}}}: 'length' {self.length} cannot be cut into it"
                 )
-
-
-def _choose(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"'{key}' is {value!r}; choose one of {', '.join(allowed)}")
-
-
-def _bound(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        wanted = f"at least {low}" if high == inf else f"between {low} and {high}"
-        raise InputError(f"'{key}' is {value}; it must be {wanted}")
-
-
-SCHEDULES = ("cosine", "wsd", "constant")
-CHOICES = {
-    "optim.name": ("muon", "m3", "adamw"),
-    "log.wandb": ("offline", "online", "disabled"),
-    "parallel": ("ddp", "fsdp", "zero1", "zero2", "zero3"),
-    "precision": ("auto", "fp32", "bf16"),
-    "sdpa": ("auto", "flash", "efficient", "cudnn", "math"),
-}
-RANGES = (
-    (("steps", "batch_size", "length", "accumulate", "eval_windows", "log.every"), 1, inf),
-    (("optim.slow_every",), 1, inf),
-    (("seed", "eval_every", "checkpoint_every", "milestone_every", "milestones"), 0, inf),
-    (("optim.lr", "optim.matrix_lr", "optim.clip", "optim.slow_share"), 0, inf),
-    (("teach.warmup", "optim.slow_momentum"), 0, 1),
-)
 
 
 def load(path: Path) -> TrainConfig:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,10 +18,13 @@ from omegaconf import MISSING
 from hope_model import counting
 from hope_model.blocks import identity
 from hope_model.errors import InputError
+from hope_model.ranges import check_ranges, shown, within
 from hope_train.compose import Params, compose
-from hope_train.config import TrainConfig, digest
-from hope_train.values import read_yaml, strict
+from hope_train.config import LENGTH, SEED, TrainConfig, digest
+from hope_train.values import check_name, read_yaml, strict
 
+MULTIPLE = re.compile(r"[1-9][0-9]{0,8}x?")
+RATES = within(0, 1e6, above=True, most=64)
 SOLVED = 1e-3  # validation loss in nats per token below which no learning rate is better than another
 
 
@@ -53,9 +57,9 @@ class Stream:
     """
 
     domains: list[str] = field(default_factory=list)
-    tokens: int = 4000
-    held_out: int = 800
-    lr: float = 0.1
+    tokens: int = field(default=4000, metadata=within(1, LENGTH))
+    held_out: int = field(default=800, metadata=within(1, LENGTH))
+    lr: float = field(default=0.1, metadata=within(0, 1e6))
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,26 @@ class Study:
     """
 
     question: str = MISSING
-    order: int = 0
+    order: int = field(default=0, metadata=within(-1_000_000, 1_000_000))
     scale: str = MISSING
     overrides: list[str] = field(default_factory=list)
     arms: dict[str, Arm] = field(default_factory=dict)
-    rates: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
-    widen: int = 1
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    rates: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0], metadata=RATES)
+    widen: int = field(default=1, metadata=within(0, 10))
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata=SEED)
     lengths: list[str] = field(default_factory=lambda: ["1x", "2x", "4x", "8x"])
-    tolerance: float = 0.03
+    tolerance: float = field(default=0.03, metadata=within(0, 1e6))
     stream: Stream = field(default_factory=Stream)
     equal_time: str = ""
     follow_up: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a comparison that cannot be fair."""
+        """Refuse what cannot be run, and a comparison that cannot be fair."""
+        check_ranges(self, "")
+        for name in (*self.arms, *self.stream.domains):
+            check_name("arms" if name in self.arms else "stream.domains", name)
+        if wrong := [length for length in self.lengths if not MULTIPLE.fullmatch(length)]:
+            raise InputError(f"lengths is {shown(wrong[0])}; it must be a number of tokens, or such as 2x")
         if len(set(self.rates)) < 3 or len(set(self.seeds)) < 3:
             raise InputError("at least three 'rates' and three 'seeds'")
         if self.equal_time and self.equal_time not in self.arms:
@@ -205,6 +214,8 @@ def load(conf: Path, only: list[str]) -> dict[str, Study]:
         InputError: a file that is no study, or a name that is none.
     """
     files = {path.stem: path for path in sorted((conf / "study").glob("*.yaml"))}
+    if not files:
+        raise InputError(f"{conf / 'study'}: no study there; --conf names the folder above it")
     wanted = [name.split("/")[0] for name in only] or list(files)
     if unknown := [name for name in wanted if name not in files]:
         raise InputError(f"--only {unknown[0]}: no such study; choose among {', '.join(files)}")
