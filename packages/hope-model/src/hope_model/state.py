@@ -5,11 +5,13 @@ Letters: B sequences, n tokens whose successor is not known yet, V vocabulary.
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from hope_model.tree import tensors, tree_map
+
+T = TypeVar("T")
 
 
 class MemorySettings(NamedTuple):
@@ -60,27 +62,27 @@ class State(NamedTuple):
     settings: MemorySettings
 
 
-def detach(state: State) -> State:
+def detach(state: T) -> T:
     """The same state without history: cuts backpropagation through time."""
     return tree_map(Tensor.detach, state)
 
 
-def clone(state: State) -> State:
+def clone(state: T) -> T:
     """An independent copy. States are never changed in place, so a fork needs no copy."""
     return tree_map(Tensor.clone, state)
 
 
-def repeat(state: State, times: int) -> State:
+def repeat(state: T, times: int) -> T:
     """Every sequence `times` times in a row, as `repeat_interleave`: one prefix, many continuations."""
     return tree_map(lambda x: x.repeat_interleave(times, 0) if x.dim() else x, state)
 
 
-def select(state: State, rows: Tensor) -> State:
+def select(state: T, rows: Tensor) -> T:
     """The sequences named by `rows`."""
     return tree_map(lambda x: x[rows] if x.dim() else x, state)
 
 
-def n_bytes(state: State) -> int:
+def n_bytes(state: object) -> int:
     """Bytes that the state's distinct tensors hold."""
     unique = {(x.data_ptr(), x.numel()): x.numel() * x.element_size() for x in tensors(state)}
     return sum(unique.values())

@@ -21,11 +21,19 @@ class Trace(NamedTuple):
     logits_BnV: Tensor
 
 
-def output_signal(logits_BnV: Tensor, targets_Bn: Tensor, head_VD: Tensor) -> Tensor:
-    """Gradient of each token's loss at the last hidden state: (softmax - onehot) W_head."""
+def output_signal(
+    logits_BnV: Tensor, targets_Bn: Tensor, head_VD: Tensor, slope_BnV: Tensor | None = None
+) -> Tensor:
+    """Gradient of each token's loss at the last hidden state: (softmax - onehot) W_head.
+
+    `slope_BnV` is the derivative of the logits where a model bends what its head gives; None: 1.
+    """
     with full_precision(logits_BnV) as cast:
-        p = F.softmax(cast(logits_BnV), -1)
-        return p @ cast(head_VD) - cast(F.embedding(targets_Bn, head_VD))
+        p, onehot_row = F.softmax(cast(logits_BnV), -1), cast(F.embedding(targets_Bn, head_VD))
+        if slope_BnV is not None:
+            p = p * slope_BnV
+            onehot_row = onehot_row * slope_BnV.expand_as(p).gather(-1, targets_Bn[..., None])
+        return p @ cast(head_VD) - onehot_row
 
 
 def layer_signals(

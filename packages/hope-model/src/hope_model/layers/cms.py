@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hope_model.config import CMSConfig, ModelConfig
-from hope_model.ops.cms import LevelWeights, cms_bounded, cms_delta_rule, cms_gradient, cms_level
+from hope_model.ops.cms import LevelWeights, cms_bounded, cms_delta_rule, cms_gradient, cms_level, cms_written
 from hope_model.precision import full_precision
 
 ACTIVATION = "silu"
@@ -122,14 +122,12 @@ class CMS(nn.Module):
         return level if position % self.chunks[n] else self._write(n, level, position, scale)
 
     def _write(self, n: int, level: LevelState, position: int, scale: float) -> LevelState:
-        delta = self._sum(n, level, scale)
-        if not self.config.delta_rule:
-            step, rho = scale * self.config.lr, self.config.retention
-            delta = LevelWeights(*(-step * g for g in delta))
-            if level.delta is not None:
-                delta = _add(LevelWeights(*(rho * d for d in level.delta)), delta)
-        if self.config.delta_bound:
-            delta = cms_bounded(delta, self._theta(n), self.config.delta_bound)
+        delta, config, theta = self._sum(n, level, scale), self.config, self._theta(n)
+        if not config.delta_rule:
+            step, bound = scale * config.lr, config.delta_bound
+            delta = cms_written(level.delta, delta, theta, step=step, retention=config.retention, bound=bound)
+        elif config.delta_bound:
+            delta = cms_bounded(delta, theta, config.delta_bound)
         origin = level.origin
         if self.config.wiring == "nested" and n + 1 < len(self.chunks) and not position % self.chunks[n + 1]:
             share = self.chunks[n] / self.chunks[n + 1]  # one over the writes since the last beginning

@@ -31,11 +31,19 @@ def _gelu(z: Tensor) -> tuple[Tensor, Tensor]:
     return z * cdf, cdf + z * torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
 
 
+def _gelu_tanh(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The approximation of GPT-2 and Gemma."""
+    c = math.sqrt(2 / math.pi)
+    t = torch.tanh(c * (z + 0.044715 * z**3))
+    return 0.5 * z * (1 + t), 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * c * (1 + 3 * 0.044715 * z * z)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "leaky_relu": _leaky_relu,
     "relu": _relu,
     "silu": _silu,
     "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
 }
 
 

@@ -3,7 +3,7 @@
 Letters: B sequences, T tokens, D width, h hidden width, I and O inputs and outputs of one matrix.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,8 @@ class _FastLinear(torch.autograd.Function):
         return g_x, g_theta, None
 
 
-def _fast_linear(x_BTI: Tensor, theta_OI: Tensor, delta_BOI: Tensor | None) -> Tensor:
+def fast_linear(x_BTI: Tensor, theta_OI: Tensor, delta_BOI: Tensor | None) -> Tensor:
+    """x (theta + delta)^T, each sequence with its own delta; None is the plain product."""
     if delta_BOI is None:
         return F.linear(x_BTI, theta_OI)
     kind = x_BTI.device.type
@@ -49,9 +50,9 @@ def _fast_linear(x_BTI: Tensor, theta_OI: Tensor, delta_BOI: Tensor | None) -> T
 
 def cms_level(u_BTD: Tensor, theta: LevelWeights, delta: LevelWeights | None, activation: str) -> Tensor:
     """MLP(u) with theta + delta; `delta=None` is the plain MLP, with no trace of fast weights."""
-    z = _fast_linear(u_BTD, theta.up, None if delta is None else delta.up)
+    z = fast_linear(u_BTD, theta.up, None if delta is None else delta.up)
     phi = getattr(F, activation)(z)
-    return _fast_linear(phi, theta.down, None if delta is None else delta.down)
+    return fast_linear(phi, theta.down, None if delta is None else delta.down)
 
 
 def cms_gradient(u_BTD: Tensor, teach_BTD: Tensor, weights: LevelWeights, activation: str) -> LevelWeights:
@@ -71,8 +72,30 @@ def _backward(
     u_BTD: Tensor, teach_BTD: Tensor, weights: LevelWeights, activation: str
 ) -> tuple[Tensor, Tensor]:
     """Hidden activation, and the gradient at its pre-activation."""
-    phi, slope = ACTIVATIONS[activation](u_BTD @ weights.up.transpose(-1, -2))
-    return phi, (teach_BTD @ weights.down) * slope
+    phi, back, _ = mlp_backward(teach_BTD, u_BTD @ weights.up.transpose(-1, -2), weights.down, activation)
+    return phi, back
+
+
+def mlp_backward(
+    teach_BTD: Tensor, z_BTh: Tensor, down_Dh: Tensor, activation: str, value_BTh: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Take teach signals back through `down` and the activation: of <down (phi(z) value), teach>.
+
+    Args:
+        teach_BTD: Signals at the MLP's output.
+        z_BTh: Pre-activation, of a gated MLP its gate.
+        down_Dh: Output matrix, per sequence or not.
+        activation: A key of `ACTIVATIONS`.
+        value_BTh: What a gated MLP multiplies the activation with; None: nothing.
+
+    Returns:
+        The input of `down`, the gradient at z, and the gradient at `value`.
+    """
+    phi, slope = ACTIVATIONS[activation](z_BTh)
+    back = teach_BTD @ down_Dh
+    if value_BTh is None:
+        return phi, back * slope, None
+    return phi * value_BTh, back * value_BTh * slope, back * phi
 
 
 def cms_delta_rule(
@@ -108,12 +131,47 @@ def cms_delta_rule(
     return LevelWeights(*written)
 
 
-def cms_bounded(delta: LevelWeights, theta: LevelWeights, bound: float) -> LevelWeights:
+Matrices = TypeVar("Matrices", bound=tuple[Tensor, ...])
+
+
+def cms_written(
+    delta: Matrices | None,
+    gradient: Matrices,
+    theta: tuple[Tensor, ...],
+    *,
+    step: float,
+    retention: float,
+    bound: float,
+) -> Matrices:
+    """Return `delta` after a write: retention times delta, minus step times gradient, then bounded (eq. 71).
+
+    Args:
+        delta: Per matrix [B, O, I]; None is zero.
+        gradient: The same matrices, summed over the chunk's tokens.
+        theta: Slow matrices [O, I], in the same order.
+        step: Inner learning rate.
+        retention: What a write keeps of the former delta.
+        bound: See `cms_bounded`; 0: none.
+    """
+    parts = [-step * g for g in gradient]
+    if delta is not None:
+        parts = [retention * d + new for d, new in zip(delta, parts, strict=True)]
+    written = _like(gradient, parts)
+    return cms_bounded(written, theta, bound) if bound else written
+
+
+def cms_bounded(delta: Matrices, theta: tuple[Tensor, ...], bound: float) -> Matrices:
     """Each matrix of `delta` shrunk, where it must be, to a Frobenius norm of `bound` times theta's."""
 
     def shrink(d: Tensor, W: Tensor) -> Tensor:
-        largest = bound * torch.linalg.matrix_norm(W)
+        largest = bound * torch.linalg.matrix_norm(W, dtype=d.dtype)  # a norm in half precision is rounded
         share: Tensor = largest / torch.linalg.matrix_norm(d, keepdim=True).clamp(min=1e-30)
         return d * share.clamp(max=1)
 
-    return LevelWeights(*(shrink(d, W) for d, W in zip(delta, theta, strict=True)))
+    return _like(delta, [shrink(d, W) for d, W in zip(delta, theta, strict=True)])
+
+
+def _like(matrices: Matrices, parts: list[Tensor]) -> Matrices:
+    kind: Any = type(matrices)
+    result: Matrices = kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+    return result

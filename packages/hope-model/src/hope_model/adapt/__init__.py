@@ -1,0 +1,14 @@
+"""A memory for models that are already trained: their MLPs become fast weights, written while they read.
+
+    with attach_memory(model, periods=32, scale=0.3) as memory:
+        logits, state = memory(tokens)  # or model(...), model.generate(...)
+
+The write rule is the CMS's (model.md 4 and 5, eq. 71), put into the down projections of a model that never saw a
+write in training: ad-hoc level stacking (arXiv 2512.24695, section 7.3). Without a write it is the trained model.
+"""
+
+from hope_model.adapt.attach import AttachedMemory, attach_memory
+from hope_model.adapt.memory import AttachedLayer, AttachedState, Ladder
+from hope_model.adapt.targets import Rule
+
+__all__ = ["AttachedLayer", "AttachedMemory", "AttachedState", "Ladder", "Rule", "attach_memory"]
