@@ -8,14 +8,14 @@ unexport PYTHONDONTWRITEBYTECODE
 # uv does not read pip's find-links; hand them on, so that a torch wheel lying on disk is taken.
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(VENV)/bin/pip config get global.find-links 2>/dev/null))
 
-.PHONY: help setup repro ablations test check clean
+.PHONY: help setup repro studies ablations test check clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/.done: pyproject.toml constraints.txt $(wildcard packages/*/pyproject.toml)
+$(VENV)/.done: pyproject.toml constraints.txt $(wildcard packages/*/pyproject.toml) studies/pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt uv
-	UV_FIND_LINKS="$(FIND_LINKS)" uv pip install -q -c constraints.txt $(foreach p,data model train eval,-e "packages/hope-$(p)") -r pyproject.toml --group dev
+	UV_FIND_LINKS="$(FIND_LINKS)" uv pip install -q -c constraints.txt $(foreach p,data model train eval,-e "packages/hope-$(p)") -e studies -r pyproject.toml --group dev
 	touch $@
 
 setup: $(VENV)/.done  ## create .venv with the four packages and the tools
@@ -24,10 +24,10 @@ repro: setup  ## run the pipeline: corpora, three models, evaluation, report
 	dvc repro
 	@echo "report: $(CURDIR)/reports/results.md"
 
-ablations: setup  ## train what is left of the studies of conf/study, then write reports/ablations.md (JOBS=2, FOLLOW_UPS=1, ONLY=...)
+studies ablations: setup  ## train what is missing of the studies of conf/study, then write their pages (JOBS=2, FOLLOW_UPS=1, ONLY=...)
 	dvc repro validate
-	hope-train ablations --jobs $(or $(JOBS),2) $(if $(FOLLOW_UPS),--follow-ups) $(if $(ONLY),--only $(ONLY))
-	hope-eval ablations --results reports/ablations --out reports/ablations.md --plots reports/ablations/plots
+	hope-study run --jobs $(or $(JOBS),2) $(if $(FOLLOW_UPS),--follow-ups) $(if $(ONLY),--only $(ONLY))
+	hope-study report
 
 test: setup  ## run every test
 	pytest -q -n 2

@@ -20,7 +20,6 @@ from hope_train.compose import Params
 from hope_train.config import GroupConfig, ScheduleConfig, TrainConfig
 from hope_train.loop import DivergedError
 from hope_train.run import train
-from hope_train.study import Study
 from hope_train.values import strict
 
 ROOT = Path(__file__).parents[3]
@@ -88,18 +87,15 @@ def test_every_number_of_a_run_is_taken_or_named(filled: dict[str, Any], tmp_pat
             assert train(config, tmp_path / "out", fresh_on_mismatch=True) in (0, 75), (path, value)
 
 
-STUDY = {"question": "?", "scale": "suite", "order": 1, "rates": [0.3, 1, 3], "seeds": [0, 1, 2], "widen": 1,
-    "tolerance": 0.1, "stream": {"tokens": 5, "held_out": 5, "lr": 0.1}}  # fmt: skip
 PARAMS = {"scale": "tiny", "teach_scale": 0.1, "seed": 0, "coverage_loss": 0.02, "runs": ["hope"], "corpora": ["code"],
     "evaluation": "conf/evaluation"}  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "values"), [(Study, STUDY), (Params, PARAMS)])
-def test_every_number_of_a_study_and_of_params_is_taken_or_named(kind: type, values: dict[str, Any]) -> None:
-    for path in numbers(values):
+def test_every_number_of_params_is_taken_or_named() -> None:
+    for path in numbers(PARAMS):
         for value in WRONG:
             try:
-                strict(kind, changed(values, path, value), "it")
+                strict(Params, changed(PARAMS, path, value), "it")
             except InputError as error:
                 assert_names(str(error), path, value)
             else:

@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from hope_data.errors import InputError
@@ -24,6 +25,11 @@ EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 on success, 2 where the input is at fault."""
+    argv = sys.argv[1:] if argv is None else argv
+    # Packages above this one add commands: `ablations` and `replication` come with hope-study.
+    for entry in entry_points(group="hope_eval.commands", name=argv[0]) if argv else ():
+        status: int = entry.load()(argv[1:])
+        return status
     arguments = _parser().parse_args(argv)
     try:
         arguments.function(arguments)

@@ -1,4 +1,4 @@
-"""Command lines of the synthetic tasks and of the ablations' reports."""
+"""Command lines of the synthetic tasks."""
 
 import argparse
 import time
@@ -50,32 +50,6 @@ def add(commands: Parsers) -> None:
     add_memorize(task)
     task.set_defaults(function=_task)
 
-    page = commands.add_parser(
-        "ablations",
-        help="a page and pictures from the results of `hope-train ablations`",
-        description="Tables, plots and verdicts computed from the numbers; what has no result says so.",
-    )
-    page.add_argument("--results", type=Path, required=True, metavar="DIR", help="with plan.json")
-    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="Markdown page")
-    page.add_argument("--plots", type=Path, required=True, metavar="DIR", help="folder for the pictures")
-    page.set_defaults(function=_ablations)
-
-    twice = commands.add_parser(
-        "replication",
-        help="two folders of results of the same studies: what came again",
-        description="Compare the results of two machines, or of two revisions that trained the same definitions: how "
-        "far means are apart, and which verdicts changed.",
-        epilog="example:\n  git worktree add /tmp/former REVISION\n"
-        "  hope-eval replication /tmp/former/reports/ablations reports/ablations",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    twice.add_argument("a", type=Path, metavar="FIRST", help="folder with plan.json")
-    twice.add_argument("b", type=Path, metavar="SECOND", help="another")
-    twice.add_argument(
-        "--all", action="store_true", help="a row per arm and length, not only changed verdicts"
-    )
-    twice.set_defaults(function=_replication)
-
 
 def _length(text: str) -> str:
     if not text.removesuffix("x").isdigit() or not int(text.removesuffix("x")):
@@ -108,16 +82,3 @@ def _task(arguments: argparse.Namespace) -> None:
                 print(f"{measured.task}, {metric.group}: {schema.line(metric)}")
     rows = (row for row in differences if row.group != "all" and row.metric == "task_accuracy")
     say_differences(rows)
-
-
-def _ablations(arguments: argparse.Namespace) -> None:
-    from hope_eval.report import ablations  # noqa: PLC0415
-
-    ablations.write(arguments.results, arguments.out, arguments.plots)
-    print(arguments.out)
-
-
-def _replication(arguments: argparse.Namespace) -> None:
-    from hope_eval.report import replication  # noqa: PLC0415
-
-    print(replication.page(arguments.a, arguments.b, whole=arguments.all))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from operator import attrgetter
 from pathlib import Path
 
@@ -81,22 +82,6 @@ backward, which has no optimiser; then a step of each optimiser, and a checkpoin
 """
 
 
-ABLATIONS = """\
-examples:
-  hope-train ablations --plan                       how much there is, how long it takes
-  hope-train ablations --jobs 2                     all but follow-ups, or what is left of it
-  hope-train ablations --only parity mqar/hope      two studies; of the second, one arm
-  hope-train ablations --scale pilot --results reports/ablations-pilot    the same questions at another size
-
-A study is a file of conf/study: arms that differ in one thing. For each arm: one training per learning rate, the best
-on validation, then one per seed. Each leaves DIR/STUDY/ARM/rateR-seedS.json; what is there is not done again, unless
-its definition has changed. Ctrl-C, SIGTERM and kills at any point are fine: the same command goes on, also on another
-machine that has the JSONs. Then: hope-eval ablations --results DIR --out reports/ablations.md --plots DIR/plots
-
-exit status: 0 all done, 75 stopped and ready to go on, 2 wrong input.
-"""
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = _parser(argparse.ArgumentParser, "hope-train", "Train language models from one resolved file.", TOP)
@@ -145,28 +130,6 @@ def parser() -> argparse.ArgumentParser:
     seven.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
     seven.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
 
-    six = _parser(commands.add_parser, "ablations", "Run the studies of conf/study.", ABLATIONS)
-    six.add_argument("--only", nargs="+", default=[], metavar="STUDY", help="these, or STUDY/ARM")
-    six.add_argument("--follow-ups", action="store_true", help="those that ask on after others' results, too")
-    six.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="trainings at a time; default: %(default)s"
-    )
-    six.add_argument("--scale", default="", metavar="NAME", help="of text studies, instead of theirs")
-    six.add_argument("--plan", action="store_true", help="only count and estimate")
-    six.add_argument(
-        "--results", type=Path, default=Path("reports/ablations"), metavar="DIR", help="default: %(default)s"
-    )
-    six.add_argument(
-        "--work", type=Path, default=Path("runs/ablations"), metavar="DIR", help="default: %(default)s"
-    )
-    six.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
-    six.add_argument(
-        "--params",
-        type=Path,
-        default=Path("params.yaml"),
-        metavar="FILE",
-        help="for corpora; default: %(default)s",
-    )
     return top
 
 
@@ -180,9 +143,14 @@ def _composing(one: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; wrong input is one line on stderr and status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    # Packages above this one add commands: `ablations` comes with hope-study.
+    for entry in entry_points(group="hope_train.commands", name=argv[0]) if argv else ():
+        status: int = entry.load()(argv[1:])
+        return status
     arguments = parser().parse_args(argv)
     commands = {"compose": _compose, "run": _run, "verify": _verify, "plan": _plan, "bench": _bench}
-    commands |= {"ablations": _ablations, "scales": _scales}
+    commands |= {"scales": _scales}
     try:
         return commands[arguments.command](arguments)
     except (DataInputError, ModelInputError) as error:
@@ -285,37 +253,6 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(arguments.json, numbers)
     return 0
-
-
-def _ablations(arguments: argparse.Namespace) -> int:
-    from hope_train import study  # noqa: PLC0415
-    from hope_train.ablations import Suite  # noqa: PLC0415
-    from hope_train.compose import load_params  # noqa: PLC0415
-    from hope_train.progress import estimate  # noqa: PLC0415
-    from hope_train.run import FINISHED, RESUMABLE  # noqa: PLC0415
-
-    if arguments.jobs < 1:
-        raise ModelInputError(f"--jobs {arguments.jobs}: at least 1")
-    corpora = load_params(arguments.params).corpora
-    studies = study.load(arguments.conf, arguments.only)
-    if not (arguments.only or arguments.follow_ups):
-        studies = {name: one for name, one in studies.items() if not one.follow_up}
-    chains = []
-    for name, one in studies.items():
-        scale = "" if any(text.startswith("task=") for text in one.overrides) else arguments.scale
-        chains += study.chains(name, one, arguments.conf, corpora, scale)
-    if unknown := set(arguments.only) - set(studies) - {f"{c.study}/{c.arm}" for c in chains}:
-        arms = ", ".join(studies[min(unknown).split("/")[0]].arms)
-        raise ModelInputError(f"--only {min(unknown)}: no such arm; choose among {arms}")
-    known = list(study.load(arguments.conf, []))
-    suite = Suite(chains, arguments.results, arguments.work, arguments.jobs, known)
-    suite.write_plan()
-    wanted = set(arguments.only) or set(studies)
-    suite.chains = [c for c in chains if c.study in wanted or f"{c.study}/{c.arm}" in wanted]
-    if arguments.plan:
-        print(estimate(suite))
-        return FINISHED
-    return FINISHED if suite.run() else RESUMABLE
 
 
 def _fail(error: Exception, status: int) -> int:

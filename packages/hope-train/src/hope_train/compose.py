@@ -39,6 +39,7 @@ class Params:
         runs: files of conf/run.
         evaluation: where the filter stage finds evaluation text; no run reads it.
         coverage_loss: what the tokenizer stage lets pass; no run reads it.
+        studies: files of conf/study that are stages of reports/dvc.yaml; no run reads it.
     """
 
     scale: str
@@ -48,11 +49,17 @@ class Params:
     runs: list[str] = field(default_factory=list)
     evaluation: str = ""
     coverage_loss: float = field(default=0.0, metadata=within(0, 1))
+    studies: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be: the pipeline hands these values to a shell."""
         check_ranges(self, "")
-        for key, names in {"scale": [self.scale], "corpora": self.corpora, "runs": self.runs}.items():
+        for key, names in {
+            "scale": [self.scale],
+            "corpora": self.corpora,
+            "runs": self.runs,
+            "studies": self.studies,
+        }.items():
             for name in names:
                 check_name(key, name)
         if not PATH.fullmatch(self.evaluation):

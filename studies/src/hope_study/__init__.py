@@ -1,0 +1,1 @@
+"""Ablation studies above training and evaluation: what is run, what is kept, and what it says."""

@@ -1,0 +1,203 @@
+"""Console script `hope-study`: run the studies of conf/study, write their pages, compare two runs of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hope_data.errors import InputError as DataInputError
+from hope_model.errors import InputError
+from hope_train.compose import load_params
+
+TOP = """\
+examples:
+  hope-study run --plan                       how much there is, how long it takes
+  hope-study run --jobs 2                     all but follow-ups, or what is missing of it
+  hope-study report                           reports/ablations.md and a page for every study
+  hope-study replication FIRST SECOND         which numbers and verdicts replicate
+
+`hope-study COMMAND --help` teaches each command. `hope-train ablations` is `hope-study run`, `hope-eval ablations` is
+`hope-study report`, `hope-eval replication` is `hope-study replication`.
+"""
+RUN = """\
+examples:
+  hope-study run --plan                       how much there is, how long it takes
+  hope-study run --jobs 2                     all but follow-ups, or what is missing of it
+  hope-study run --only parity mqar/hope      two studies; of the second, one arm
+  hope-study run --scale pilot --results reports/studies-pilot    the same questions at another size
+
+A study is a file of conf/study: arms that differ in one thing. For each arm: one training per learning rate, the best
+on validation, then one per seed. Each leaves a line in DIR/STUDY.jsonl; what is there is not done again, unless its
+definition has changed. Ctrl-C, SIGTERM and kills at any point are fine: the same command resumes, also on another
+machine that has the files. At the end the studies' pages, metrics and curves are written beside their records.
+
+exit status: 0 all done, 75 stopped and ready to resume, 2 wrong input.
+"""
+REPORT = """\
+examples:
+  hope-study report                           every study with records, and the overview
+  hope-study report parity mqar               two pages
+
+Reads DIR/STUDY.jsonl and writes DIR/STUDY.md, STUDY.metrics.json (arm: mean, standard error, n), STUDY.csv (validation
+by steps) and plots/STUDY.png; for all studies also the overview.
+"""
+REPLICATION = """\
+example:
+  git worktree add /tmp/former REVISION
+  hope-study replication /tmp/former/reports/studies reports/studies
+"""
+FINISHED, RESUMABLE = 0, 75
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Train what is missing."""
+    from hope_study import study  # noqa: PLC0415 (torch takes seconds to import)
+    from hope_study.ledger import Ledger  # noqa: PLC0415
+    from hope_study.progress import estimate  # noqa: PLC0415
+    from hope_study.report import data, outputs  # noqa: PLC0415
+    from hope_study.runner import Runner  # noqa: PLC0415
+    from hope_study.store import Store  # noqa: PLC0415
+
+    parser = _parser("hope-study run", "Run the studies of conf/study.", RUN)
+    parser.add_argument("--only", nargs="+", default=[], metavar="STUDY", help="these, or STUDY/ARM")
+    parser.add_argument(
+        "--follow-ups", action="store_true", help="also those that ask on after others' results"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time; default: 1")
+    parser.add_argument("--scale", default="", metavar="NAME", help="of text studies, instead of theirs")
+    parser.add_argument("--plan", action="store_true", help="only count and estimate")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/ablations"), metavar="DIR", help="default: %(default)s"
+    )
+    _common(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.jobs < 1:
+        raise InputError(f"--jobs {arguments.jobs}: at least 1")
+    corpora = load_params(arguments.params).corpora
+    studies = study.load(arguments.conf, arguments.only)
+    if not (arguments.only or arguments.follow_ups):
+        studies = {name: one for name, one in studies.items() if not one.follow_up}
+    arms = []
+    for name, one in studies.items():
+        scale = "" if any(text.startswith("task=") for text in one.overrides) else arguments.scale
+        arms += study.arms(name, one, arguments.conf, corpora, scale)
+    named = {f"{arm.study}/{arm.name}" for arm in arms}
+    if unknown := set(arguments.only) - set(studies) - named:
+        known = ", ".join(studies[min(unknown).split("/")[0]].arms)
+        raise InputError(f"--only {min(unknown)}: no such arm; choose among {known}")
+    ledger = Ledger(arms, Store(arguments.results))
+    wanted = set(arguments.only) or set(studies)
+    chosen = [arm for arm in arms if arm.study in wanted or f"{arm.study}/{arm.name}" in wanted]
+    if arguments.plan:
+        print(estimate(Ledger(chosen, ledger.store), arguments.jobs))
+        return FINISHED
+    complete = Runner(ledger, arguments.work, arguments.jobs, chosen).run()
+    outputs.write([one for one in data.collect(ledger) if one.done], arguments.results)
+    return FINISHED if complete else RESUMABLE
+
+
+def report_command(argv: Sequence[str]) -> int:
+    """Write the pages."""
+    from hope_study import study  # noqa: PLC0415
+    from hope_study.ledger import Ledger  # noqa: PLC0415
+    from hope_study.report import data, outputs  # noqa: PLC0415
+    from hope_study.store import Store  # noqa: PLC0415
+
+    parser = _parser(
+        "hope-study report", "Write pages, metrics, curves and pictures from the records of studies.", REPORT
+    )
+    parser.add_argument("names", nargs="*", metavar="STUDY", help="default: every study")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/ablations.md"),
+        metavar="FILE",
+        help="the overview; default: %(default)s",
+    )
+    _common(parser)
+    arguments = parser.parse_args(argv)
+    corpora, store = load_params(arguments.params).corpora, Store(arguments.results)
+    if not store.studies():
+        raise InputError(f"{arguments.results}: no records (*.jsonl) here; run `hope-study run` first")
+    arms = []
+    for name, one in study.load(arguments.conf, arguments.names).items():
+        arms += study.arms(name, one, arguments.conf, corpora)
+    studies = data.collect(Ledger(arms, store))
+    outputs.write([one for one in studies if one.done], arguments.results)
+    if not arguments.names:
+        outputs.write_overview(studies, arguments.results, arguments.out)
+        print(arguments.out)
+    return FINISHED
+
+
+def replication_command(argv: Sequence[str]) -> int:
+    """Compare two folders of records."""
+    from hope_study.report.replication import page  # noqa: PLC0415
+
+    about = "Compare the records of two machines, or of two revisions that trained the same definitions."
+    parser = _parser("hope-study replication", about, REPLICATION)
+    parser.add_argument("a", type=Path, metavar="FIRST", help="folder of *.jsonl")
+    parser.add_argument("b", type=Path, metavar="SECOND", help="another")
+    parser.add_argument(
+        "--all", action="store_true", help="a row per arm and length, not only changed verdicts"
+    )
+    parser.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    print(page(arguments.a, arguments.b, arguments.conf, whole=arguments.all))
+    return FINISHED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; wrong input is one line on stderr and status 2."""
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "run": run_command,
+        "report": report_command,
+        "replication": replication_command,
+    }
+    about = "Ablation studies: arms that differ in one thing, with seeds, intervals and pages."
+    parser = _parser("hope-study", about, TOP)
+    parser.add_argument("command", choices=commands, metavar="COMMAND", help=", ".join(commands))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    try:
+        return commands[arguments.command](arguments.arguments)
+    except (InputError, DataInputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def ablations(argv: Sequence[str]) -> int:
+    """Serve `hope-train ablations`."""
+    return main(["run", *argv])
+
+
+def pages(argv: Sequence[str]) -> int:
+    """Serve `hope-eval ablations`."""
+    return main(["report", *argv])
+
+
+def replication(argv: Sequence[str]) -> int:
+    """Serve `hope-eval replication`."""
+    return main(["replication", *argv])
+
+
+def _parser(prog: str, about: str, epilog: str) -> argparse.ArgumentParser:
+    kind = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog, description=about, epilog=epilog, formatter_class=kind)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    folders = {"--results": "reports/studies", "--conf": "conf"}
+    for flag, default in folders.items():
+        parser.add_argument(
+            flag, type=Path, default=Path(default), metavar="DIR", help="default: %(default)s"
+        )
+    parser.add_argument(
+        "--params",
+        type=Path,
+        default=Path("params.yaml"),
+        metavar="FILE",
+        help="for corpora; default: %(default)s",
+    )

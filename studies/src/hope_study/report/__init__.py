@@ -1,0 +1,1 @@
+"""Pages, pictures, metrics and comparisons of studies, computed from their records."""

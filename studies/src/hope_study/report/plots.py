@@ -1,0 +1,118 @@
+"""The picture of a study: accuracy by length with chance, or one measure by arm."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from hope_eval.report.plots import COLOURS, STYLE, WIDTH, save, turn_long_labels
+from hope_eval.results import METRICS
+from hope_study.report import streams
+from hope_study.report.data import ArmResults, StudyResults, mean_error
+
+MARKERS = "osD^vPX*"
+LEAST = 0.1  # height of a picture by arm, in its unit
+
+
+def draw(study: StudyResults, path: Path) -> bool:
+    """Draw a study that has results; return whether it has."""
+    if not study.lengths:
+        return False
+    with mpl.rc_context(STYLE):
+        if study.definition.stream.domains:
+            figure = streams.draw(study)
+        else:
+            figure = by_length(study) if len(study.lengths) > 1 else by_arm(study)
+        save(figure, path)
+    return True
+
+
+def by_length(study: StudyResults) -> Figure:
+    """Lines over tokens; bars are one standard error over seeds, small dots are seeds."""
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots()
+    shown = [(n, arm) for n, arm in enumerate(study.arms) if arm.seeds]
+    for place, (n, arm) in enumerate(shown):
+        # A few per cent aside, so that equal values do not hide each other.
+        shift = 1.03 ** (place - (len(shown) - 1) / 2)
+        points = [
+            (length, [v.value for v in arm.values(study.metric, length).values()]) for length in study.lengths
+        ]
+        points = [(length, values) for length, values in points if values]
+        found = [mean_error(values) for _, values in points]
+        colour = COLOURS[n % len(COLOURS)]
+        axes.errorbar(
+            [length * shift for length, _ in points],
+            [mean for mean, _ in found],
+            yerr=[error or 0.0 for _, error in found],
+            color=colour,
+            marker=MARKERS[n % len(MARKERS)],
+            capsize=3,
+            label=f"{arm.name} ({len(arm.seeds)} seed{'s' if len(arm.seeds) > 1 else ''})",
+        )
+        dots = [(length * shift, value) for length, values in points for value in values]
+        xs, ys = [x for x, _ in dots], [y for _, y in dots]
+        axes.plot(xs, ys, ".", color=colour, alpha=0.4, markersize=5)
+    if study.chances:
+        axes.axhline(study.chances[0], color="black", linestyle="--", linewidth=1.2, label="chance")
+    trained = study.arms[0].composed.config.length
+    axes.axvline(trained, color="#888888", linestyle=":", linewidth=1.2, label="trained at")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(study.lengths, [str(length) for length in study.lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("tokens of the sequence")
+    axes.set_ylabel(f"{METRICS[study.metric].unit} ± 1 s.e. over seeds")
+    if study.metric == "task_accuracy":
+        axes.set_ylim(0, 1.03)
+    axes.set_title(f"{study.name}: {study.definition.question}")
+    longest = max(len(name) for name in axes.get_legend_handles_labels()[1])
+    figure.legend(loc="outside lower center", ncols=4 if longest < 28 else 3)  # four long names would be cut
+    return figure
+
+
+def _number(arm: ArmResults) -> float:
+    """Arms named by numbers stand in their order, others in the study's (sorting keeps it)."""
+    found = re.findall(r"\d+(?:\.\d+)?", arm.name)
+    return float(found[0]) if len(found) == 1 and re.search(r"^\d|_\d", arm.name) else 0.0
+
+
+def by_arm(study: StudyResults) -> Figure:
+    """One place per arm: dots are seeds, the bar is the mean with its standard error, the line the first arm's mean.
+
+    Hollow: as long trained as the arm that costs are compared with.
+    """
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    axes = figure.subplots()
+    shown, length = sorted((arm for arm in study.arms if arm.seeds), key=_number), study.lengths[0]
+    axes.set_xlim(-0.5, len(shown) - 0.5)
+    for place, arm in enumerate(shown):
+        values = [v.value for v in arm.values(study.metric, length).values()]
+        if failed := sum(bool(t.failed) for t in arm.seeds.values()):
+            text = f"{failed} of {len(arm.seeds)} diverged"
+            at = (place, 0.02)
+            axes.annotate(text, at, xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+        if not values:
+            continue
+        mean, error = mean_error(values)
+        if arm is study.arms[0]:
+            axes.axhline(mean, color="#888888", linestyle=":", linewidth=1.2, label=f"mean of {arm.name}")
+        axes.plot([place] * len(values), values, ".", color=COLOURS[0], alpha=0.5)
+        axes.errorbar([place + 0.12], [mean], yerr=[error or 0.0], color="black", marker="_", capsize=3)
+        longer = [v.value for v in replace(arm, seeds=arm.timed).values(study.metric, length).values()]
+        if longer:
+            mean, error = mean_error(longer)
+            axes.errorbar([place + 0.24], [mean], yerr=[error or 0.0], color=COLOURS[1], marker="o", mfc="white",
+                          capsize=3, label="at equal time")  # fmt: skip
+    axes.set_xticks(range(len(shown)), [arm.name for arm in shown])
+    # A difference of nothing must not fill the picture.
+    low, high = axes.get_ylim()
+    room = max(0.0, LEAST - (high - low)) / 2
+    axes.set_ylim(low - room, high + room)
+    turn_long_labels(axes)
+    axes.set_ylabel(f"{METRICS[study.metric].unit} ± 1 s.e. over seeds")
+    axes.set_title(f"{study.name}: {study.definition.question}")
+    named = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    axes.legend(named.values(), named.keys(), loc="best", fontsize=8)
+    return figure

@@ -1,0 +1,203 @@
+"""Runs the studies in a fixed order: skips what is done, keeps a record of each training as it finishes.
+
+The records are the whole memory: with them (in git, say) another machine resumes where this one stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from threading import Event, Lock
+
+from hope_data.publishing import write_atomic
+from hope_model.errors import InputError
+from hope_study import measure
+from hope_study.ledger import Ledger, timed_here
+from hope_study.progress import Display
+from hope_study.records import Record, Value, invalid_reason, record_of
+from hope_study.study import Arm, Training
+from hope_study.worker import Workers, last_line
+from hope_train import config as configuration
+from hope_train.provenance import revision
+from hope_train.run import RESUMABLE
+
+GRACE = 60.0  # seconds that a training has to save
+DIVERGED = re.compile(r"loss is .* and gradient norm")
+
+
+class StoppedError(Exception):
+    """Asked to stop; what was running resumes with the same command."""
+
+
+class Runner:
+    """Runs the missing trainings of some arms.
+
+    Args:
+        ledger: of all arms that the comparisons need.
+        work: folder of unfinished trainings.
+        jobs: trainings at a time, one thread each.
+        chosen: arms to train; None for all of the ledger's.
+    """
+
+    def __init__(self, ledger: Ledger, work: Path, jobs: int = 1, chosen: list[Arm] | None = None) -> None:
+        self.ledger, self.work, self.jobs = ledger, work, jobs
+        runnable = ledger.runnable()
+        self.arms = runnable if chosen is None else [arm for arm in chosen if arm in runnable]
+        self.stop = Event()
+        self.display: Display
+        self._revision = revision(ledger.store.folder)
+        self._workers = Workers({"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"})
+        self._running: set[ForkServerProcess] = set()
+        self._guard = Lock()
+
+    def run(self) -> bool:
+        """Train everything that is missing; return whether it is complete."""
+        self.display = Display(self.ledger, self.jobs, self.arms)
+        with self.display, ThreadPoolExecutor(self.jobs) as pool:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            try:
+                # Equal time comes last: it needs the reference's seconds, and is the less urgent answer.
+                for part in (self._ordinary, self._timed):
+                    for future in [pool.submit(part, arm) for arm in self.arms]:
+                        future.result()
+            except StoppedError:
+                return False
+            except KeyboardInterrupt:
+                self.display.say("stopping: running trainings save; the same command resumes")
+                return False
+            finally:
+                self._end()
+        return True
+
+    def _end(self) -> None:
+        """Begin no new training; have the running ones save."""
+        self.stop.set()
+        with self._guard:
+            running = list(self._running)
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE
+        for process in running:  # looked at only: the thread that started it reads how it ended
+            if not wait([process.sentinel], max(0.0, deadline - time.monotonic())):
+                process.kill()
+
+    def _ordinary(self, arm: Arm) -> None:
+        while missing := [one for one in self.ledger.tuning(arm) if not self.ledger.result(one)]:
+            self._do(missing[0])  # its result may extend the grid
+        for training in self.ledger.final(arm):
+            self._do(training)
+
+    def _timed(self, arm: Arm) -> None:
+        if self.ledger.at_equal_time(arm) is None:
+            self._time(arm)
+        for training in self.ledger.timed(arm):
+            self._do(training)
+
+    def _time(self, arm: Arm) -> None:
+        """Train this arm and the reference once more, here: records from elsewhere have other seconds."""
+        both = self.ledger.reference(arm), arm
+        if all(self.ledger.complete(one) for one in both):
+            for one in both:
+                self._do(self.ledger.final(one)[0], here=True)
+
+    def _do(self, training: Training, *, here: bool = False) -> None:
+        if self._done(training, here):
+            return
+        if self.stop.is_set():
+            raise StoppedError
+        # One lock for equal trainings of all studies; the record is there before another runner gets it.
+        with locked(self.work / "locks" / training.sha256[:16], self.stop) as lock:
+            if self._done(training, here):  # another runner finished it while this one waited
+                return
+            known = self.ledger.shared(training)
+            record = known if known and (timed_here(known) or not here) else self._train(training, lock)
+            record = dataclasses.replace(
+                record,
+                study=training.arm.study,
+                arm=training.arm.name,
+                run=training.name,
+                rate=training.rate,
+            )
+            self.ledger.keep(record)
+            shutil.rmtree(self._folder(training), ignore_errors=True)
+        self.display.finished(record)
+
+    def _done(self, training: Training, here: bool) -> bool:
+        record = self.ledger.result(training)
+        return record is not None and (timed_here(record) or not here)
+
+    def _folder(self, training: Training) -> Path:
+        return self.work / training.config.run
+
+    def _train(self, training: Training, lock: int) -> Record:
+        start, folder = time.monotonic(), self._folder(training)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "config.yaml", configuration.dump(training.config).encode())
+        command = ["hope-train", "run", str(folder / "config.yaml"), "--fresh-on-mismatch"]
+        command += ["--out", str(folder), "--json", str(folder / "train.json")]
+        output = folder / "output.txt"
+        status = self._call(command, output, lock)
+        failed = last_line(output) if status else invalid_reason(folder)
+        if status and not DIVERGED.search(failed):
+            raise InputError(f"{training.config.run}: {failed}")
+        metrics = [] if failed else self._evaluate(training, folder, lock)
+        return record_of(training, folder, metrics, failed, self._revision, time.monotonic() - start)
+
+    def _evaluate(self, training: Training, folder: Path, lock: int) -> list[Value]:
+        out, output = folder / "measured.json", folder / "output.txt"
+        if self._call(["hope-eval", *measure.command(training, folder, out)], output, lock):
+            raise InputError(f"{training.config.run}: {last_line(output)}")
+        return measure.read(training, out)
+
+    def _call(self, command: list[str], output: Path, lock: int) -> int:
+        """Run a script; raise `StoppedError` where the one SIGTERM that it gets made it save."""
+        with self._guard:
+            if self.stop.is_set():
+                raise StoppedError
+            process = self._workers.start(command, output, lock)
+            self._running.add(process)
+        wait([process.sentinel])
+        # Starting one asks all others whether they ended: two that read a status would each get a half.
+        with self._guard:
+            process.join()
+            self._running.discard(process)
+        if process.exitcode == RESUMABLE or self.stop.is_set():
+            raise StoppedError
+        return process.exitcode or 0
+
+
+@contextmanager
+def locked(path: Path, stop: Event | None = None) -> Iterator[int]:
+    """Hold a lock that a child which outlives this process keeps: it inherits the descriptor.
+
+    Raises:
+        StoppedError: `stop` was set while another process had it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        while not _taken(handle):
+            if (stop or Event()).wait(0.2):
+                raise StoppedError
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _taken(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
