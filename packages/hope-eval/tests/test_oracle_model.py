@@ -28,7 +28,8 @@ Rule = Callable[[tuple[int, ...]], int]
 class Table:
     """State: the tokens so far of every sequence; logits: 20 for the token of a rule, 0 for all others."""
 
-    device, max_length, copies_state, shares_state, defers = "cpu", None, False, True, False
+    device, max_length, tokens, copies_state = "cpu", None, None, False
+    shares_state, defers = True, False
 
     def __init__(self, vocab_size: int, rule: Rule) -> None:
         self.vocab_size, self.rule = vocab_size, rule

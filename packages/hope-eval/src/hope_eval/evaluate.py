@@ -85,7 +85,10 @@ def _evaluate(request: Request) -> Results:
     with Display() as display:
         context = Context(
             scorer=Scorer(
-                HopeModel(model, request.device), request.device, request.batch_tokens, display.advance
+                HopeModel(model, request.device, tokens=tokenizer.vocab_size),
+                request.device,
+                request.batch_tokens,
+                display.advance,
             ),
             tokenizer=tokenizer,
             domains=domains,

@@ -16,9 +16,11 @@ from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hope_data.errors import InputError
+from hope_eval import generation, model_arguments
 from hope_eval.lm import Scorer
 from hope_eval.models import HopeTokenizer, Loaded, load
 from hope_eval.prefixes import Request
@@ -35,43 +37,41 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 
     Args:
         pretrained: folder of a checkpoint of ours or of transformers; or what `models.load` returned.
-        tokenizer: folder, where it is not found by its hash.
-        max_length: tokens of context; longer ones lose their beginning. 0: the training length.
-        batch_size: most sequences in a pass; "auto" or None: as many as `batch_tokens` allows.
-        batch_tokens: most tokens in a pass.
-        share: False runs every context anew, for comparison.
-        device: where to compute.
+        tokenizer: its folder, where it is not found by its hash.
+        options: see `model_arguments.Arguments`.
+
+    Raises:
+        InputError: an unknown or unfit argument, or a folder that cannot be loaded.
     """
 
     def __init__(
         self,
-        pretrained: str | Path | Loaded,
+        pretrained: str | Path | Loaded | None = None,
         tokenizer: str | Path | None = None,
-        max_length: int = 0,
-        batch_size: int | str | None = None,
-        batch_tokens: int = 1024,
-        share: bool = True,
-        device: str | None = None,
-        max_batch_size: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        del max_batch_size  # lm-eval hands it to every model
+        if pretrained is None:
+            raise InputError("pretrained is missing: name a checkpoint, as in --model_args pretrained=DIR")
+        given = model_arguments.parse(options)
         loaded = pretrained
         if not isinstance(loaded, Loaded):
-            # lm-eval asks for cuda:0 unless told otherwise, and its own models then take what there is.
-            usable = device if device and (device.startswith("cpu") or torch.cuda.is_available()) else "cpu"
-            loaded = load(Path(str(pretrained)), Path(tokenizer) if tokenizer else None, usable)
-        self.loaded, self.share = loaded, share
+            loaded = load(
+                Path(str(pretrained)),
+                Path(str(tokenizer)) if tokenizer else None,
+                given.device,
+                dtype=given.dtype,
+            )
+        self.loaded, self.share = loaded, given.share
         self._tokenizer = loaded.tokenizer
         limit = loaded.model.max_length
-        if max_length and limit and max_length > limit:
+        if given.max_length and limit and given.max_length > limit:
             raise InputError(
-                f"max_length {max_length} is more than the {limit} tokens that {loaded.about.run} allows"
+                f"max_length {given.max_length} is more than the {limit} tokens that {loaded.about.run} allows"
             )
-        self.max_length = max_length or loaded.length
-        rows = None if batch_size in (None, "auto") else int(str(batch_size))
-        budget = 2**62 if rows else batch_tokens
-        self.scorer = Scorer(loaded.model, loaded.model.device, budget, batch_size=rows)
+        self.max_length = given.max_length or loaded.length
+        budget = 2**62 if given.rows and not given.automatic else given.batch_tokens
+        self.scorer = Scorer(loaded.model, loaded.model.device, budget, batch_size=given.rows)
         self.answers: dict[str, str] = {}
         self._encoded: dict[tuple[str, bool], list[int]] = {}
 
@@ -100,6 +100,37 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
                 self._encoded.clear()
             self._encoded[asked] = self._tokenizer.encode(string, special=asked[1])
         return list(self._encoded[asked])
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of continuations, and whether each is the greedy one.
+
+        Raises:
+            InputError: a continuation without a token, which every model would agree with.
+        """
+        pairs = [(request.args, *self._encode_pair(*request.args)) for request in requests]
+        return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of a context and of its continuation.
+
+        As lm-eval's own models do, white space at the context's end counts as the continuation's, both are
+        tokenised together, and an empty context is the begin-of-text token. Where one token spans both, theirs
+        score only what lies beyond it, or nothing; here the continuation is then tokenised by itself.
+        """
+        before = context.rstrip()
+        continuation = context[len(before) :] + continuation
+        alone = self.tok_encode(continuation, add_special_tokens=False)
+        if not alone:
+            raise InputError(
+                f"the continuation {continuation!r} of ...{context[-60:]!r} has no token, so nothing can be scored; "
+                "mend the task's choices"
+            )
+        if not before:
+            begun = alone[0] == self.prefix_token_id and len(alone) > 1
+            return (alone[:1], alone[1:]) if begun else ([self.prefix_token_id], alone)
+        head, whole = self.tok_encode(before), self.tok_encode(before + continuation)
+        split = len(head) < len(whole) and whole[: len(head)] == head
+        return head, whole[len(head) :] if split else alone
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
@@ -161,23 +192,26 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         return self._tokenizer.encode(text, special=not isinstance(self._tokenizer, HopeTokenizer))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy text up to a stop string, the end of text or `max_gen_toks`.
+        """Text up to a stop string, the end of text or the most tokens that a request allows.
+
+        Options mean what they mean to lm-eval's own models: see `generation.Options`. What is drawn depends on
+        torch's seed and on the requests' order, not on how they are batched.
 
         Raises:
-            InputError: sampling is asked for, or a prompt leaves no room.
+            InputError: an option that is not built, or a prompt that leaves no room.
         """
         made = [""] * len(requests)
-        by_options: dict[tuple[tuple[str, ...], int], list[int]] = {}
+        by_options: dict[generation.Options, list[int]] = {}
         for number, request in enumerate(requests):
-            by_options.setdefault(_generation(request.args[1]), []).append(number)
-        for (stops, steps), numbers in by_options.items():
-            room = self.max_length - steps
-            if room < 1:
-                raise InputError(f"max_gen_toks {steps} leaves no room in a max_length of {self.max_length}")
-            prompts = [np.array(self.tok_encode(requests[n].args[0])[-room:], np.int64) for n in numbers]
+            by_options.setdefault(generation.parse(request.args[1]), []).append(number)
+        seeds = torch.randint(2**62, (len(requests),)).tolist()
+        for options, numbers in by_options.items():
+            prompts = [self._prompt(requests[n].args[0], options.steps) for n in numbers]
             with tqdm(total=len(numbers), disable=disable_tqdm or None, desc="texts") as bar:
 
-                def done(_: int, ids: list[int], stops: tuple[str, ...] = stops, bar: Any = bar) -> bool:
+                def done(
+                    _: int, ids: list[int], stops: tuple[str, ...] = options.stops, bar: Any = bar
+                ) -> bool:
                     stop = ids[-1] == self.eot_token_id or any(
                         s in self._tokenizer.decode(ids) for s in stops
                     )
@@ -185,20 +219,20 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
                     return stop
 
                 self.scorer.advance = lambda _: None
-                written = self.scorer.generate(prompts, steps, done)
+                draw = options.sampler([seeds[n] for n in numbers])
+                written = self.scorer.generate(prompts, options.steps, done, draw)
             for n, ids in zip(numbers, written, strict=True):
-                made[n] = _until(self._tokenizer.decode([i for i in ids if i != self.eot_token_id]), stops)
+                text = self._tokenizer.decode([i for i in ids if i != self.eot_token_id])
+                made[n] = _until(text, options.stops)
                 self.cache_hook.add_partial("generate_until", requests[n].args, made[n])
         return made
 
-
-def _generation(options: dict[str, Any]) -> tuple[tuple[str, ...], int]:
-    """Stop strings and the most tokens to make."""
-    if options.get("do_sample") and options.get("temperature", 1.0) > 0:
-        raise InputError("generate_until: only greedy decoding is built; set do_sample=False")
-    until = options.get("until") or []
-    stops = (until,) if isinstance(until, str) else tuple(until)
-    return tuple(stop for stop in stops if stop), int(options.get("max_gen_toks", 256))
+    def _prompt(self, text: str, steps: int) -> NDArray[np.int64]:
+        """Tokens of a prompt, cut from the left to leave room for what is generated."""
+        room = self.max_length - steps
+        if room < 1:
+            raise InputError(f"max_gen_toks {steps} leaves no room in a max_length of {self.max_length}")
+        return np.array((self.tok_encode(text) or [self.prefix_token_id])[-room:], np.int64)
 
 
 def _until(text: str, stops: tuple[str, ...]) -> str:

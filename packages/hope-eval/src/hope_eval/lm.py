@@ -215,21 +215,29 @@ class Scorer:
         rows_BT = torch.as_tensor(tokens_BT, device=self.device)
         logits_BTV, state = self._forward(rows_BT, self._begin())
         self._carry(state)
-        return logits_BTV.argmax(-1).cpu().numpy()
+        return self._known(logits_BTV).argmax(-1).cpu().numpy()
+
+    def _known(self, logits: Tensor) -> Tensor:
+        """Logits of the ids that the tokenizer has."""
+        return logits[..., : self.model.tokens]
 
     def greedy(self, fork: Fork, steps: int) -> Tokens:
         """The `steps` most likely tokens [B, steps], one after another."""
         logp_BV, state = fork
-        made = [logp_BV.argmax(-1)]
+        made = [self._known(logp_BV).argmax(-1)]
         while len(made) < steps:
             logits_BTV, state = self._forward(made[-1][:, None], state)
-            made.append(logits_BTV[:, -1].argmax(-1))
+            made.append(self._known(logits_BTV[:, -1]).argmax(-1))
         return torch.stack(made, 1).cpu().numpy()
 
     def generate(
-        self, prompts: Sequence[Tokens], steps: int, done: Callable[[int, list[int]], bool]
+        self,
+        prompts: Sequence[Tokens],
+        steps: int,
+        done: Callable[[int, list[int]], bool],
+        draw: Callable[[int, Tensor], int] | None = None,
     ) -> list[list[int]]:
-        """Greedy continuations of prompts of any lengths.
+        """Continuations of prompts of any lengths, greedy unless tokens are drawn.
 
         The batch runs to its shortest prompt's end; longer prompts go on with their own tokens where shorter ones
         already generate, so that nothing is padded and no state sees a token that is not its own.
@@ -238,13 +246,16 @@ class Scorer:
             prompts: one token or more each.
             steps: most tokens made for each.
             done: told a prompt's number and what it made so far; True stops it.
+            draw: from a prompt's number and the logits [V] of its next token to the token.
         """
+        if steps < 1:
+            return [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         made: dict[int, list[int]] = {i: [] for i in order}
         while order:
             size = self._rows(len(prompts[order[0]]) + steps)
             rows, order = order[:size], order[size:]
-            self._generate(prompts, rows, steps, done, made)
+            self._generate(prompts, rows, steps, done, draw, made)
         return [made[i] for i in range(len(prompts))]
 
     def _generate(
@@ -253,17 +264,20 @@ class Scorer:
         rows: list[int],
         steps: int,
         done: Callable[[int, list[int]], bool],
+        draw: Callable[[int, Tensor], int] | None,
         made: dict[int, list[int]],
     ) -> None:
         at = min(len(prompts[i]) for i in rows)
-        fork = self.prefill(np.stack([prompts[i][:at] for i in rows]).astype(np.int64))
-        best_B, state, open_ = fork.logp_BV.argmax(-1).tolist(), fork.state, dict.fromkeys(rows, True)
+        logits_BV, state = self.prefill(np.stack([prompts[i][:at] for i in rows]).astype(np.int64))
+        open_ = dict.fromkeys(rows, True)
         while True:
-            next_B = []
-            for i, token in zip(rows, best_B, strict=True):
+            logits_BV = self._known(logits_BV)
+            best_B, next_B = logits_BV.argmax(-1).tolist(), []
+            for i, token, logits_V in zip(rows, best_B, logits_BV, strict=True):
                 if at < len(prompts[i]):
                     token = int(prompts[i][at])
                 elif open_[i]:
+                    token = draw(i, logits_V) if draw else token
                     made[i].append(token)
                     open_[i] = len(made[i]) < steps and not done(i, made[i])
                 next_B.append(token)
@@ -271,7 +285,7 @@ class Scorer:
                 return
             column = torch.tensor(next_B, device=self.device)[:, None]
             logits_BTV, state = self._forward(column, state)
-            best_B = logits_BTV[:, -1].argmax(-1).tolist()
+            logits_BV = logits_BTV[:, -1]
             at += 1
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from hope_data.errors import InputError
@@ -30,10 +31,14 @@ Places = tuple[Tensor, Tensor]  # rows and columns [N] of a batch
 
 
 class CausalModel(Protocol):
-    """What a scorer needs; a state is a value that no call changes."""
+    """What a scorer needs; a state is a value that no call changes.
+
+    Ids from `tokens` on, which the tokenizer does not have, are never generated.
+    """
 
     device: str
     max_length: int | None
+    tokens: int | None
     copies_state: bool
     shares_state: bool
     defers: bool
@@ -69,6 +74,7 @@ class HopeModel:
         copies_state: False: many forks run one after another on the same state, which costs no copy.
         defers: writes of a segment wait until the token after it is known.
         settings: how memories are written at test time; None as in training.
+        tokens: how many ids the tokenizer has; a padded vocabulary's other rows get no probability.
     """
 
     copies_state = False
@@ -82,8 +88,9 @@ class HopeModel:
         *,
         length: int = 512,
         settings: MemorySettings | None = None,
+        tokens: int | None = None,
     ) -> None:
-        self.model, self.device, self.settings = model.eval(), device, settings
+        self.model, self.device, self.settings, self.tokens = model.eval(), device, settings, tokens
         attends = variant_parts(model.config)[0] == "attention"
         full = attends and not model.config.attention.window
         mixer = () if attends else ("titans",)
@@ -98,7 +105,7 @@ class HopeModel:
         if state is None:
             state = self.model.initial(len(tokens_BT), self.settings)
         logits_BTV, state = self.model(tokens_BT, state)
-        return logits_BTV if at is None else logits_BTV[at], state
+        return (logits_BTV if at is None else logits_BTV[at])[..., : self.tokens], state
 
     def fork(self, state: State, rows: Tensor) -> State:
         """Chosen sequences; the same value where every sequence is chosen once and in order."""
@@ -106,13 +113,16 @@ class HopeModel:
 
 
 class HFModel:
-    """Any causal model of transformers; its key-value cache is the state."""
+    """Any causal model of transformers; its key-value cache is the state.
+
+    Logits are the model's own, padded vocabulary included, as lm-eval's `hf` takes them.
+    """
 
     copies_state = True
     defers = False
 
-    def __init__(self, model: Any, device: str = "cpu") -> None:
-        self.model, self.device = model.to(device).eval(), device
+    def __init__(self, model: Any, device: str = "cpu", tokens: int | None = None) -> None:
+        self.model, self.device, self.tokens = model.to(device).eval(), device, tokens
         limit = getattr(model.config, "max_position_embeddings", None)
         self.max_length = int(limit) if limit else None
         self._head = model.get_output_embeddings()
@@ -179,8 +189,9 @@ class HFTokenizer:
         self.eos_id, self.vocab_size = int(tokenizer.eos_token_id), len(tokenizer)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; `special` leaves it to the tokenizer's own default."""
-        options = {} if special else {"add_special_tokens": False}
+        """Token ids; `special` leaves it to the tokenizer's own default, unless the text begins with its token."""
+        begun = text.startswith(str(self.inner.bos_token or self.inner.eos_token))
+        options = {} if special and not begun else {"add_special_tokens": False}
         return list(self.inner.encode(text, **options))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -198,7 +209,13 @@ class Loaded:
     length: int
 
 
-def load(folder: Path, tokenizer: Path | None = None, device: str = "cpu", length: int = 512) -> Loaded:
+def load(
+    folder: Path,
+    tokenizer: Path | None = None,
+    device: str = "cpu",
+    length: int = 512,
+    dtype: torch.dtype | None = None,
+) -> Loaded:
     """Load a checkpoint of ours, or a folder of transformers with `model_type` in its config.json.
 
     Args:
@@ -206,6 +223,7 @@ def load(folder: Path, tokenizer: Path | None = None, device: str = "cpu", lengt
         tokenizer: its tokenizer's folder; None looks for the one with the hash that the checkpoint names.
         device: where to compute.
         length: taken as the training length where the checkpoint does not say.
+        dtype: to compute in; None: as the folder has it.
 
     Raises:
         InputError: missing, damaged, without safetensors, or of another tokenizer.
@@ -216,12 +234,20 @@ def load(folder: Path, tokenizer: Path | None = None, device: str = "cpu", lengt
         raise InputError(f"{folder / 'config.json'}: {error.strerror}; is {folder} a checkpoint?") from None
     except ValueError as error:
         raise InputError(f"{folder / 'config.json'}: not JSON ({error}); save the model again") from None
+    except RecursionError:
+        raise InputError(
+            f"{folder / 'config.json'}: its JSON is nested too deeply; save the model again"
+        ) from None
+    if not isinstance(about, dict):
+        raise InputError(f"{folder / 'config.json'}: holds no JSON object; save the model again")
     if "model_type" in about and not (folder / "meta.json").is_file():
-        return _load_hf(folder, tokenizer, device, length)
-    return _load_ours(folder, tokenizer, device, length)
+        return _load_hf(folder, tokenizer, device, length, dtype)
+    return _load_ours(folder, tokenizer, device, length, dtype)
 
 
-def _load_ours(folder: Path, where: Path | None, device: str, length: int) -> Loaded:
+def _load_ours(
+    folder: Path, where: Path | None, device: str, length: int, dtype: torch.dtype | None
+) -> Loaded:
     prepare_cpu()
     try:
         model, meta = checkpoint.load(folder, device=device)
@@ -231,7 +257,8 @@ def _load_ours(folder: Path, where: Path | None, device: str, length: int) -> Lo
     check_tokenizer(folder, model, meta, tokenizer, where or folder)
     length = int(meta.get("length", length))
     about = describe(folder, model, meta)
-    return Loaded(HopeModel(model, device, length=length), HopeTokenizer(tokenizer), about, length)
+    wrapped = HopeModel(model.to(dtype=dtype), device, length=length, tokens=tokenizer.vocab_size)
+    return Loaded(wrapped, HopeTokenizer(tokenizer), about, length)
 
 
 def find_tokenizer(folder: Path, sha256: str) -> Path:
@@ -250,9 +277,9 @@ def find_tokenizer(folder: Path, sha256: str) -> Path:
 def check_tokenizer(
     folder: Path, model: LanguageModel, meta: dict[str, Any], tokenizer: Tokenizer, where: Path
 ) -> None:
-    """Refuse a checkpoint that was made with another tokenizer."""
-    made_with = meta.get("tokenizer_sha256", tokenizer.sha256)
-    if made_with != tokenizer.sha256 or model.config.vocab_size != tokenizer.vocab_size:
+    """Refuse a checkpoint that was made with another tokenizer; a padded vocabulary may be larger than it."""
+    made_with = str(meta.get("tokenizer_sha256") or tokenizer.sha256)
+    if made_with != tokenizer.sha256 or model.config.vocab_size < tokenizer.vocab_size:
         raise InputError(
             f"{folder}: its tokenizer is {made_with[:12]} ({model.config.vocab_size} tokens), but "
             f"{where} holds {tokenizer.sha256[:12]} ({tokenizer.vocab_size}); name the --tokenizer "
@@ -276,7 +303,7 @@ def describe(folder: Path, model: LanguageModel, meta: dict[str, Any]) -> Checkp
     )
 
 
-def _load_hf(folder: Path, where: Path | None, device: str, length: int) -> Loaded:
+def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: torch.dtype | None) -> Loaded:
     try:
         import transformers  # noqa: PLC0415 (optional, and slow to import)
     except ImportError:
@@ -287,7 +314,10 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int) -> Load
     prepare_cpu()
     ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "hope"
     if ours:
-        import hope_model.hf  # noqa: F401, PLC0415 (registers the type)
+        from hope_model import hf  # noqa: PLC0415 (registers the type)
+
+        if not (folder / hf.RECORD).is_file():
+            raise InputError(f"{folder / hf.RECORD}: no such file; export the checkpoint again")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise InputError(
@@ -295,15 +325,18 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int) -> Load
         )
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model, told = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **options
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, dtype=dtype or "auto", **options
         )
         inner: Any = None if ours else transformers.AutoTokenizer.from_pretrained(where or folder, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: {' '.join(str(error).split())[:200]}") from None
-    if told["missing_keys"]:
+    except ModelInputError as error:
+        raise InputError(str(error)) from None
+    except Exception as error:  # noqa: BLE001 (of a damaged folder, from four libraries)
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: cannot be loaded ({reason}); save the model again") from None
+    if report["missing_keys"]:
         # transformers would draw them at random and say so in a warning.
-        missing = sorted(told["missing_keys"])
+        missing = sorted(report["missing_keys"])
         raise InputError(
             f"{weights[0]}: {missing[0]} is missing ({len(missing)} in all); save the model again"
         )
@@ -323,8 +356,9 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int) -> Load
         tokenizer_sha256="",
         revision="unknown",
     )
-    wrapped = HFModel(model, device)
-    return Loaded(wrapped, HFTokenizer(inner), about, wrapped.max_length or 2048)
+    tokenizer = HFTokenizer(inner)
+    wrapped = HFModel(model, device, tokenizer.vocab_size)
+    return Loaded(wrapped, tokenizer, about, wrapped.max_length or 2048)
 
 
 def _load_exported(folder: Path, model: Any, where: Path | None, device: str, length: int) -> Loaded:
@@ -334,4 +368,5 @@ def _load_exported(folder: Path, model: Any, where: Path | None, device: str, le
     check_tokenizer(folder, inner, meta, tokenizer, where or folder)
     length = int(meta.get("length", length))
     about = describe(folder, inner, meta)
-    return Loaded(HopeModel(inner, device, length=length), HopeTokenizer(tokenizer), about, length)
+    wrapped = HopeModel(inner, device, length=length, tokens=tokenizer.vocab_size)
+    return Loaded(wrapped, HopeTokenizer(tokenizer), about, length)

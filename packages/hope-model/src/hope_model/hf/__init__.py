@@ -15,9 +15,11 @@ from hope_model.hf.cache import HopeCache
 from hope_model.hf.config import HopeConfig
 from hope_model.hf.export import export, from_checkpoint, main
 from hope_model.hf.model import HopeForCausalLM
+from hope_model.hf.record import RECORD
 from hope_model.hf.tokenizer import HopeTokenizer
 
 __all__ = [
+    "RECORD",
     "HopeCache",
     "HopeConfig",
     "HopeForCausalLM",
