@@ -2,11 +2,15 @@
 
 import json
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from disturbed import Commands
 
+from hope_data import acquire, documents, sharding
 from hope_data.cli import main
 
 WORDS = """
@@ -63,3 +67,40 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clean, out = str(root / "clean" / name), str(root / "shards" / name)
         assert main(["shard", clean, "--tokenizer", tokenizer, "--out", out]) == 0
     return root
+
+
+@pytest.fixture(scope="session")
+def many(data: Path, tmp_path_factory: pytest.TempPathFactory, make_corpus: Callable[..., Path]) -> Path:
+    """Folder with raw/, clean/ and shards/ of corpus m in six parts, and a tokenizer/."""
+    parts = 6
+    root = tmp_path_factory.mktemp("many")
+    rng = random.Random(0)
+    words = [f"{a}{b}" for a in ("mo", "ta", "ri", "ve", "su") for b in ("n", "lk", "st", "r", "ma", "do")]
+
+    def lines(count: int) -> str:
+        return "".join(" ".join(rng.choices(words, k=20)) + ".\n" for _ in range(count))
+
+    said = [lines(3) for _ in range(9)]
+    texts = [lines(20) + (rng.choice(said) if rng.random() < 0.2 else "") for _ in range(900)]
+    texts = [texts[rng.randrange(i + 1)] if rng.random() < 0.1 else text for i, text in enumerate(texts)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(acquire, "PART_BYTES", sum(map(len, texts)) // parts + 1500)
+        clean = make_corpus(root, "m", texts, "filter: {language: '', passage_lines: 3}")
+    record = documents.provenance(clean)
+    assert (len(record["files"]), record["dropped"].keys()) == (parts, {"duplicate"})
+    assert record["cut"]["documents"] > 100
+    shutil.copytree(data / "tokenizer", root / "tokenizer")
+    sharding.shard(clean, root / "tokenizer", root / "shards" / "m", workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Runs of hope-data in processes that start at once."""
+    modules = [
+        f"hope_data.{n}" for n in ("acquire", "filters", "sharding", "tokenizer", "validate", "look_page")
+    ]
+    slow = [name for name in ("py3langid", "matplotlib") if find_spec(name)]
+    slow += ["matplotlib.backends.backend_agg"] if "matplotlib" in slow else []
+    with Commands("hope_data.cli:main", *modules, *slow) as running:
+        yield running

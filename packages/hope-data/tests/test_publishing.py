@@ -1,5 +1,7 @@
 """Locks, atomic files and folders: one writer at a time, nothing half-written, nothing left behind."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -116,3 +118,83 @@ def test_a_live_temporary_is_not_taken_for_a_stale_one(tmp_path: Path) -> None:
     assert child.wait() == 0
     write_atomic(tmp_path / "file", b"x")
     assert (tmp_path / "one" / "marker").read_text() == "child"
+
+
+def test_a_lock_is_never_taken_through_a_link(tmp_path: Path) -> None:
+    """Another user of a shared folder could let it point at a file of ours, which would be emptied."""
+    precious = tmp_path / "precious"
+    precious.write_text("years of work")
+    (tmp_path / ".out.lock").symlink_to(precious)
+    with pytest.raises(InputError, match="out: cannot be written"), new_folder(tmp_path / "out", "marker"):
+        pass
+    assert precious.read_text() == "years of work"
+
+
+def test_one_output_by_two_names_has_one_lock(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with exclusive(tmp_path / "real" / "out"), exclusive(tmp_path / "link" / ".." / "real" / "out"):
+        assert hidden(tmp_path / "real") == [".out.lock"]
+
+
+def test_files_and_folders_have_the_mode_that_the_user_asks_for(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "file", b"x")
+        with new_folder(tmp_path / "out", "marker") as folder:
+            (folder / "marker").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_pipe_is_written_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(pipe, b"numbers")
+    assert os.read(reader, 99) == b"numbers"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_half_a_predecessor_never_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it removes the predecessor; then somebody removes the output too."""
+    new, out = tmp_path / "new", tmp_path / "out"
+    for folder in (new, out):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            replace_folder(new, out)
+    (out / "file").unlink()
+    out.rmdir()
+    recover_folder(out)
+    assert not out.exists()
+    with exclusive(out):
+        pass
+    assert hidden(tmp_path) == []
+
+
+def test_file_systems_that_lock_no_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS locks only what is open for writing, which no folder can be."""
+    flock = fcntl.flock
+
+    def no_folders(handle: int, operation: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").resolve().is_dir():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", no_folders)
+    (tmp_path / ".out.01234567.tmp").mkdir()  # of a killed writer
+    (tmp_path / ".other.01234567.tmp").mkdir()  # of somebody who may live
+    with new_folder(tmp_path / "out", "marker") as folder:
+        (folder / "marker").write_text("1")
+    assert hidden(tmp_path) == [".other.01234567.tmp"]
+    assert (tmp_path / "out" / "marker").read_text() == "1"

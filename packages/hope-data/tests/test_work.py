@@ -7,53 +7,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from disturbed import folder_bytes
 
 from hope_data import acquire, documents, filters, sharding
 from hope_data.cli import main
 from hope_data.engines import engine
-from hope_data.errors import InputError, Unfinished
+from hope_data.errors import Unfinished
 from hope_data.loader import Loader, LoaderConfig, eval_windows
 from hope_data.shards import Split
 from hope_data.validate import validate
-from hope_data.work import open_work
 
 # 100 was run once for the record: HOPE_KILLS=100 pytest -k kill
 KILLS = int(os.environ.get("HOPE_KILLS", "2"))
-PARTS = 6
-
-
-def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-@pytest.fixture(scope="session")
-def many(data: Path, tmp_path_factory: pytest.TempPathFactory, make_corpus: Callable[..., Path]) -> Path:
-    """Folder with raw/, clean/ and shards/ of corpus m in six parts, and a tokenizer/."""
-    root = tmp_path_factory.mktemp("many")
-    rng = random.Random(0)
-    words = [f"{a}{b}" for a in ("mo", "ta", "ri", "ve", "su") for b in ("n", "lk", "st", "r", "ma", "do")]
-
-    def lines(count: int) -> str:
-        return "".join(" ".join(rng.choices(words, k=20)) + ".\n" for _ in range(count))
-
-    said = [lines(3) for _ in range(9)]
-    texts = [lines(20) + (rng.choice(said) if rng.random() < 0.2 else "") for _ in range(900)]
-    texts = [texts[rng.randrange(i + 1)] if rng.random() < 0.1 else text for i, text in enumerate(texts)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(acquire, "PART_BYTES", sum(map(len, texts)) // PARTS + 1500)
-        clean = make_corpus(root, "m", texts, "filter: {language: '', passage_lines: 3}")
-    record = documents.provenance(clean)
-    assert (len(record["files"]), record["dropped"].keys()) == (PARTS, {"duplicate"})
-    assert record["cut"]["documents"] > 100
-    shutil.copytree(data / "tokenizer", root / "tokenizer")
-    sharding.shard(clean, root / "tokenizer", root / "shards" / "m", workers=1)
-    return root
+PARTS = 6  # of the corpus `many`
 
 
 @pytest.mark.parametrize("name", ["processes", "datatrove"])
@@ -164,42 +135,6 @@ def test_kills_change_no_byte(many: Path, tmp_path: Path) -> None:
             f"{step}: {killed} kills by phase {runs.phases}, {whole + 1} whole outputs compared\n"
         )
         assert 3 * runs.phases["work"] >= killed
-
-
-def task(folder: Path, i: int) -> dict[str, object]:
-    (folder / f"{i}.txt").write_text(str(i))
-    (folder.parent / "log").open("a").write(f"{i} ")
-    return {"files": [f"{i}.txt"], "value": i * i}
-
-
-def test_only_what_is_missing_is_done_again(tmp_path: Path) -> None:
-    for round_ in range(2):
-        with open_work(tmp_path / "o", "0.txt", {"job": 1}) as work:
-            assert [r["value"] for r in work.run("t", task, 4)] == [0, 1, 4, 9]
-            if round_ == 0:
-                work._record("t", 2).write_bytes(b"{}")  # a damaged result
-                (work.folder / "3.txt").unlink()  # and one whose file is gone
-    assert (tmp_path / "log").read_text() == "0 1 2 3 2 3 "
-    with open_work(tmp_path / "o", "0.txt", {"job": 2}) as work:
-        work.run("t", task, 1)  # another job starts afresh
-        assert sorted(p.name for p in work.folder.iterdir()) == ["0.txt", "job.json", "lock", "t-00000.json"]
-        work.finish(["0.txt"])
-    assert [p.name for p in (tmp_path / "o").iterdir()] == ["0.txt"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "o"]
-
-
-def test_mistakes_leave_nothing_and_mishaps_leave_what_was_done(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="mistake"), open_work(tmp_path / "o", "m", {}):
-        raise InputError("mistake")
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(Unfinished, match="no hub"), open_work(tmp_path / "o", "m", {}):
-        raise Unfinished("no hub")
-    assert not list(tmp_path.iterdir())
-    with open_work(tmp_path / "o", "m", {}) as work:
-        work.run("t", task, 2)
-        with pytest.raises(Unfinished, match="2 of 2 tasks of step u are not done"):
-            work.run("u", task, 2, engine=lambda todo, _: None)
-    assert sorted(p.name for p in (tmp_path / ".o.partial").glob("t-*")) == ["t-00000.json", "t-00001.json"]
 
 
 def test_a_killed_worker_is_told_in_one_line(many: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class _Run:
         self.name, self.manifest, self.limits, self.work = name, manifest, limits, work
         self.done: list[dict[str, Any]] = []
         for i in count():
-            part = work.result("part", i)
+            part = work.result("part", i, check=True)
             if part is None:
                 break
             self.done.append(part)

@@ -10,11 +10,12 @@ A killed process leaves its temporary behind. The next writer in that folder rem
 locked by its writer, so one whose lock is free has none.
 """
 
+import errno
 import fcntl
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,8 +23,9 @@ from pathlib import Path
 
 from hope_data.errors import InputError
 
-# Outputs that this process holds; taking one twice would otherwise wait for itself.
-_HELD: set[Path] = set()
+# Outputs that a process holds, with its id: taking one twice would otherwise wait for itself, and a forked child
+# holds nothing.
+_HELD: set[tuple[int, Path]] = set()
 # Folders in which this process has looked for temporaries of dead writers.
 _SWEPT: set[Path] = set()
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
@@ -43,21 +45,23 @@ def exclusive(out: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    path = out.absolute()
-    if path in _HELD:
+    path = Path(os.path.abspath(out))  # noqa: PTH100 (Path has no form that takes ".." away)
+    path = path.parent.resolve() / path.name
+    held = (os.getpid(), path)
+    if held in _HELD:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     handle = _acquire(lock, out, wait=wait)
-    _HELD.add(path)
+    _HELD.add(held)
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        _remove_stale(path.parent)
+        _remove_stale(path.parent, path.name)
         yield
     finally:
-        _HELD.discard(path)
+        _HELD.discard(held)
         # Removed while it is held: whoever waits for this file sees that it has gone, and makes its own.
         lock.unlink(missing_ok=True)
         os.close(handle)
@@ -65,7 +69,8 @@ def exclusive(out: Path, *, wait: bool = False) -> Iterator[None]:
 
 def _acquire(lock: Path, out: Path, *, wait: bool) -> int:
     while True:
-        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+        # Never through a link, which another user could have put into a shared folder.
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same(handle, lock):
@@ -96,6 +101,9 @@ def _same(handle: int, path: Path) -> bool:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never half of them."""
+    if path.exists() and (not path.is_file() or path.absolute().parts[1] in ("dev", "proc")):
+        path.write_bytes(data)  # a pipe or /dev/stdout, which a rename would replace
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.parent.absolute()
     if folder not in _SWEPT:  # once: a folder of many files would be listed for each of them
@@ -107,7 +115,6 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(handle)
-        temporary.chmod(0o644)
         temporary.replace(path)
         fsync(path.parent)
     except BaseException:
@@ -120,15 +127,14 @@ def write_atomic(path: Path, data: bytes) -> None:
 @contextmanager
 def temporary_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out`, which is removed at the end unless it was renamed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, folder = _temporary(out, folder=True)
-    try:
-        folder.chmod(0o755)
-        yield folder
-    finally:
-        if _same(handle, folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        os.close(handle)
+    with exclusive(out):
+        handle, folder = _temporary(out, folder=True)
+        try:
+            yield folder
+        finally:
+            if _same(handle, folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
 
 
 @contextmanager
@@ -144,13 +150,20 @@ def new_folder(out: Path, marker: str) -> Iterator[Path]:
     """
     check_replaceable(out, marker)
     try:
-        with exclusive(out), temporary_folder(out) as folder:
+        with temporary_folder(out) as folder:
             recover_folder(out)
             check_replaceable(out, marker)
             yield folder
             replace_folder(folder, out)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); make room for it") from None
+        raise InputError(unwritable(out, error)) from None
+
+
+def unwritable(out: Path, error: OSError) -> str:
+    """Say in one line why an output cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "make room for it" if full else "mend that, or name another output"
+    return f"{out}: cannot be written ({error.strerror or error}); {remedy}"
 
 
 def check_replaceable(out: Path, marker: str) -> None:
@@ -170,13 +183,12 @@ def replace_folder(folder: Path, out: Path) -> None:
     for path in folder.rglob("*"):
         fsync(path)
     fsync(folder)
-    old = _predecessor(out)
-    shutil.rmtree(old, ignore_errors=True)
+    recover_folder(out)
     if out.exists():
-        out.replace(old)
+        out.replace(_predecessor(out))
     folder.replace(out)
     fsync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _discard_predecessor(out)
 
 
 def recover_folder(out: Path) -> None:
@@ -184,7 +196,15 @@ def recover_folder(out: Path) -> None:
     old = _predecessor(out)
     if old.exists() and not out.exists():
         old.replace(out)
-    shutil.rmtree(old, ignore_errors=True)
+    _discard_predecessor(out)
+
+
+def _discard_predecessor(out: Path) -> None:
+    # Renamed first, so that half of one is never taken for a whole one.
+    if (old := _predecessor(out)).exists():
+        rubbish = _name(out)
+        old.replace(rubbish)
+        shutil.rmtree(rubbish, ignore_errors=True)
 
 
 def _predecessor(out: Path) -> Path:
@@ -200,31 +220,49 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def _name(out: Path) -> Path:
+    return out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+
+
 def _temporary(out: Path, *, folder: bool) -> tuple[int, Path]:
     """A new temporary beside `out` and a descriptor that locks it while its writer lives."""
     while True:
-        prefix, suffix = f".{out.name}.", ".tmp"
-        if folder:
-            path = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix, suffix=suffix))
-            handle = os.open(path, os.O_RDONLY)
-        else:
-            handle, name = tempfile.mkstemp(dir=out.parent, prefix=prefix, suffix=suffix)
-            path = Path(name)
-        with suppress(BlockingIOError):
+        path = _name(out)
+        try:
+            if folder:
+                path.mkdir()
+            handle = os.open(path, os.O_RDONLY if folder else os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        except FileExistsError:
+            continue
+        except FileNotFoundError:
+            if not folder or not out.parent.exists():
+                raise
+            continue  # somebody took it for stale before it was locked
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _same(handle, path):
-                return handle, path
-        # Somebody took it for stale before it was locked.
+        except BlockingIOError:
+            os.close(handle)
+            continue
+        except OSError:
+            # Network file systems lock no folders; `exclusive` guards this one.
+            if not folder:
+                raise
+        if _same(handle, path):
+            return handle, path
         os.close(handle)
 
 
-def _remove_stale(folder: Path) -> None:
-    """Remove temporaries in a folder whose writers are dead."""
+def _remove_stale(folder: Path, held: str = "") -> None:
+    """Remove temporaries in a folder whose writers are dead; folders for the output `held` have none."""
     with os.scandir(folder) as entries:
         stale = [Path(entry.path) for entry in entries if _TEMPORARY.fullmatch(entry.name)]
     for path in stale:
         with suppress(OSError):
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            if path.is_dir() and path.name[1:-13] == held:
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            mode = os.O_RDONLY if path.is_dir() else os.O_RDWR
+            handle = os.open(path, mode | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.is_dir():

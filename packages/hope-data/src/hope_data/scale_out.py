@@ -80,14 +80,18 @@ def slurm(todo: "Todo", workers: int, options: dict[str, str]) -> None:
             f"engine slurm: {str(error).split('() ')[-1]}; give it with --slurm KEY=VALUE"
         ) from None
     executor.run()
-    while not all(todo.done(i) for i in todo.numbers):
-        # Asked before the results are looked at: a job that has ended has written them.
-        ended = not _queued(executor.job_id)
-        if ended and not all(todo.done(i) for i in todo.numbers):
-            raise Unfinished(
-                f"Slurm job {executor.job_id} ended with tasks undone; see {logs}, then run it again"
-            )
-        time.sleep(_POLL_SECONDS)
+    try:
+        while not all(todo.done(i) for i in todo.numbers):
+            # Asked before the results are looked at: a job that has ended has written them.
+            ended = not _queued(executor.job_id)
+            if ended and not all(todo.done(i) for i in todo.numbers):
+                raise Unfinished(
+                    f"Slurm job {executor.job_id} ended with tasks undone; see {logs}, then run it again"
+                )
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        subprocess.run(["scancel", str(executor.job_id)], check=False)
+        raise
     shutil.rmtree(logs, ignore_errors=True)
 
 
