@@ -23,9 +23,9 @@ import time
 import traceback
 from pathlib import Path
 
+from hope_data.publishing import recover_folder
 from hope_model.counting import build_meta
 from hope_train import config as configuration
-from hope_train import files
 from hope_train.run import train
 from hope_train.verify import verify
 
@@ -100,7 +100,7 @@ def torment(config: configuration.TrainConfig, kills: int, size: int, seed: int 
                 one = draw.random() < 0.5
                 statuses = wait(children, [draw.choice(children)] if one else children)
                 counts["kills"] += any(statuses)
-            files.recover(out / "checkpoint")
+            recover_folder(out / "checkpoint")
             if (out / "checkpoint").exists():
                 verify(out / "checkpoint")
                 counts["verified"] += 1

@@ -203,15 +203,10 @@ def test_an_override_that_cannot_be_is_one_line(
 
 def test_every_command_lists_the_scales(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--conf", str(project / "conf"), "--params", str(project / "params.yaml")]
-    text = ["ablations", "--plan", "--only", "order", "--scale", "huge"]
-    for command in (["compose", "scale=huge"], ["plan", "scale=huge"], text):
+    for command in (["compose", "scale=huge"], ["plan", "scale=huge"]):
         assert main([*command, *where]) == 2
         assert "conf/scale/huge.yaml: no such file; choose one of ablation, mid, " in capsys.readouterr().err
     set_params(project, scale="huge")
     for command in (["compose", "--print", "model.vocab_size"], ["plan"]):
         assert main([*command, *where]) == 2
         assert "conf/scale/huge.yaml: no such file; choose one of ablation, mid, " in capsys.readouterr().err
-    assert (
-        main(["ablations", "--plan", "--conf", str(project), "--params", str(project / "params.yaml")]) == 2
-    )
-    assert "/study: no study there; --conf names the folder above it" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_rows_hold_root_mean_squares_and_inner_metrics(
     teach = TeachConfig(warmup=1.0, lr=[ScheduleConfig(name="constant", warmup=1.0)])
     assert train(dataclasses.replace(tiny, lengths={0: 16, 3: 32}, teach=teach), tmp_path / "a") == 0
     rows = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
-    flops = 3 * counting.flops_per_token(tiny.model, tiny.length)
+    flops = counting.training_flops_per_token(tiny.model, tiny.length)
     assert [row["tokens"] for row in rows] == [row["step"] * 4 * 32 for row in rows]
     for row in rows:
         squares = row["grad_rms_muon"] ** 2 + row["grad_rms_adamw"] ** 2

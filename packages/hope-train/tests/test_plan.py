@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hope_model import counting
 from hope_train.cli import main
+from hope_train.compose import Params, compose
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -33,3 +35,31 @@ def test_plan_of_a_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert n["total_gib"] > 3 * 4 * n["parameters"] / 2**30
     assert main(["plan", *where, "--device", "abacus"]) == 2
     assert "--device abacus: choose one of H200, H100" in capsys.readouterr().err
+
+
+def test_operations_are_those_of_training(tmp_path: Path) -> None:
+    """Writes and the teach signal have no backward; recomputing blocks costs time, and is no operation of the model."""
+    (tmp_path / "params.yaml").write_text("scale: smoke\nteach_scale: 0.1\nseed: 0\n")
+    where = [
+        "--conf",
+        str(CONF),
+        "--params",
+        str(tmp_path / "params.yaml"),
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    numbers = []
+    for overrides in ((), ("activation_checkpoint=true",), ("teach_scale=0",)):
+        assert main(["plan", "--run", "hope", *where, *overrides]) == 0
+        numbers.append(json.loads((tmp_path / "a.json").read_text()))
+    plain, again, still = numbers
+    config = compose("hope", CONF, Params("smoke", 0.1, 0))
+    forward = counting.forward_flops(config.model, config.length)
+    assert forward.constant > 0.2 * sum(forward)  # tripled, HOPE would have a sixth too many
+    assert (
+        plain["flops_per_token"] == again["flops_per_token"] == 3 * forward.differentiated + forward.constant
+    )
+    assert plain["tokens_per_s"] / again["tokens_per_s"] == pytest.approx(
+        (plain["flops_per_token"] + sum(forward)) / plain["flops_per_token"]
+    )
+    assert still["flops_per_token"] == pytest.approx(3 * forward.differentiated)

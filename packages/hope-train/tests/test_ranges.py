@@ -167,7 +167,7 @@ def test_params_that_a_shell_or_a_path_could_mistake_are_named(
 ) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(json.dumps(PARAMS | {key: value}))
-    for command in (["compose", "--print", "runs"], ["compose"], ["plan"], ["ablations", "--plan"]):
+    for command in (["compose", "--print", "runs"], ["compose"], ["plan"]):
         assert main([*command, "--params", str(file), "--conf", str(ROOT / "conf")]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {file}: ")

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 from hope_data.cli import main as hope_data
 from hope_data.files import dump_sealed, load_sealed
+from hope_model import counting
 from hope_model.errors import InputError
 from hope_train import config as configuration
-from hope_train import files, loop
+from hope_train import loop
 from hope_train.cli import main
 from hope_train.config import TrainConfig
 from hope_train.run import train
@@ -120,6 +121,7 @@ def test_twice_is_bitwise_the_same_and_numbers_are_reported(tiny: TrainConfig, t
     assert numbers["parameters"] == sum(t.numel() for t in a.values())
     assert {"val_bpb_left", "val_bpb_right", "val_bpb_se", "val_loss", "seconds"} <= numbers.keys()
     assert numbers["step_seconds"] > 0
+    assert numbers["flops_per_token"] == counting.training_flops_per_token(tiny.model, 32)
     meta = json.loads((tmp_path / "a/checkpoint/meta.json").read_text())
     assert (meta["run"], meta["step"], meta["length"], meta["corpora"]) == ("tiny", 6, 32, ["left", "right"])
     assert meta["config_sha256"] == configuration.fingerprint(tiny)
@@ -167,7 +169,8 @@ def test_another_run_in_the_folder_is_refused_or_replaced(
     assert train(tiny, out) == 0
     other = change(tiny, optim__lr=0.001, steps=2)
     with pytest.raises(
-        InputError, match=r"differs in optim\.lr 0\.003 -> 0\.001, steps 6 -> 2; choose another"
+        InputError,
+        match=r"differs in optim\.lr 0\.003 -> 0\.001, steps 6 -> 2 \(6 are done\); choose another",
     ):
         train(other, out)
     assert rows(out)[-1]["step"] == 6
@@ -218,7 +221,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
     weights = load_file(tmp_path / "out/checkpoint/model.safetensors")
     assert all(bool(torch.isfinite(w).all()) for w in weights.values())
 
-    config = write(change(wild, checkpoint_every=0), tmp_path / "wilder.yaml")
+    config = write(change(wild, checkpoint_every=0, seed=1), tmp_path / "wilder.yaml")
     assert main(["run", str(config), "--out", str(tmp_path / "out"), "--fresh-on-mismatch"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith("no checkpoint had been written"), "the former run's checkpoint is not this one's"
@@ -271,17 +274,12 @@ def test_a_log_of_something_else_is_named(tmp_path: Path) -> None:
         Jsonl(tmp_path / "log.jsonl", step=1)
 
 
-def test_a_swap_that_died_half_way_is_mended(tmp_path: Path) -> None:
-    target = tmp_path / "checkpoint"
-    for content in ("one", "two"):
-        (tmp_path / "new").mkdir()
-        (tmp_path / "new" / "file").write_text(content)
-        files.swap_in(tmp_path / "new", target)
-    assert (target / "file").read_text() == "two"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint"]
-    target.rename(tmp_path / "checkpoint.old")
-    files.recover(target)
-    assert (target / "file").read_text() == "two"
+def test_a_swap_that_died_half_way_is_mended(tiny: TrainConfig, tmp_path: Path) -> None:
+    assert train(tiny, tmp_path / "out", until=3) == RESUMABLE
+    (tmp_path / "out/checkpoint").rename(tmp_path / "out/.checkpoint.old")
+    assert train(tiny, tmp_path / "out", until=4) == RESUMABLE
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["checkpoint", "log.jsonl"]
+    assert [row["step"] for row in rows(tmp_path / "out")] == [2, 3, 4]
 
 
 def test_the_console_script_is_stopped_by_a_signal_and_keeps_trackers_in_its_folder(

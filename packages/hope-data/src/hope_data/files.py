@@ -53,7 +53,7 @@ def load_sealed(path: Path, remedy: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(data)
         claimed = record.pop("seal")
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise InputError(f"{path}: is damaged (no sealed JSON); {remedy}") from None
     if dump_sealed(record) != data:
         raise InputError(f"{path}: is damaged (seal {str(claimed)[:12]} does not fit its content); {remedy}")

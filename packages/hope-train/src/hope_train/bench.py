@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from hope_data.loader import Loader
+from hope_data.publishing import exclusive, temporary_folder
 from hope_model import counting
 from hope_model.errors import InputError
 from hope_train import state
@@ -44,6 +45,8 @@ def bench(config: TrainConfig, steps: int, rounds: int) -> dict[str, float]:
         `muon_s`, `adamw_s`, `m3_s`; `muon_over_adamw`; `optimizer_share` of the chosen one in a step; `checkpoint_s`,
         and `checkpoint_share` of the time between two (where the run has any).
     """
+    if steps < 0 or rounds < 1:
+        raise InputError(f"--steps {steps}, --rounds {rounds}: steps must be at least 0, rounds at least 1")
     every, steps = config.checkpoint_every, steps or config.log.every
     config = dataclasses.replace(
         config,
@@ -106,8 +109,8 @@ def _checkpoint(run: Run) -> float:
         state.save(folder, run.optimizer, run.world, saved, {})
         return time.perf_counter() - begin
 
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as root:
-        return float(_median(lambda: save(Path(root) / "checkpoint")))
+    with exclusive(Path("bench")), temporary_folder(Path("bench")) as root:
+        return float(_median(lambda: save(root / "checkpoint")))
 
 
 def _bare(run: Run) -> None:

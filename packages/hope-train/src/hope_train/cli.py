@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -12,6 +14,12 @@ from pathlib import Path
 from hope_data.errors import InputError as DataInputError
 from hope_model.errors import InputError as ModelInputError
 
+# A path that cannot be used is wrong input; a full or failing disk is not.
+WRONG_PATH = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EINVAL,
+)  # fmt: skip
+OUT_OF_MEMORY = re.compile("out of memory|n't allocate memory|not enough memory|nable to allocate")
 TOP = """\
 examples:
   hope-train compose --run hope --out runs/hope/config.yaml    what shall be trained
@@ -156,7 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataInputError, ModelInputError) as error:
         return _fail(error, 2)
     except OSError as error:
-        return _fail(error, 1)
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error
+        return _fail(reason, 2 if error.errno in WRONG_PATH else 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
 
 
 def _compose(arguments: argparse.Namespace) -> int:
@@ -198,6 +209,11 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     except DivergedError as error:
         return _fail(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
+            raise
+        reason = (str(error) or "no memory left").splitlines()[0]
+        return _fail(f"{reason}; lower batch_size or length, or raise accumulate", 1)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -255,8 +271,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fail(error: Exception, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+def _fail(error: object, status: int) -> int:
+    print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
     return status
 
 

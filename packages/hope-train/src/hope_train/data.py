@@ -114,7 +114,7 @@ def _open_task(config: TrainConfig, rank: int, world: int) -> Data:
     if config.lengths:
         raise InputError(f"task {name}: 'lengths' would cut its examples; leave it empty")
     lengths = config.data.eval_lengths or [config.length]
-    text = json.dumps([config.data.task, config.length, lengths], sort_keys=True)
+    text = json.dumps([config.data.task, config.length], sort_keys=True)
     return Data(
         loader=TaskLoader(name, task, config.length, config.batch_size, config.seed, rank, world),
         windows={},

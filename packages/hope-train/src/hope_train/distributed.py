@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hope_data.errors import InputError as DataInputError
 from hope_model.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +60,24 @@ class World:
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine)
         return [part.cpu().numpy().tobytes() for part in parts]
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Around what may find wrong input in one process only: then all of them stop, none waits for another.
+
+        Raises:
+            InputError: here, or in another process.
+        """
+        error: DataInputError | InputError | None = None
+        try:
+            yield
+        except (DataInputError, InputError) as found:
+            error = found
+        failed = self.sum([float(error is not None)])[0]
+        if error:
+            raise error
+        if failed:
+            raise InputError("another process of this run found wrong input and says which")
 
     def barrier(self) -> None:
         """Wait for the others."""

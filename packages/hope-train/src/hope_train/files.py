@@ -1,4 +1,4 @@
-"""Folders that are whole or not there."""
+"""Checkpoints that stay beside the newest one, and folders that go without leaving a half."""
 
 from __future__ import annotations
 
@@ -6,40 +6,32 @@ import os
 import shutil
 from pathlib import Path
 
-from hope_data.publishing import fsync
-
-
-def swap_in(folder: Path, target: Path) -> None:
-    """Put a finished folder in the place of another.
-
-    Between its two renames a kill leaves `target` away and its predecessor beside it; `recover` mends that.
-    """
-    old = _old(target)
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    folder.rename(target)
-    fsync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(target: Path) -> None:
-    """Undo a `swap_in` that was killed half-way."""
-    if _old(target).exists() and not target.exists():
-        _old(target).rename(target)
+from hope_data.publishing import exclusive, recover_folder, replace_folder, temporary_folder
 
 
 def keep(folder: Path, shelf: Path, name: str, most: int) -> None:
-    """Put a folder's files, by hard links, on a shelf of folders; `most` of them stay, 0 for all."""
-    target, temporary = shelf / name, shelf / f".{name}"
-    for path in (target, temporary):
-        shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(folder, temporary, copy_function=_link)
-    temporary.rename(target)
-    fsync(shelf)
-    kept = sorted(path for path in shelf.iterdir() if not path.name.startswith("."))
+    """Put a folder's files, by hard links, on a shelf of folders.
+
+    Args:
+        folder: what to keep.
+        shelf: where.
+        name: of the new folder.
+        most: folders to keep, this one and those that sort before it; 0 for all.
+    """
+    target = shelf / name
+    with exclusive(target), temporary_folder(target) as temporary:
+        recover_folder(target)
+        shutil.copytree(folder, temporary, copy_function=_link, dirs_exist_ok=True)
+        replace_folder(temporary, target)
+    kept = sorted(path for path in shelf.iterdir() if not path.name.startswith(".") and path.name <= name)
     for path in kept[:-most] if most else []:
-        shutil.rmtree(path)
+        remove(path)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder; a kill in between leaves it whole or away."""
+    with temporary_folder(folder) as rubbish:
+        folder.rename(rubbish / folder.name)
 
 
 def _link(source: str, target: str) -> None:
@@ -47,7 +39,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(target.name + ".old")

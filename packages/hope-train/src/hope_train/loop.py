@@ -48,7 +48,7 @@ class Run:
         world: the processes.
         precision: `fp32` or `bf16`.
         peak: floating-point operations per second of all devices, 0 where unknown.
-        flops: of one token, forward and backward.
+        flops: operations of one token, forward and backward where there is one.
     """
 
     config: TrainConfig
@@ -88,9 +88,9 @@ class Run:
 
 
 class Stop:
-    """Turns SIGTERM and SIGINT into a flag; a second signal has its usual effect."""
+    """Turns SIGTERM, SIGINT and SIGHUP into a flag; a second signal has its usual effect."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.requested = False
@@ -98,7 +98,9 @@ class Stop:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {kind: signal.signal(kind, self._handle) for kind in self.SIGNALS}
+        # Under nohup a lost terminal shall stop nothing.
+        kinds = [kind for kind in self.SIGNALS if kind != signal.SIGHUP or not _ignored(kind)]
+        self._before = {kind: signal.signal(kind, self._handle) for kind in kinds}
         return self
 
     def __exit__(
@@ -114,6 +116,10 @@ class Stop:
         self.requested = True
         self._restore()
         self._say(f"{signal.Signals(number).name}: saving after this step")
+
+
+def _ignored(kind: signal.Signals) -> bool:
+    return signal.getsignal(kind) is signal.SIG_IGN
 
 
 def fit(

@@ -25,14 +25,17 @@ def plan(config: TrainConfig, device: str, count: int) -> dict[str, Any]:
     Raises:
         InputError: a device that is not in the table.
     """
+    if count < 1:
+        raise InputError(f"--count {count}: it must be at least 1")
     if device not in DEVICES:
         raise InputError(f"--device {device}: choose one of {', '.join(DEVICES)}")
     kind = DEVICES[device]
     groups = counting.parameter_groups(counting.build_meta(config.model))
     matrix, other = (sum(p.numel() for _, p in groups[name]) for name in ("matrix", "other"))
     memory = foresee(config, count, bf16=config.precision != "fp32")
-    flops = 3 * counting.flops_per_token(config.model, config.length)
-    speed = count * kind.flops * kind.share / (flops * (4 / 3 if config.activation_checkpoint else 1))
+    flops = counting.training_flops_per_token(config.model, config.length)
+    again = counting.flops_per_token(config.model, config.length) if config.activation_checkpoint else 0.0
+    speed = count * kind.flops * kind.share / (flops + again)
     tokens = config.steps * config.batch_size * config.length
     saved = 4 * (matrix + other) + matrix * SLOTS[config.optim.name] + other * SLOTS["adamw"]
     return {

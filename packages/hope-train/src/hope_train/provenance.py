@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from hope_model.ops.native import build
 from hope_train.config import TrainConfig
+from hope_train.distributed import World
 
 PACKAGES = ("hope_data", "hope_model", "hope_train")
 WRITTEN = ("reports", "dvc.lock")  # by the pipeline itself, before and while it trains
@@ -61,9 +63,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in DISTRIBUTIONS}}
 
 
-def flags(config: TrainConfig, precision: str) -> dict[str, Any]:
-    """What else decides the last bits: switches of the run and of torch."""
+def flags(config: TrainConfig, precision: str, world: World) -> dict[str, Any]:
+    """What else decides the last bits: switches of the run and of torch, device and kernels."""
+    native = world.device.type == "cpu" and not config.model.variant.startswith("transformer")
     return {
+        "device": world.device.type,
+        "parallel": config.parallel if world.size > 1 else "alone",
         "precision": precision,
         "compile": config.compile,
         "activation_checkpoint": config.activation_checkpoint,
@@ -72,4 +77,5 @@ def flags(config: TrainConfig, precision: str) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "matmul": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
+        "kernels": build.identity() if native else "torch",
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 
 from hope_data.files import write_json
+from hope_data.publishing import exclusive, recover_folder
 from hope_model import LanguageModel, counting
 from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError
-from hope_train import distributed, files, hardware, provenance, state, zero
+from hope_train import distributed, files, hardware, provenance, resume, state, zero
 from hope_train.config import TrainConfig, fingerprint
 from hope_train.data import Data, open_data
 from hope_train.distributed import World
@@ -22,8 +24,9 @@ from hope_train.loop import DivergedError, Run, Stop, fit
 from hope_train.network import Network
 from hope_train.optim import Optimizer
 from hope_train.provenance import code_sha256, revision, versions
+from hope_train.resume import Former
 from hope_train.state import Identity, Progress, Saved
-from hope_train.tracking import Display, open_sinks
+from hope_train.tracking import LOG, Display, Jsonl, Sink, open_trackers, rows, wandb_mode
 from hope_train.validate import Validation
 
 FINISHED, RESUMABLE = 0, 75
@@ -53,49 +56,68 @@ def train(
         InputError: something the user can mend.
         DivergedError: the loss stopped being a number; the last checkpoint stands.
     """
+    if until is not None and until < 1:
+        raise InputError(f"--until {until}: it must be a step, at least 1")
+    wandb_mode(config)  # what is wrong with it shall not be found when the former run is gone
     with distributed.join(config.device) as world:
-        return _train(config, out, world, fresh_on_mismatch, report, until)
+        data = open_data(config, world.rank, world.size)
+        with _owned(out, world):
+            return _train(config, data, out, world, fresh_on_mismatch, report, until)
+
+
+@contextmanager
+def _owned(out: Path, world: World) -> Iterator[None]:
+    """Hold a run's checkpoint, log and milestones against other commands; the first process does it for all."""
+    with ExitStack() as stack:
+        with world.agreed():
+            if world.main:
+                stack.enter_context(exclusive(out / "checkpoint"))
+        yield
 
 
 def _train(
-    config: TrainConfig, out: Path, world: World, fresh: bool, report: Path | None, until: int | None
+    config: TrainConfig,
+    data: Data,
+    out: Path,
+    world: World,
+    fresh: bool,
+    report: Path | None,
+    until: int | None,
 ) -> int:
-    data = open_data(config, world.rank, world.size)
     identity = Identity(fingerprint(config), data.tokenizer_sha256, data.sha256, code_sha256())
     folder = out / "checkpoint"
     display = Display(config.run, config.steps, quiet=not world.main)
-    saved = _former(config, identity, folder, fresh, display, world)
-    if saved and saved.progress.metrics:
-        display.say(f"{config.run}: finished at step {saved.progress.step}; nothing to do")
-        return _finish(saved.progress.metrics, report, world)
+    with world.agreed():
+        former = _former(config, identity, out, fresh, display, world)
+    if former.saved and former.finished:
+        display.say(f"{config.run}: finished at step {former.saved.progress.step}; nothing to do")
+        return _finish(former.saved.progress.metrics, report, world)
 
     run = build(config, data, world)
-    progress = Progress()
-    flags = provenance.flags(config, run.precision)
-    if saved:
-        state.restore(folder, saved, run.optimizer, world)
-        run.data.loader.load_state_dict(saved.loader)
-        progress = saved.progress
-        _mind_changes(saved, flags, world, display)
+    progress, flags = Progress(), provenance.flags(config, run.precision, world)
+    if former.saved:
+        progress = _resume(run, former, folder, flags, display)
     meta = _meta(run, identity)
     for line in _headlines(run, progress, meta, flags):
         display.say(line)
+    with world.agreed():
+        log, sinks = _open_sinks(run, former, out, progress) if world.main else (None, [])
 
     def save() -> None:
-        loader = run.data.loader.state_dict()
-        now = Saved(identity, dataclasses.asdict(config), progress, loader, flags)
+        loader, logged = run.data.loader.state_dict(), log.sha256 if log else ""
+        now = Saved(identity, dataclasses.asdict(config), progress, loader, flags, log=logged)
         counted = {"step": progress.step, "tokens": progress.tokens}
         state.save(folder, run.optimizer, world, now, {**meta, **counted})
-        if world.main and config.milestone_every and progress.step % config.milestone_every == 0:
-            files.keep(folder, out / "milestones", f"step-{progress.step:08}", config.milestones)
+        if world.main:
+            _keep(config, out, progress.step)
 
-    sinks = open_sinks(config, out, progress.step, progress.attempt) if world.main else []
     try:
+        # A signal while the last checkpoint is written shall not lose it.
         with Stop(display.say) as stop, display:
             final = fit(run, progress, sinks=sinks, display=display, save=save, stop=stop, until=until)
-        if progress.step == config.steps:
-            progress.metrics = _metrics(run, progress, final)
-        save()
+            if progress.step == config.steps:
+                progress.metrics = _metrics(run, progress, final or run.validate())
+            save()
     except DivergedError as error:
         kept = state.read(folder)
         where = f"{folder} keeps step {kept.progress.step}" if kept else "no checkpoint had been written"
@@ -104,7 +126,9 @@ def _train(
         for sink in sinks:
             sink.close()
     if not progress.metrics:
-        display.say(f"{config.run}: stopped at step {progress.step}/{config.steps}; the same command goes on")
+        display.say(
+            f"{config.run}: stopped at step {progress.step}/{config.steps}; the same command resumes it"
+        )
         return RESUMABLE
     display.say(_result(run, progress))
     return _finish(progress.metrics, report, world)
@@ -134,7 +158,7 @@ def build(config: TrainConfig, data: Data, world: World) -> Run:
         world=world,
         precision=precision,
         peak=hardware.peak_flops(world.device) * world.size,
-        flops=3 * counting.flops_per_token(config.model, config.length),
+        flops=counting.training_flops_per_token(config.model, config.length),
     )
 
 
@@ -150,40 +174,66 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def _former(
-    config: TrainConfig,
-    identity: Identity,
-    folder: Path,
-    fresh_on_mismatch: bool,
-    display: Display,
-    world: World,
-) -> Saved | None:
-    """The checkpoint to go on from, if it is this run's."""
+    config: TrainConfig, identity: Identity, out: Path, fresh: bool, display: Display, world: World
+) -> Former:
+    """The checkpoint to resume from, if it is this run's."""
+    folder = out / "checkpoint"
     if world.main:
-        files.recover(folder)
+        recover_folder(folder)
     world.barrier()
-    try:
-        saved = state.read(folder)
-        different = state.differences(saved, config, identity) if saved else []
-        what = f"the former run differs in {', '.join(different)}"
-    except InputError as error:
-        if not fresh_on_mismatch:
-            raise
-        saved, different, what = None, ["unknown"], str(error)
-    if not different:
-        return saved
-    if fresh_on_mismatch:
-        display.say(f"{config.run}: starting afresh: {what}")
-        world.barrier()
-        if world.main:
-            shutil.rmtree(folder)
-        return None
-    if different == ["the code"]:
-        display.say(f"{config.run}: the code has changed since the checkpoint was written")
-        return saved
-    raise InputError(
-        f"{folder} belongs to another run: {what}; "
-        f"choose another --out, move it away, or pass --fresh-on-mismatch"
-    )
+    former = resume.find(config, identity, folder, fresh_on_mismatch=fresh)
+    if former.replaced:
+        display.say(f"{config.run}: starting afresh: the former run differs in {', '.join(former.replaced)}")
+    if former.saved and world.main:
+        if former.finished:  # nobody else would look at its tensors again
+            state.check_files(folder, former.saved)
+        step = former.saved.progress.step
+        if not (out / LOG).exists():
+            display.say(f"{out / LOG}: is not there; its rows begin after step {step}")
+        rows(out / LOG, step, former.saved.log)
+        _keep(config, out, step)
+    return former
+
+
+def _keep(config: TrainConfig, out: Path, step: int) -> None:
+    """Put the checkpoint among the milestones if it is one; also after a kill between saving and keeping."""
+    folder, name = out / "checkpoint", f"step-{step:08}"
+    if not config.milestone_every or step % config.milestone_every:
+        return
+    kept = out / "milestones" / name / state.SIDECAR
+    if not kept.is_file() or kept.read_bytes() != (folder / state.SIDECAR).read_bytes():
+        files.keep(folder, out / "milestones", name, config.milestones)
+
+
+def _resume(run: Run, former: Former, folder: Path, flags: dict[str, Any], display: Display) -> Progress:
+    """Put everything back, and say what is not as it was."""
+    saved, name = former.saved, run.config.run
+    assert saved is not None  # noqa: S101
+    state.restore(folder, saved, run.optimizer, run.world)
+    run.data.loader.load_state_dict(saved.loader)
+    saved.progress.metrics = {}
+    changes = dict(former.changes)
+    if changes.pop("steps", None):
+        display.say(f"{name}: {resume.trained_on(saved, run.config)}")
+    if changes.pop("code", None):
+        display.say(f"{name}: the code has changed since the checkpoint was written")
+    bits = resume.bits(saved, flags, run.world.size)
+    if others := [text for key, text in changes.items() if key not in flags]:
+        display.say(f"{name}: resuming with {', '.join(others)}")
+    if bits:
+        display.say(f"{name}: resuming, but not to the same bits: {', '.join(bits)}")
+    return saved.progress
+
+
+def _open_sinks(run: Run, former: Former, out: Path, progress: Progress) -> tuple[Jsonl, list[Sink]]:
+    """The log and the trackers; a former run is removed when nothing else can be refused."""
+    trackers = open_trackers(run.config, out, progress.attempt)
+    if former.replaced:
+        for folder in (out / "checkpoint", out / "milestones"):
+            if folder.exists():
+                files.remove(folder)
+    log = Jsonl(out / LOG, progress.step, former.saved.log if former.saved else "")
+    return log, [log, *trackers]
 
 
 def _meta(run: Run, identity: Identity) -> dict[str, Any]:
@@ -205,15 +255,6 @@ def _meta(run: Run, identity: Identity) -> dict[str, Any]:
         "versions": versions(),
         "parameters": run.optimizer.counts(),
     }
-
-
-def _mind_changes(saved: Saved, flags: dict[str, Any], world: World, display: Display) -> None:
-    """Say what keeps the rest of the run from being bitwise what it would have been."""
-    changed = [f"{k} {saved.flags.get(k)} -> {v}" for k, v in flags.items() if saved.flags.get(k) != v]
-    if saved.processes != world.size:
-        changed.append(f"processes {saved.processes} -> {world.size}")
-    if changed:
-        display.say(f"going on, but not to the same bits: {', '.join(changed)}")
 
 
 def _headlines(

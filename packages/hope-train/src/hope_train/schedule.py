@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 from hope_model.state import MemorySettings
 from hope_train.config import ScheduleConfig, TeachConfig, TrainConfig
@@ -75,6 +76,14 @@ def _teaching(
     return settings._replace(
         teach_scale=scale, writes=writes, rates=tuple(rates) if config.lr else settings.rates
     )
+
+
+def pace(config: TrainConfig, step: int) -> tuple[Any, ...]:
+    """Everything that depends on how long the run is, for one step."""
+    settings = MemorySettings(1.0, 1.0, 0.0)
+    levels = len(config.model.cms.chunks())
+    teaching = _teaching(config.teach, settings, step, config.steps, levels)
+    return factor(config.schedule, step, config.steps), exceptions(config, step), teaching
 
 
 def logged(config: TeachConfig, settings: MemorySettings, lr: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import secrets
-import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,17 @@ from torch import Tensor, nn
 
 from hope_data.errors import InputError as DataInputError
 from hope_data.files import dump_sealed, load_sealed, sha256_file
-from hope_data.publishing import fsync, write_atomic
+from hope_data.publishing import fsync, replace_folder, temporary_folder
 from hope_model import checkpoint
 from hope_model.config import ModelConfig
 from hope_model.counting import build_meta
 from hope_model.errors import InputError
-from hope_train import files, tensors
-from hope_train.config import TrainConfig
+from hope_model.ranges import check_ranges, within
+from hope_train import tensors
+from hope_train.config import STEPS
 from hope_train.distributed import World
 from hope_train.optim import Optimizer
+from hope_train.values import strict
 
 WEIGHTS, SIDECAR = "model.safetensors", "training.json"
 
@@ -48,12 +50,12 @@ class Progress:
         attempt: names this run and its continuations to trackers.
     """
 
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    step_seconds: float = 0.0
+    step: int = field(default=0, metadata=within(0, STEPS))
+    tokens: int = field(default=0, metadata=within(0))
+    seconds: float = field(default=0.0, metadata=within(0))
+    step_seconds: float = field(default=0.0, metadata=within(0))
     losses: list[float] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)  # a validation may end at no number
     attempt: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
@@ -69,25 +71,39 @@ class Identity:
 
 @dataclass(frozen=True)
 class Saved:
-    """The sidecar of a checkpoint: everything but tensors."""
+    """The sidecar of a checkpoint: everything but tensors.
+
+    Attributes:
+        identity: of the run.
+        config: of the run, as nested plain values.
+        progress: what the loop has counted.
+        loader: position in the data.
+        flags: what else decides the last bits.
+        processes: that wrote the checkpoint.
+        sha256: of every other file, by name.
+        log: SHA-256 of the log's rows up to this step; empty where it is not known.
+    """
 
     identity: Identity
     config: dict[str, Any]
     progress: Progress
     loader: dict[str, Any]
     flags: dict[str, Any]
-    processes: int = 1
+    processes: int = field(default=1, metadata=within(1, 2**20))
     sha256: dict[str, str] = field(default_factory=dict)
+    log: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run has written."""
+        check_ranges(self, "")
 
 
 def save(folder: Path, optimizer: Optimizer, world: World, saved: Saved, meta: dict[str, Any]) -> None:
     """Write a whole checkpoint folder, or leave the former one as it was; every process calls it."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    if world.main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    world.barrier()
-    try:
+    with temporary_folder(folder) if world.main else nullcontext(folder) as temporary:
+        # All processes write into the folder that the first one has made.
+        name = f"{temporary.name}" if world.main else f".{folder.name}.--------.tmp"
+        temporary = folder.with_name(world.gather(name.encode())[0].decode())
         weights = {name: _on_main(optimizer.whole(name), world) for name in optimizer.named}
         own = temporary / f"training-{world.rank:05}-of-{world.size:05}.safetensors"
         state = optimizer.tensors() if world.main or optimizer.sharded else {}
@@ -99,13 +115,9 @@ def save(folder: Path, optimizer: Optimizer, world: World, saved: Saved, meta: d
             for rank, digest in enumerate(digests):
                 hashes[f"training-{rank:05}-of-{world.size:05}.safetensors"] = digest.hex()
             saved = dataclasses.replace(saved, processes=world.size, sha256=hashes)
-            write_atomic(temporary / SIDECAR, dump_sealed(dataclasses.asdict(saved)))
-            fsync(temporary)
-            files.swap_in(temporary, folder)
+            (temporary / SIDECAR).write_bytes(dump_sealed(dataclasses.asdict(saved)))
+            replace_folder(temporary, folder)
         world.barrier()
-    finally:
-        if world.main:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _on_main(full: Tensor, world: World) -> Tensor:
@@ -138,14 +150,12 @@ def read(folder: Path) -> Saved | None:
         return None
     try:
         values = load_sealed(folder / SIDECAR, f"move {folder} away")
-        identity, progress = Identity(**values.pop("identity")), Progress(**values.pop("progress"))
-        return Saved(identity=identity, progress=progress, **values)
+        saved = strict(Saved, values, f"{folder / SIDECAR}: not the state of a run")
     except DataInputError as error:
         raise InputError(str(error)) from None
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder / SIDECAR}: not the state of a run ({error}); move {folder} away"
-        ) from None
+    if not isinstance(saved.config.get("model"), dict):
+        raise InputError(f"{folder / SIDECAR}: not the state of a run: no model in its configuration")
+    return saved
 
 
 def check_files(folder: Path, saved: Saved, names: list[str] | None = None) -> None:
@@ -174,8 +184,8 @@ def restore(folder: Path, saved: Saved, optimizer: Optimizer, world: World) -> N
         InputError: a file that is missing or not what was written, weights that are not this model's.
     """
     names = sorted(saved.sha256)
-    check_files(folder, saved, names[world.rank :: world.size] or names[:1])
-    world.barrier()
+    with world.agreed():
+        check_files(folder, saved, names[world.rank :: world.size] or names[:1])
     weights = tensors.Reader([folder / WEIGHTS])
     fit(folder, weights, optimizer.shapes)
     optimizer.load_weights(weights.read)
@@ -208,22 +218,6 @@ def training_files(folder: Path, saved: Saved) -> list[Path]:
     return [folder / f"training-{rank:05}-of-{size:05}.safetensors" for rank in range(size)]
 
 
-def differences(saved: Saved, config: TrainConfig, identity: Identity) -> list[str]:
-    """What keeps a checkpoint from being this run's, in words; empty where nothing does."""
-    found = []
-    if saved.identity.config != identity.config:
-        before, now = _flat(saved.config), _flat(dataclasses.asdict(config))
-        keys = [key for key in (*now, *(before.keys() - now.keys())) if before.get(key) != now.get(key)]
-        found += [f"{key} {before.get(key)} -> {now.get(key)}" for key in keys]
-    if saved.identity.tokenizer != identity.tokenizer:
-        found.append("the tokenizer")
-    elif saved.identity.data != identity.data:
-        found.append("the shards")
-    if saved.identity.code != identity.code:
-        found.append("the code")
-    return found
-
-
 def _random_state() -> dict[str, Tensor]:
     device = {"rng/cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
     return {"rng/cpu": torch.get_rng_state(), **device}
@@ -233,11 +227,3 @@ def _set_random_state(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["rng/cpu"])
     if "rng/cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["rng/cuda"])
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        out.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
-    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -17,9 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hope_data.publishing import write_atomic
 from hope_model.errors import InputError
+from hope_model.ranges import shown
 from hope_train.config import TrainConfig
 
 Row = Mapping[str, float]
+LOG = "log.jsonl"
+MODES = ("offline", "online", "disabled")
 
 
 class Sink(Protocol):
@@ -33,35 +37,66 @@ class Sink(Protocol):
 
 
 class Jsonl:
-    """One JSON object per line; going on after an interruption leaves no gap and no double row.
+    """One JSON object per line; a resumed run leaves no gap and no double row.
 
     Args:
         path: the file.
         step: rows after this step are dropped first: they belong to steps that will be done again.
+        sha256: of the rows up to there, as `sha256` gave it; empty where it is not known.
+
+    Raises:
+        InputError: as `rows`.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
-        try:
-            kept = [line for line in _lines(path) if json.loads(line)["step"] <= step] if step else []
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path}: a line of it is no row of a log; move the file away") from None
-        write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
-        self._stream = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, step: int, sha256: str = "") -> None:
+        kept = rows(path, step, sha256).encode() if step else b""
+        write_atomic(path, kept)
+        self._digest = hashlib.sha256(kept)
+        self._stream = path.open("ab")
 
     def log(self, row: Row) -> None:
         """Append one row; it is on disk when this returns."""
-        self._stream.write(json.dumps(row) + "\n")
+        line = (json.dumps(row) + "\n").encode()
+        self._stream.write(line)
         self._stream.flush()
         os.fsync(self._stream.fileno())
+        self._digest.update(line)
+
+    @property
+    def sha256(self) -> str:
+        """Of all rows so far."""
+        return self._digest.hexdigest()
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines: a kill may have torn the last one, and its step is done again anyway."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+def rows(path: Path, step: int, sha256: str) -> str:
+    """Return the rows of a log up to a step, '' where there is no log.
+
+    Args:
+        path: the file.
+        step: of the checkpoint beside it.
+        sha256: of those rows; empty where it is not known.
+
+    Raises:
+        InputError: a line that is no row, or rows other than those that were written.
+    """
+    if not path.exists():
+        return ""
+    try:
+        # Whole lines: a kill may have torn the last one, and its step is done again anyway.
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        kept = "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{path}: a line of it is no row of a log; move the file away") from None
+    if sha256 and hashlib.sha256(kept.encode()).hexdigest() != sha256:
+        raise InputError(
+            f"{path}: its rows up to step {step} are not those that the run wrote; "
+            "put them back, or move the file away to do without them"
+        )
+    return kept
 
 
 class Wandb:
@@ -140,15 +175,27 @@ class MLflow:
         self._mlflow.end_run()
 
 
-def open_sinks(config: TrainConfig, folder: Path, step: int, attempt: str) -> list[Sink]:
-    """The sinks a configuration asks for; the variable WANDB_MODE wins over `log.wandb`."""
-    sinks: list[Sink] = [Jsonl(folder / "log.jsonl", step)]
+def wandb_mode(config: TrainConfig) -> str:
+    """Return what Weights & Biases shall do: the variable WANDB_MODE wins over `log.wandb`.
+
+    Raises:
+        InputError: the variable is none of the modes.
+    """
     mode = os.environ.get("WANDB_MODE") or config.log.wandb
-    if mode != "disabled":
-        sinks.append(Wandb(config, folder, mode, attempt))
+    if mode not in MODES:
+        raise InputError(f"WANDB_MODE is {shown(mode)}; choose one of {', '.join(MODES)}")
+    return mode
+
+
+def open_trackers(config: TrainConfig, folder: Path, attempt: str) -> list[Sink]:
+    """Open the trackers that a configuration asks for, besides the log."""
+    trackers: list[Sink] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    if (mode := wandb_mode(config)) != "disabled":
+        trackers.append(Wandb(config, folder, mode, attempt))
     if config.log.mlflow:
-        sinks.append(MLflow(config, attempt))
-    return sinks
+        trackers.append(MLflow(config, attempt))
+    return trackers
 
 
 class Display:

@@ -1,0 +1,142 @@
+"""What the checkpoint in a run's folder means for a configuration: resume, nothing left to do, refuse, or replace."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hope_model.errors import InputError
+from hope_train import schedule, state
+from hope_train.config import TrainConfig
+from hope_train.state import Identity, Saved
+
+# Keys, or beginnings of keys, that leave what is learned as it is.
+FREE = (
+    "run", "log.", "eval_every", "eval_windows", "data.eval_lengths", "data.shards", "data.tokenizer",
+    "checkpoint_every", "milestone_every", "milestones", "parallel", "precision", "compile", "activation_checkpoint",
+    "accumulate", "sdpa", "device",
+)  # fmt: skip
+MEASURED = ("eval_windows", "data.eval_lengths")  # they decide the numbers of a finished run
+
+
+@dataclass(frozen=True)
+class Former:
+    """The checkpoint that was found.
+
+    Attributes:
+        saved: what to resume from; None starts afresh.
+        replaced: a checkpoint of another run is there and shall go.
+        changes: keys that differ and leave the mathematics as it is, each with both values.
+    """
+
+    saved: Saved | None
+    replaced: list[str] = dataclasses.field(default_factory=list)
+    changes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether its final numbers are those of this configuration."""
+        return (
+            bool(self.saved and self.saved.progress.metrics)
+            and not {"steps", *MEASURED} & self.changes.keys()
+        )
+
+
+def find(config: TrainConfig, identity: Identity, folder: Path, *, fresh_on_mismatch: bool) -> Former:
+    """Compare a run with the checkpoint in its folder.
+
+    Args:
+        config: of the run.
+        identity: of its data and code.
+        folder: of the checkpoint.
+        fresh_on_mismatch: the result must be that of this configuration alone: another run is replaced.
+
+    Raises:
+        InputError: the checkpoint is of another run, or damaged.
+    """
+    saved = state.read(folder)
+    if saved is None:
+        return Former(None)
+    other, changes = _compare(saved, config, alone=fresh_on_mismatch)
+    if saved.identity.tokenizer != identity.tokenizer:
+        other.append(_pair("the tokenizer", saved.identity.tokenizer[:12], identity.tokenizer[:12]))
+    elif saved.identity.data != identity.data:
+        other.append(_pair("the shards", saved.identity.data[:12], identity.data[:12]))
+    if saved.identity.code != identity.code:
+        # Nobody can say what a change of the code does; it takes a request to lose work for it.
+        if fresh_on_mismatch:
+            other.append("the code")
+        changes["code"] = "other code"
+    if other and fresh_on_mismatch:
+        return Former(None, replaced=other)
+    if other:
+        raise InputError(
+            f"{folder} belongs to another run: it differs in {', '.join(other)}; "
+            f"choose another --out, move it away, or pass --fresh-on-mismatch"
+        )
+    return Former(saved, changes=changes)
+
+
+def _compare(saved: Saved, config: TrainConfig, *, alone: bool) -> tuple[list[str], dict[str, str]]:
+    """Keys that make it another run, and those that do not, with both values."""
+    before, now = _flat(saved.config), _flat(dataclasses.asdict(config))
+    other, free = [], {}
+    for key in (*now, *(before.keys() - now.keys())):
+        if before.get(key) == now.get(key):
+            continue
+        pair = _pair(key, before.get(key), now.get(key))
+        if key == "steps":
+            done = saved.progress.step
+            if config.steps < done:
+                other.append(f"{pair} ({done} are done)")
+            elif alone and not _same_so_far(saved, config):
+                other.append(pair)
+            else:
+                free[key] = pair
+        elif key.startswith(FREE):
+            free[key] = pair
+        else:
+            other.append(pair)
+    return other, free
+
+
+def _same_so_far(saved: Saved, config: TrainConfig) -> bool:
+    """Whether the steps done are those of a run with the new number of steps, by its schedules."""
+    former = dataclasses.replace(config, steps=saved.config["steps"])
+    return all(
+        schedule.pace(former, step) == schedule.pace(config, step) for step in range(saved.progress.step)
+    )
+
+
+def bits(saved: Saved, flags: dict[str, Any], processes: int) -> list[str]:
+    """What keeps the rest of the run from being bitwise what it would have been, with both values."""
+    now = {**flags, "processes": processes}
+    before = {**saved.flags, "processes": saved.processes}
+    return [_pair(key, before[key], value) for key, value in now.items() if before.get(key, value) != value]
+
+
+def trained_on(saved: Saved, config: TrainConfig) -> str:
+    """How learning rates go on where the number of steps has changed."""
+    before, done = saved.config["steps"], saved.progress.step
+    last = schedule.factor(config.schedule, done - 1, before) if done else 0.0
+    following = (
+        f"{schedule.factor(config.schedule, done, config.steps):.3g}" if done < config.steps else "none"
+    )
+    return (
+        f"steps {before} -> {config.steps}: from step {done} on the schedule is that of {config.steps} steps; "
+        f"its factor was {last:.3g} and is now {following}"
+    )
+
+
+def _pair(key: str, before: object, now: object) -> str:
+    return f"{key} {before} -> {now}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        out.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return out
