@@ -53,11 +53,40 @@ def load_sealed(path: Path, remedy: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(data)
         claimed = record.pop("seal")
+        whole = dump_sealed(record) == data
+    # RecursionError: brackets by the thousand.
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise InputError(f"{path}: is damaged (no sealed JSON); {remedy}") from None
-    if dump_sealed(record) != data:
+    if not whole:
         raise InputError(f"{path}: is damaged (seal {str(claimed)[:12]} does not fit its content); {remedy}")
     return record
+
+
+def conform(path: Path, value: Any, form: Any, remedy: str, key: str = "") -> None:
+    """Check the form of JSON.
+
+    Args:
+        path: where it is from.
+        value: what was read.
+        form: a type; a dictionary of keys that must be there, each with its form; or [form] for a dictionary of any
+            keys.
+        remedy: what to do about another form.
+        key: where in the file `value` is.
+
+    Raises:
+        InputError: it has another form; names the key.
+    """
+    kind = dict if isinstance(form, dict | list) else form
+    if type(value) is not kind:
+        raise InputError(
+            f"{path}: {key or 'content'} is {type(value).__name__} where {kind.__name__} is needed; {remedy}"
+        )
+    for name, inner in form.items() if isinstance(form, dict) else ():
+        if name not in value:
+            raise InputError(f"{path}: has no {key}{'.' * bool(key)}{name}; {remedy}")
+        conform(path, value[name], inner, remedy, f"{key}{'.' * bool(key)}{name}")
+    for name in value if isinstance(form, list) else ():
+        conform(path, value[name], form[0], remedy, f"{key}.{name}")
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -9,15 +9,20 @@ waits for another and merging is no more than listing them. All numbers are litt
 magic, version, item size, number of items.
 """
 
+import hashlib
+import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from hope_data import seals
 from hope_data.errors import InputError
-from hope_data.files import load_sealed, plain_name
+from hope_data.files import conform, load_sealed, plain_name, sha256_file
 from hope_data.splits import SPLITS
 from hope_data.tokenizer import Tokenizer
 
@@ -27,6 +32,17 @@ _HEADER = struct.Struct("<8sIIQ8x")
 _MAGIC = b"HOPEDATA"
 _VERSION = 1
 HEADER_SIZE = _HEADER.size
+_CHUNK = 1 << 20
+_SPLIT = {"documents": int, "tokens": int, "bytes": int, "files": [str]}
+_FORM = {
+    "corpus": str,
+    "dtype": str,
+    "vocab_size": int,
+    "eos_id": int,
+    "tokenizer_sha256": str,
+    "splits": dict.fromkeys(SPLITS, _SPLIT),
+    "provenance": {"dropped": [int]},
+}
 
 
 def token_type(vocab_size: int) -> np.dtype[Any]:
@@ -43,9 +59,13 @@ def load_index(folder: Path) -> dict[str, Any]:
     """The sealed index of one corpus's shards.
 
     Raises:
-        InputError: missing or damaged.
+        InputError: missing, damaged, or of another form.
     """
-    return load_sealed(folder / INDEX, REMEDY)
+    index = load_sealed(folder / INDEX, REMEDY)
+    conform(folder / INDEX, index, _FORM, REMEDY)
+    if index["dtype"] != token_type(index["vocab_size"]).name:
+        raise InputError(f"{folder / INDEX}: dtype {index['dtype']!r} does not fit its vocab_size; {REMEDY}")
+    return index
 
 
 def corpora(folder: Path, names: list[str] | None = None) -> list[Path]:
@@ -126,21 +146,57 @@ class Shard:
     """One pair of files of a split.
 
     Attributes:
+        paths: files of tokens and of documents.
         tokens: [n_tokens], memory-mapped; every document is followed by end-of-text.
         ends: int64 [n_documents], offset of the token after each document's end-of-text.
         byte_lengths: int64 [n_documents], UTF-8 bytes of each document.
     """
 
     def __init__(self, folder: Path, name: str, dtype: npt.DTypeLike):
-        self.name = name
-        self.tokens = open_array(folder / f"{name}.bin", dtype)
-        docs = open_array(folder / f"{name}.docs.bin", "<i8")
+        self.paths = folder / f"{name}.bin", folder / f"{name}.docs.bin"
+        self.tokens = open_array(self.paths[0], dtype)
+        docs = open_array(self.paths[1], "<i8")
         if len(docs) % 2:
-            raise InputError(f"{folder / name}.docs.bin: an odd number of items; {REMEDY}")
+            raise InputError(f"{self.paths[1]}: an odd number of items; {REMEDY}")
         pairs = docs.reshape(-1, 2)
         self.ends, self.byte_lengths = pairs[:, 0], pairs[:, 1]
         if self.ends[-1] != len(self.tokens):
-            raise InputError(f"{folder / name}.docs.bin: does not end where {name}.bin does; {REMEDY}")
+            raise InputError(f"{self.paths[1]}: does not end where {name}.bin does; {REMEDY}")
+
+    def check(self, hashes: dict[str, str], vocab_size: int, eos_id: int) -> None:
+        """Read every byte: hashes, tokens within the vocabulary, documents in order and ended by end-of-text.
+
+        Raises:
+            InputError: the first thing that is wrong, by file.
+        """
+        tokens, docs = self.paths
+        seals.compare(docs, sha256_file(docs), hashes.get(docs.name), REMEDY)
+        sha256, highest, n_ends = _scan(tokens, self.tokens.dtype, eos_id)
+        seals.compare(tokens, sha256, hashes.get(tokens.name), REMEDY)
+        if highest >= vocab_size:
+            raise InputError(f"{tokens}: token {highest} is outside the vocabulary of {vocab_size}; {REMEDY}")
+        ends = np.asarray(self.ends)
+        if not np.all(np.diff(ends, prepend=0) > 0):
+            raise InputError(f"{docs}: document ends are out of order; {REMEDY}")
+        if n_ends != len(ends) or not np.all(self.tokens[ends - 1] == eos_id):
+            raise InputError(f"{tokens}: documents do not end in end-of-text; {REMEDY}")
+        if self.byte_lengths.min() < 0:
+            raise InputError(f"{docs}: a document of less than no bytes; {REMEDY}")
+
+
+def _scan(path: Path, dtype: np.dtype[Any], eos_id: int) -> tuple[str, int, int]:
+    """Hash of a file of tokens, its highest token and how many are end-of-text, in one reading."""
+    sha256, highest, n_ends = hashlib.sha256(), 0, 0
+    buffer = bytearray(_CHUNK)
+    tokens = np.frombuffer(buffer, dtype)
+    with path.open("rb", buffering=0) as file:
+        sha256.update(file.read(HEADER_SIZE))
+        while size := file.readinto(buffer):
+            sha256.update(memoryview(buffer)[:size])
+            part = tokens[: size // dtype.itemsize]
+            highest = max(highest, int(part.max(initial=0)))
+            n_ends += int(np.count_nonzero(part == eos_id))
+    return sha256.hexdigest(), highest, n_ends
 
 
 class Split:
@@ -186,8 +242,16 @@ class Split:
         return self.shards[0].tokens if len(self.shards) == 1 else Tokens(self._tokens())
 
     @classmethod
-    def open(cls, folder: str | Path, name: str, tokenizer: Tokenizer | None = None) -> Self:
-        """Open a split; with `tokenizer`, make sure that it is the one the shards were made with.
+    def open(
+        cls, folder: str | Path, name: str, tokenizer: Tokenizer | None = None, *, reread: bool = False
+    ) -> Self:
+        """Open a split whose every byte is as its index promises.
+
+        Args:
+            folder: shards of one corpus.
+            name: of the split.
+            tokenizer: make sure that it is the one the shards were made with.
+            reread: read every file even where a seal holds (see `seals`).
 
         Raises:
             InputError: missing, damaged, an unknown split, or another tokenizer's tokens.
@@ -198,6 +262,15 @@ class Split:
         split = cls(folder, name, load_index(folder))
         if tokenizer is not None:
             split.check_tokenizer(tokenizer.sha256)
+        hashes = split.index["splits"][name]["files"]
+        if reread or not seals.holds(folder, hashes):
+            check = partial(
+                Shard.check, hashes=hashes, vocab_size=split.index["vocab_size"], eos_id=split.eos_id
+            )
+            with seals.sealing(folder, hashes), ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(check, split.shards))
+            if int(split.byte_lengths.sum()) != split.n_bytes:
+                raise InputError(f"{folder}: byte lengths of {name} do not add up; {REMEDY}")
         return split
 
     def check_tokenizer(self, sha256: str) -> None:

@@ -1,6 +1,5 @@
 """Checks every promise that shards make, and describes the mixture."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ from hope_data import overlap
 from hope_data.errors import InputError
 from hope_data.files import sha256_file
 from hope_data.progress import steps
-from hope_data.shards import HEADER_SIZE, INDEX, REMEDY, Shard, Split, corpora, load_index
+from hope_data.shards import INDEX, Shard, Split, corpora, load_index
 from hope_data.splits import SPLITS
 from hope_data.tokenizer import Tokenizer
 
-_CHUNK = 1 << 20
 # Tokens per shard whose bytes are added up again, document by document, evenly spaced.
 _RECOUNT = 4_000_000
 
@@ -39,7 +37,11 @@ def validate(
     """
     tokenizer = Tokenizer.load(tokenizer_folder) if tokenizer_folder else None
     folders = corpora(folder, names)
-    found = {path.name: _check(path, tokenizer) for path in steps(folders, len(folders), "validate")}
+    opened = {
+        path.name: {name: Split.open(path, name, tokenizer, reread=True) for name in SPLITS}
+        for path in steps(folders, len(folders), "validate")
+    }
+    found = {name: _check(splits, tokenizer) for name, splits in opened.items()}
     if len(shas := {load_index(path)["tokenizer_sha256"] for path in folders}) > 1:
         raise InputError(
             f"{folder}: corpora were made with {len(shas)} different tokenizers; shard them again"
@@ -54,19 +56,18 @@ def validate(
     return {
         "corpora": found,
         "total": {**total, "bytes_per_token": total["bytes"] / total["tokens"]},
-        "overlap": overlap.table({path.name: {s: Split.open(path, s) for s in SPLITS} for path in folders}),
+        "overlap": overlap.table(opened),
     }
 
 
-def _check(folder: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    index = load_index(folder)
+def _check(splits: dict[str, Split], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Figures of one corpus, once the bytes of its tokens agree with its index."""
+    index, folder = splits["train"].index, splits["train"].folder
     stats: dict[str, Any] = {"documents": 0, "tokens": 0, "bytes": 0, "sha256": sha256_file(folder / INDEX)}
-    for name in SPLITS:
-        split = Split.open(folder, name, tokenizer)
-        for shard in split.shards:
-            _check_shard(split, shard, tokenizer)
-        if sum(int(shard.byte_lengths.sum()) for shard in split.shards) != split.n_bytes:
-            raise InputError(f"{folder}: byte lengths of {name} do not add up; {REMEDY}")
+    for name, split in splits.items():
+        if tokenizer is not None:
+            for shard in split.shards:
+                _recount(shard, tokenizer)
         counts = {"documents": split.n_documents, "tokens": split.n_tokens, "bytes": split.n_bytes}
         for key, count in counts.items():
             stats[key] += count
@@ -78,44 +79,9 @@ def _check(folder: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
     return stats
 
 
-def _check_shard(split: Split, shard: Shard, tokenizer: Tokenizer | None) -> None:
-    promised = split.index["splits"][split.name]["files"]
-    where = split.folder / shard.name
-    if sha256_file(Path(f"{where}.docs.bin")) != promised.get(f"{shard.name}.docs.bin"):
-        raise InputError(f"{where}.docs.bin: is damaged (sha256 differs); {REMEDY}")
-    sha256, highest, n_ends = _scan(Path(f"{where}.bin"), shard.tokens.dtype, split.eos_id)
-    if sha256 != promised.get(f"{shard.name}.bin"):
-        raise InputError(f"{where}.bin: is damaged (sha256 differs); {REMEDY}")
-    if highest >= split.index["vocab_size"]:
-        raise InputError(f"{where}.bin: holds a token outside the vocabulary; {REMEDY}")
-    ends = np.asarray(shard.ends)
-    starts = np.concatenate([[0], ends[:-1]])
-    if not np.all(ends > starts):
-        raise InputError(f"{where}.docs.bin: document ends are out of order; {REMEDY}")
-    if n_ends != len(ends) or not np.all(shard.tokens[ends - 1] == split.eos_id):
-        raise InputError(f"{where}.bin: documents do not end in end-of-text; {REMEDY}")
-    if shard.byte_lengths.min() < 0:
-        raise InputError(f"{where}.docs.bin: a document of less than no bytes; {REMEDY}")
-    if tokenizer is not None:
-        _recount(where, shard, tokenizer, starts)
-
-
-def _scan(path: Path, dtype: np.dtype[Any], eos_id: int) -> tuple[str, int, int]:
-    """Hash of a file of tokens, its highest token and how many are end-of-text, in one reading."""
-    sha256, highest, n_ends = hashlib.sha256(), 0, 0
-    buffer = bytearray(_CHUNK)
-    tokens = np.frombuffer(buffer, dtype)
-    with path.open("rb", buffering=0) as file:
-        sha256.update(file.read(HEADER_SIZE))
-        while size := file.readinto(buffer):
-            sha256.update(memoryview(buffer)[:size])
-            found = tokens[: size // dtype.itemsize]
-            highest = max(highest, int(found.max(initial=0)))
-            n_ends += int(np.count_nonzero(found == eos_id))
-    return sha256.hexdigest(), highest, n_ends
-
-
-def _recount(where: Path, shard: Shard, tokenizer: Tokenizer, starts: Any) -> None:
+def _recount(shard: Shard, tokenizer: Tokenizer) -> None:
+    """Add up the bytes of some documents' tokens again."""
+    starts = np.concatenate([[0], np.asarray(shard.ends)[:-1]])
     step = max(1, len(shard.tokens) // _RECOUNT)
     sizes = tokenizer.token_bytes
     for first in range(0, len(starts), 1000 * step):
@@ -125,5 +91,5 @@ def _recount(where: Path, shard: Shard, tokenizer: Tokenizer, starts: Any) -> No
         wrong = np.flatnonzero(lengths != shard.byte_lengths[first:last])
         if len(wrong):
             raise InputError(
-                f"{where}.bin: document {first + wrong[0]} has {lengths[wrong[0]]} bytes, index says otherwise"
+                f"{shard.paths[0]}: document {first + wrong[0]} has {lengths[wrong[0]]} bytes, index says otherwise"
             )
