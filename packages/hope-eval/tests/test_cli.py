@@ -35,7 +35,8 @@ def test_run_writes_a_result_that_carries_where_it_came_from(
     out, metrics = tmp_path / "new" / "tiny.json", tmp_path / "metrics.json"
     assert run(corpora, out, "--metrics", str(metrics)) == 0
     result = schema.load(out)
-    assert [task.task for task in result.tasks] == ["perplexity", "choice", "passkey"]
+    names = ["perplexity", "perplexity_position", "perplexity_target", "choice", "passkey"]
+    assert [task.task for task in result.tasks] == names
     about = result.checkpoint
     assert (about.run, about.variant, about.seed, about.tokens) == ("tiny", "hope", 7, 96)
     assert about.config_sha256 == "c" * 64

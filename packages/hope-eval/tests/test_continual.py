@@ -268,12 +268,9 @@ def test_run_with_memorize_writes_the_pair(corpora: Path, checkpoint_folder: Pat
     ]
     assert main(["run", *flags(checkpoint_folder, out), *folders, "--memorize"]) == 0
     result = schema.load(out)
-    assert [task.task for task in result.tasks] == [
-        "perplexity+off",
-        "choice+off",
-        "perplexity+on",
-        "choice+on",
-    ]
+    names = ["perplexity", "perplexity_position", "perplexity_target", "choice"]
+    modes = [f"{name}+{mode}" for mode in ("off", "on") for name in names]
+    assert [task.task for task in result.tasks] == modes
     assert {row.metric for row in result.memorized} >= {"bits_per_byte", "choice_accuracy"}
     assert all(row.stderr is not None for row in result.memorized if row.group == "all")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hope_data.errors import InputError
 from hope_data.publishing import write_atomic
+from hope_eval import adapt_commands, long_commands, task_commands
 from hope_eval import commands as others
-from hope_eval import long_commands, task_commands
 from hope_eval import results as schema
 
 EPILOG = """examples:
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     others.add_zeroshot(commands)
     long_commands.add(commands)
     task_commands.add(commands)
+    adapt_commands.add(commands)
     _add_suite(commands)
     _add_compare(commands)
     _add_report(commands)
@@ -103,6 +104,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="per forward pass; default: %(default)s",
     )
     others.add_memorize(run)
+    adapt_commands.add_adapt(run)
     run.set_defaults(function=_run)
 
 
@@ -279,6 +281,7 @@ def _run(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             batch_tokens=arguments.batch_tokens,
             memorize=others.memorize_of(arguments),
+            adapt=adapt_commands.adapt_of(arguments),
         )
     )
     others.check_same(arguments.json, former, result.checkpoint.sha256)

@@ -152,12 +152,13 @@ def say(result: schema.Results) -> None:
 
 
 def say_differences(rows: Iterable[schema.PairedDifference]) -> None:
-    """Memories written against frozen, one a line."""
+    """Memories written against frozen, or adapted against plain, one a line."""
     for row in rows:
         size, group = schema.value(row.difference, row.stderr), "" if row.group == "all" else f" {row.group}"
-        print(
-            f"{row.task}, memories written ({row.mode}) minus frozen: {row.metric}{group} {size} (n {row.n})"
-        )
+        what = f"memories written ({row.mode}) minus frozen"
+        if row.mode not in ("on", "oracle"):
+            what = f"adapted ({row.mode}) minus plain"
+        print(f"{row.task}, {what}: {row.metric}{group} {size} (n {row.n})")
 
 
 def merge(former: schema.Results, new: schema.Results) -> schema.Results:

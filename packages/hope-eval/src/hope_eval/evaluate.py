@@ -2,7 +2,8 @@
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +17,14 @@ import hope_model
 from hope_data.errors import InputError
 from hope_data.shards import Split, corpora
 from hope_data.tokenizer import Tokenizer
+from hope_eval.adaptation import Adaptation, adapted
+from hope_eval.adaptation.tune import training_texts
 from hope_eval.lm import Scorer
 from hope_eval.memorize import Memorize, both
 from hope_eval.models import HopeModel, check_tokenizer, describe
 from hope_eval.progress import Display
-from hope_eval.results import SCHEMA, Evaluator, Results, TaskResult
-from hope_eval.tasks import TASKS
+from hope_eval.results import SCHEMA, Checkpoint, Evaluator, Results, TaskResult
+from hope_eval.tasks import TASKS, USUAL
 from hope_eval.tasks.base import Context
 from hope_model import LanguageModel, checkpoint
 from hope_model.cpu import prepare_cpu
@@ -46,12 +49,13 @@ class Request:
         device: where to compute.
         batch_tokens: most tokens in one forward pass.
         memorize: run everything with memories frozen and so, too.
+        adapt: run everything plain and so, too.
     """
 
     checkpoint: Path
     shards: Path
     tokenizer: Path
-    tasks: Sequence[str] = tuple(TASKS)
+    tasks: Sequence[str] = USUAL
     domains: Sequence[str] = ()
     length: int = 0
     limit: int | None = None
@@ -59,6 +63,7 @@ class Request:
     device: str = "cpu"
     batch_tokens: int = 4096
     memorize: Memorize | None = None
+    adapt: Adaptation | None = None
 
 
 def evaluate(request: Request) -> Results:
@@ -78,10 +83,49 @@ def _evaluate(request: Request) -> Results:
     unknown = [name for name in request.tasks if name not in TASKS]
     if unknown or not request.tasks:
         raise InputError(f"unknown task '{''.join(unknown[:1])}'; choose among {', '.join(TASKS)}")
+    if request.adapt and request.memorize:
+        raise InputError("--adapt and --memorize exclude each other; give one of them")
+    with opened(request) as (context, about):
+
+        def run(scorer: Scorer) -> list[TaskResult]:
+            given = replace(context, scorer=scorer)
+            return [result for name in request.tasks for result in TASKS[name](given)]
+
+        if request.adapt:
+            texts = training_texts(context)
+            done, differences = adapted(
+                context.scorer, request.adapt, run, length=context.length, texts=texts
+            )
+        elif request.memorize:
+            done, differences = both(context.scorer, request.memorize, run)
+        else:
+            done, differences = run(context.scorer), []
+    return Results(
+        schema=SCHEMA,
+        checkpoint=about,
+        evaluator=Evaluator(
+            revision(), version("hope-eval"), torch.__version__, request.device, torch.get_num_threads()
+        ),
+        tasks=done,
+        seconds=round(time.monotonic() - start, 3),
+        memorized=differences,
+    )
+
+
+@contextmanager
+def opened(
+    request: Request, splits: Sequence[str] = ("train", "test")
+) -> Iterator[tuple[Context, Checkpoint]]:
+    """The model and the text of a request, known to belong together, and what results say of the checkpoint.
+
+    Args:
+        request: its tasks and what is done at test time do not matter here.
+        splits: what has to be there of every corpus.
+    """
     tokenizer = Tokenizer.load(request.tokenizer)
     prepare_cpu()
     model, meta = checkpoint.load(request.checkpoint, device=request.device)
-    domains = _check(request, model, meta, tokenizer)
+    domains = _check(request, model, meta, tokenizer, splits)
     with Display() as display:
         context = Context(
             scorer=Scorer(
@@ -97,24 +141,7 @@ def _evaluate(request: Request) -> Results:
             seed=request.seed,
             display=display,
         )
-
-        def run(scorer: Scorer) -> list[TaskResult]:
-            return [TASKS[name](replace(context, scorer=scorer)) for name in request.tasks]
-
-        if request.memorize:
-            done, differences = both(context.scorer, request.memorize, run)
-        else:
-            done, differences = run(context.scorer), []
-    return Results(
-        schema=SCHEMA,
-        checkpoint=describe(request.checkpoint, model, meta),
-        evaluator=Evaluator(
-            revision(), version("hope-eval"), torch.__version__, request.device, torch.get_num_threads()
-        ),
-        tasks=done,
-        seconds=round(time.monotonic() - start, 3),
-        memorized=differences,
-    )
+        yield context, describe(request.checkpoint, model, meta)
 
 
 def revision() -> str:
@@ -134,12 +161,16 @@ def revision() -> str:
 
 
 def _check(
-    request: Request, model: LanguageModel, meta: dict[str, Any], tokenizer: Tokenizer
+    request: Request,
+    model: LanguageModel,
+    meta: dict[str, Any],
+    tokenizer: Tokenizer,
+    splits: Sequence[str],
 ) -> dict[str, Path]:
     """Domains by name, once checkpoint, tokenizer and shards are known to belong together."""
     check_tokenizer(request.checkpoint, model, meta, tokenizer, request.tokenizer)
     folders = corpora(request.shards, list(request.domains or meta.get("corpora", [])))
     for folder in folders:
-        for name in ("train", "test"):
+        for name in splits:
             Split.open(folder, name, tokenizer)
     return {folder.name: folder for folder in folders}

@@ -8,7 +8,7 @@ Both runs and their paired difference stand in one file, as TASK+off and TASK+on
 the model as trained. Nothing but `oracle` may see an answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hope_data.errors import InputError
@@ -106,10 +106,23 @@ def both(
         replace(task, task=f"{task.task}+{memorize.mode}", settings={**task.settings, **memorize.record()})
         for task in written
     ]
-    differences = [
+    return off + named, differences(off, named, memorize.mode)
+
+
+def differences(
+    before: Sequence[TaskResult], after: Sequence[TaskResult], mode: str
+) -> list[PairedDifference]:
+    """`after` minus `before`, task by task over the same items.
+
+    Args:
+        before: results as TASK or TASK+off.
+        after: of the same tasks in the same order.
+        mode: what the second run is called.
+    """
+    return [
         PairedDifference(
             task=a.task.removesuffix("+off"),
-            mode=memorize.mode,
+            mode=mode,
             metric=row.metric,
             group=row.group,
             written=row.a,
@@ -121,7 +134,6 @@ def both(
             n=row.difference.n,
             clusters=row.difference.clusters,
         )
-        for a, b in zip(off, named, strict=True)
-        for row in compare_tasks(b, a)
+        for a, b in zip(before, after, strict=True)
+        for row in compare_tasks(b, a, {metric.group for metric in a.metrics})
     ]
-    return off + named, differences

@@ -134,7 +134,7 @@ class HFModel:
     ) -> tuple[Tensor, Any]:
         """Logits and the cache after them; the cache given is not changed."""
         cached = self.shares_state and not (final and state is None)
-        options = {"past_key_values": _copy(state)} if state is not None else {}
+        options = {"past_key_values": copied(state)} if state is not None else {}
         # The head costs as much as several blocks: hidden states that nobody asks for do not reach it.
         chosen = self._head is not None and at is not None
         hook = (
@@ -152,12 +152,12 @@ class HFModel:
 
     def fork(self, state: Any, rows: Tensor) -> Any:
         """A new cache with the chosen rows."""
-        forked = _copy(state)
+        forked = copied(state)
         forked.batch_select_indices(rows)
         return forked
 
 
-def _copy(cache: Any) -> Any:
+def copied(cache: Any) -> Any:
     """A cache of its own: layers replace their tensors when they grow, so the tensors themselves can be shared."""
     made = copy.copy(cache)
     made.layers = [copy.copy(layer) for layer in cache.layers]

@@ -166,14 +166,14 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Memories written at test time minus memories frozen, over the same items.
+    """Memories written at test time minus memories frozen, or adapted minus plain, over the same items.
 
     Attributes:
         task: without the mode.
-        mode: `on`, or `oracle` where correct answers were read.
+        mode: `on`, `oracle` where correct answers were read, or the adaptation's name.
         metric: key of `METRICS`.
         group: as in `Metric`.
-        written: value with memories written.
+        written: value with memories written, or adapted.
         frozen: value without.
         difference: the first minus the second.
         stderr: of the difference, over clusters.

@@ -1,4 +1,9 @@
-"""Bits per byte of held-out documents, domain by domain, beside a unigram model of the same domain."""
+"""Bits per byte of held-out documents, domain by domain, beside a unigram model of the same domain.
+
+The same scores are also grouped by the token's position in its window and by whether its context has shown it before
+(`sources`). `shuffle` is the control: blocks of tokens move between documents of a domain, so that a context tells
+nothing of what comes later except within a block.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,8 +17,10 @@ from hope_eval.estimates import ratio
 from hope_eval.lm import Tokens
 from hope_eval.results import Items, Metric, TaskResult, rounded
 from hope_eval.tasks.base import Clock, Context, finish, refuse_rereading
+from hope_eval.tasks.sources import by_label, classes, positions
 
-NAME, VERSION = "perplexity", 1
+NAME, SHUFFLED, VERSION = "perplexity", "perplexity_shuffled", 1
+SHUFFLE = 32  # tokens of the control's blocks
 
 
 @dataclass(frozen=True)
@@ -24,11 +31,15 @@ class Settings:
         tokens: budget over all domains, shared equally.
         windows: most windows taken from one document, so that long ones do not stand for all.
         length: tokens of a window, each window after an end-of-text token; 0 takes the training length.
+        split: `test`, or `val` for tuning.
+        shuffle: tokens of the blocks that change places with those of other documents; 0: none do.
     """
 
     tokens: int = 40_960
     windows: int = 4
     length: int = 0
+    split: str = "test"
+    shuffle: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,17 +60,48 @@ def run(context: Context, settings: Settings) -> TaskResult:
 
     An item is a document: score in bits, weight in bytes. Errors are those of a ratio over documents.
     """
-    refuse_rereading(context.scorer, NAME)
+    return run_all(context, settings)[0]
+
+
+def run_all(context: Context, settings: Settings) -> list[TaskResult]:
+    """The same, then loss per token by position in the window and by class of target."""
     settings = replace(settings, length=settings.length or context.length)
+    task = SHUFFLED if settings.shuffle else NAME
+    refuse_rereading(context.scorer, task)
     pieces = [piece for domain in context.domains for piece in _pieces(context, domain, settings)]
     windows = [window for piece in pieces for window in piece.windows]
-    clock = Clock(context, NAME, sum(len(window) - 1 for window in windows))
+    clock = Clock(context, task, sum(len(window) - 1 for window in windows))
     logp = iter(context.scorer.token_logp(windows))
-    nats = [-sum(float(next(logp).sum()) for _ in piece.windows) for piece in pieces]
+    nats = [[-next(logp) for _ in piece.windows] for piece in pieces]
+    items = _documents(context, pieces, [sum(float(x.sum()) for x in document) for document in nats])
+    identity = [
+        [piece.domain, piece.document, [window.tolist() for window in piece.windows]] for piece in pieces
+    ]
+
+    def finished(name: str, items: Items) -> TaskResult:
+        told = asdict(settings)
+        return finish(
+            context, clock, task=name, version=VERSION, settings=told, items=items, identity=identity
+        )
+
+    whole = finished(task, items)
+    made = [replace(whole, metrics=[*whole.metrics, *margins(items)])]
+    for label, classify in (("position", positions), ("target", classes)):
+        documents = [
+            [(classify(window), losses) for window, losses in zip(piece.windows, document, strict=True)]
+            for piece, document in zip(pieces, nats, strict=True)
+        ]
+        part = finished(f"{task}_{label}", by_label(label, documents))
+        # Over all tokens it is the bits per byte again.
+        made.append(replace(part, metrics=[metric for metric in part.metrics if metric.group != "all"]))
+    return made
+
+
+def _documents(context: Context, pieces: list[Piece], nats: list[float]) -> Items:
     tables = {domain: unigram_nats(context.split(domain, "train")) for domain in context.domains}
     unigram = [float(tables[piece.domain][piece.targets()].sum()) for piece in pieces]
     n_bytes = [int(context.tokenizer.token_bytes[piece.targets()].sum()) for piece in pieces]
-    items = Items(
+    return Items(
         labels={"domain": [piece.domain for piece in pieces]},
         cluster=list(range(len(pieces))),
         weight=[float(size) for size in n_bytes],
@@ -69,13 +111,6 @@ def run(context: Context, settings: Settings) -> TaskResult:
             "unigram_bits_per_byte": rounded([bits_per_byte(x, 1) for x in unigram]),
         },
     )
-    identity = [
-        [piece.domain, piece.document, [window.tolist() for window in piece.windows]] for piece in pieces
-    ]
-    result = finish(
-        context, clock, task=NAME, version=VERSION, settings=asdict(settings), items=items, identity=identity
-    )
-    return replace(result, metrics=[*result.metrics, *margins(items)])
 
 
 def unigram_nats(train: Split) -> NDArray[np.float64]:
@@ -91,8 +126,30 @@ def unigram_nats(train: Split) -> NDArray[np.float64]:
     return np.asarray(np.log(counts_V.sum()) - np.log(counts_V))
 
 
-def _pieces(context: Context, domain: str, settings: Settings) -> Iterator[Piece]:
-    split = context.split(domain)
+def _pieces(context: Context, domain: str, settings: Settings) -> list[Piece]:
+    pieces = list(_chosen(context, domain, settings))
+    return _shuffled(context, pieces, settings.shuffle) if settings.shuffle else pieces
+
+
+def _shuffled(context: Context, pieces: list[Piece], size: int) -> list[Piece]:
+    """The same windows with blocks of `size` tokens in each other's places; what is left of a window stays."""
+    places = [
+        (window, slice(start, start + size))
+        for piece in pieces
+        for window in piece.windows
+        for start in range(1, len(window) - size + 1, size)
+    ]
+    blocks = [window[place].copy() for window, place in places]
+    if not blocks:
+        return pieces
+    order = context.rng(SHUFFLED, pieces[0].domain).permutation(len(blocks)).tolist()
+    for (window, place), source in zip(places, order, strict=True):
+        window[place] = blocks[source]
+    return pieces
+
+
+def _chosen(context: Context, domain: str, settings: Settings) -> Iterator[Piece]:
+    split = context.split(domain, settings.split)
     room = max(1, settings.tokens // len(context.domains))
     taken = 0
     for document in context.rng(NAME, domain).permutation(split.n_documents).tolist():

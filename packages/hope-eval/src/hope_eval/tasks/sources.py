@@ -1,0 +1,62 @@
+"""Where a loss comes from: the position of a token in its window, and whether its context has shown it before."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hope_eval.lm import Tokens
+from hope_eval.results import Items, rounded
+
+CLASSES = ("new", "seen", "bigram seen", "trigram seen")
+
+
+def classes(window_T: Tokens) -> list[str]:
+    """Class of every token after the first, by the tokens between the first (end-of-text) and itself.
+
+    `new`: not among them. `seen`: among them, but not after its predecessor. `bigram seen`: after its predecessor, but
+    not after its two predecessors. `trigram seen`: after both.
+    """
+    tokens = window_T.tolist()
+    shown: tuple[set[tuple[int, ...]], ...] = (set(), set(), set())
+    made = []
+    for t in range(1, len(tokens)):
+        grams = [tuple(tokens[t - n : t + 1]) for n in range(min(3, t + 1))]
+        known = 0
+        while known < len(grams) and grams[known] in shown[known]:
+            known += 1
+        made.append(CLASSES[known])
+        for n, gram in enumerate(grams):
+            shown[n].add(gram)
+    return made
+
+
+def positions(window_T: Tokens) -> list[str]:
+    """Bucket of every token after the first: its place in the window, each bucket as long as all before it."""
+    made = []
+    for t in range(len(window_T) - 1):
+        low = 0 if t < 32 else 1 << (t.bit_length() - 1)
+        made.append(f"{low}-{31 if t < 32 else 2 * low - 1}")
+    return made
+
+
+def by_label(label: str, documents: Sequence[Sequence[tuple[Sequence[str], NDArray[np.float64]]]]) -> Items:
+    """Items of (document, label value): summed nats over its tokens.
+
+    Args:
+        label: what tokens are grouped by.
+        documents: of each the windows, of each window the label values and nats of its tokens.
+    """
+    values, clusters, weights, nats = [], [], [], []
+    for number, windows in enumerate(documents):
+        sums: dict[str, tuple[float, int]] = {}
+        for labels, nats_T in windows:
+            for value, loss in zip(labels, nats_T.tolist(), strict=True):
+                total, count = sums.get(value, (0.0, 0))
+                sums[value] = (total + loss, count + 1)
+        for value, (total, count) in sums.items():
+            values.append(value)
+            clusters.append(number)
+            weights.append(float(count))
+            nats.append(total)
+    return Items({label: values}, clusters, weights, {"token_nats": rounded(nats)})
