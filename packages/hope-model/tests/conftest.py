@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hope_model import LanguageModel, ModelConfig, checkpoint
+from hope_model.files import sha256
 from hope_model.ops.native import build
 from hope_model.tree import tensors
 
@@ -93,7 +94,7 @@ def export(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         torch.manual_seed(0)
         values = {"variant": variant, "dim": 32, "layers": 2, "head_dim": 16, "init_std": 0.3}
         values |= {"vocab_size": size + padding, "cms": {"smallest": 8, "levels": 2, **cms}}
-        meta = {"tokenizer_sha256": checkpoint.sha256(file), "length": 64}
+        meta = {"tokenizer_sha256": sha256(file), "length": 64}
         checkpoint.save(root / "checkpoint", LanguageModel(ModelConfig.from_dict(values)), meta)
         return hf.export(root / "checkpoint", tokenizer, root / "hf")
 

@@ -185,3 +185,22 @@ def test_metrics_count_signals_gates_and_levels(tokens: Tensor) -> None:
         gate = settings._replace(writes=None, surprise_threshold=seen["teach_norm"])
         _, state = model(tokens, model.initial(B, gate))
     assert 0.1 < metrics(state)["gate_hit_rate_0"] < 0.9
+
+
+@pytest.mark.parametrize("signal", ["output", "layer"])
+def test_tokens_that_wait_while_writes_are_switched_off_are_never_taught(signal: str) -> None:
+    """Their successor passed unseen: the token that comes when writes are on again is not it."""
+    model = build("hope_attention", CMSConfig(periods=[4, 8], signal=signal))
+    tokens = torch.randint(0, V, (B, 10))
+    on, off = model.settings(), model.settings()._replace(teach_scale=0.0)
+    with torch.no_grad():
+        _, before = model(tokens[:, :6])
+        assert before.pending is not None
+        _, silent = model(tokens[:, 6:9], before._replace(settings=off))
+        assert silent.pending is None
+        _, after = model(tokens[:, 9:10], silent._replace(settings=on))
+    assert after.teach is not None
+    assert before.teach is not None
+    assert after.teach.signals == before.teach.signals
+    assert after.pending is not None
+    assert after.pending.tokens_Bn.shape == (B, 1)

@@ -1,37 +1,24 @@
 """Checkpoints: safetensors, configuration and a sidecar with the hash of every file. Nothing is ever unpickled."""
 
-import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
+from hope_model.blocks import variant_parts
 from hope_model.config import ModelConfig
 from hope_model.errors import InputError
+from hope_model.files import parse_json, sha256, write_atomic
 from hope_model.model import LanguageModel
+from hope_model.ranges import shown
 
 WEIGHTS, CONFIG, META = "model.safetensors", "config.json", "meta.json"
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, rename: the target is whole or as it was."""
-    beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+# Those whose every number float32 holds; a model is loaded in float32.
+PRECISIONS = ("F32", "F16", "BF16")
 
 
 def save(folder: Path | str, model: LanguageModel, meta: Mapping[str, Any]) -> None:
@@ -46,7 +33,9 @@ def save(folder: Path | str, model: LanguageModel, meta: Mapping[str, Any]) -> N
 
 
 def load(folder: Path | str, device: str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:
-    """Load strictly: hashes, keys and shapes must match.
+    """Load strictly: hashes, keys, shapes and types must match.
+
+    Weights are float32, or float16 or bfloat16, which become the same numbers in float32. Other types are refused.
 
     Returns:
         The model in evaluation mode, and the sidecar's contents.
@@ -55,42 +44,69 @@ def load(folder: Path | str, device: str = "cpu") -> tuple[LanguageModel, dict[s
         InputError: Names the file and what is wrong with it.
     """
     folder = Path(folder)
-    meta = _read_json(folder / META)
-    for name, expected in meta.get("sha256", {}).items():
+    meta = _read(folder / META)
+    _verify(folder, meta)
+    try:
+        config = ModelConfig.from_dict(_read(folder / CONFIG))
+        variant_parts(config)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            # Compared before memory is taken for the model.
+            if wrong := sorted(_differences(file, config))[:5]:
+                raise InputError(f"{folder / WEIGHTS} does not fit {CONFIG}: {'; '.join(wrong)}")
+            model = LanguageModel(config)
+            for name, parameter in model.named_parameters():
+                parameter.data.copy_(file.get_tensor(name))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS} cannot be read as safetensors: {error}") from error
+    return model.to(device).eval(), meta
+
+
+def _verify(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Compare every file that the sidecar names, the model's at least, with its hash there."""
+    hashes = meta.get("sha256")
+    if not isinstance(hashes, dict) or not {WEIGHTS, CONFIG} <= hashes.keys():
+        raise InputError(
+            f"{folder / META} has no hashes ('sha256') of {WEIGHTS} and {CONFIG}; save the checkpoint anew"
+        )
+    for name, expected in hashes.items():
+        if Path(name).name != name:
+            raise InputError(
+                f"{folder / META}: 'sha256' names {shown(name)}, which is no file of this folder"
+            )
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} is missing; the checkpoint is incomplete")
         if sha256(folder / name) != expected:
             raise InputError(
                 f"{folder / name} does not match the hash in {META}: torn or changed after saving"
             )
-    model = LanguageModel(ModelConfig.from_dict(_read_json(folder / CONFIG)))
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS} cannot be read as safetensors: {error}") from error
-    own = dict(model.named_parameters())
-    wrong = [f"missing {n}" for n in own.keys() - tensors.keys()] + [
-        f"unknown {n}" for n in tensors.keys() - own.keys()
-    ]
-    wrong += [
-        f"{n} has shape {list(tensors[n].shape)}, not {list(own[n].shape)}"
-        for n in own.keys() & tensors.keys()
-        if own[n].shape != tensors[n].shape
-    ]
-    if wrong:
-        raise InputError(f"{folder / WEIGHTS} does not fit {CONFIG}: {'; '.join(sorted(wrong)[:5])}")
-    for name, parameter in own.items():
-        parameter.data.copy_(tensors[name])
-    return model.to(device).eval(), meta
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _differences(file: Any, config: ModelConfig) -> Iterator[str]:
+    """What of a file's tensors the model of a configuration does not have, or has otherwise."""
+    names = set(file.keys())
+    layers = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
+    if layers != config.layers:  # first, because thousands of layers take long to build even without memory
+        yield f"it holds {layers} layers, not {config.layers}"
+        return
+    with torch.device("meta"):
+        own = dict(LanguageModel(config).named_parameters())
+    yield from (f"missing {name}" for name in own.keys() - names)
+    yield from (f"unknown {name}" for name in names - own.keys())
+    for name in own.keys() & names:
+        part = file.get_slice(name)
+        if list(part.get_shape()) != list(own[name].shape):
+            yield f"{name} has shape {list(part.get_shape())}, not {list(own[name].shape)}"
+        elif part.get_dtype() not in PRECISIONS:
+            yield f"{name} is of type {part.get_dtype()}, not {', '.join(PRECISIONS)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; is {path.parent} a checkpoint folder?") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return value
+        return parse_json(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; is {path.parent} a checkpoint folder?") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None

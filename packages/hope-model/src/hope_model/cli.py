@@ -12,8 +12,8 @@ import torch
 
 from hope_model.bench import TRAIN_VARIANTS, BenchSettings, bench_decode, bench_training, machine
 from hope_model.blocks import VARIANTS
-from hope_model.checkpoint import write_atomic
 from hope_model.errors import InputError
+from hope_model.files import write_atomic
 
 EXAMPLES = """examples:
   hope-model bench                                   the figures of the package README (a few minutes)

@@ -1,13 +1,40 @@
-"""Write files whole: a reader sees the old bytes or the new ones, however many write at once and whoever is killed."""
+"""Files that are written whole, and JSON that is read with care.
+
+A reader sees the old bytes or the new ones, however many write at once and whoever is killed.
+"""
 
 import fcntl
+import hashlib
+import json
 import os
 import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from hope_model.errors import InputError
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """Return the JSON object in `data`; whatever else it is raises `InputError` with `name` in one line."""
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise InputError(f"{name} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:  # no UTF-8, no JSON, or a number of more than 4,300 digits
+        raise InputError(f"{name} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{name} must hold a JSON object")
+    return value
 
 
 def write_atomic(path: Path, data: bytes) -> None:

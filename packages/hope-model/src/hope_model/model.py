@@ -13,6 +13,7 @@ from hope_model.config import ModelConfig
 from hope_model.layers.basic import linear
 from hope_model.layers.cms import CMS, CMSState
 from hope_model.state import BlockState, MemorySettings, Pending, State, Teach, detach
+from hope_model.state_check import check_settings, check_state
 from hope_model.teach import Trace, gated, layer_signals, output_signal
 from hope_model.tree import tree_map
 
@@ -33,6 +34,7 @@ class LanguageModel(nn.Module):
         cms = [block.channel for block in self._blocks() if isinstance(block.channel, CMS)]
         self.segment = cms[0].segment if cms else 0
         self.levels = len(cms[0].levels) if cms else 0
+        self.level_width = cms[0].width if cms else 0
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
@@ -45,8 +47,10 @@ class LanguageModel(nn.Module):
 
     def initial(self, batch: int, settings: MemorySettings | None = None) -> State:
         """State before the first token of `batch` sequences."""
+        settings = self.settings() if settings is None else settings
+        check_settings(settings, self.levels)
         blocks = tuple(block.initial(batch) for block in self._blocks())
-        return State(0, blocks, None, None, settings or self.settings())
+        return State(0, blocks, None, None, settings)
 
     def forward(
         self,
@@ -60,10 +64,16 @@ class LanguageModel(nn.Module):
             tokens_BT: int64 tokens; any split of a sequence into calls gives the same logits.
             state: From an earlier call; None begins a sequence.
             hidden: takes every block's output [B, n, D], one tuple for each segment.
+
+        Raises:
+            InputError: The state is of another model, batch, precision or device; the message names the tensor.
         """
         if state is None:
             state = self.initial(len(tokens_BT))
+        elif not torch.compiler.is_compiling():
+            self.check(state, len(tokens_BT))
         if not self._teaches(state):
+            state = self._forget(state)
             logits, state, whole = self._run(tokens_BT, state)
             if hidden is not None:
                 hidden.append(whole.outputs)
@@ -84,8 +94,19 @@ class LanguageModel(nn.Module):
             t = end
         return torch.cat(outputs, 1), state
 
+    def check(self, state: State, batch: int | None = None) -> None:
+        """Raise `InputError`, which names the tensor and both shapes, unless a state fits this model and batch."""
+        check_state(state, self.config, self.level_width, self.embed.weight, batch)
+
     def _teaches(self, state: State) -> bool:
         return self.segment > 0 and state.settings.teach_scale > 0
+
+    def _forget(self, state: State) -> State:
+        """Drop the tokens that wait for their successor: the next one will not teach, and a later one must not."""
+        if state.pending is None:
+            return state
+        state = self._each_cms(state, lambda _, __, old: tuple(x._replace(waiting=None) for x in old))
+        return state._replace(pending=None)
 
     def _run(self, tokens_BT: Tensor, state: State) -> tuple[Tensor, State, Trace]:
         x_BTD = self.embed(tokens_BT)

@@ -15,6 +15,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from hope_model.errors import InputError
@@ -46,10 +47,16 @@ def check_ranges(value: Any, prefix: str) -> None:
         value: a dataclass; its numbers must be finite, whether or not a range is declared.
         prefix: what stands before the field's name in a message, such as `model`; empty for nothing.
     """
-    hints = typing.get_type_hints(type(value))
+    hints = _hints(value.__class__)
     for entry in dataclasses.fields(value):
         name = f"{prefix}.{entry.name}" if prefix else entry.name
         _check(getattr(value, entry.name), hints[entry.name], name, entry.metadata)
+
+
+def check_value(value: Any, name: str, kind: Any, field: str) -> None:
+    """Raise `InputError` unless a value that goes by `name` is one that `field` of a dataclass may have."""
+    metadata: Mapping[str, Any] = kind.__dataclass_fields__[field].metadata
+    _check(value, _hints(kind)[field], name, metadata)
 
 
 def shown(value: Any) -> str:
@@ -58,6 +65,11 @@ def shown(value: Any) -> str:
         return reprlib.repr(value)
     except ValueError:  # Python does not print whole numbers of more than 4,300 digits
         return "a number of thousands of digits"
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _check(value: Any, hint: Any, name: str, rules: Mapping[str, Any]) -> None:

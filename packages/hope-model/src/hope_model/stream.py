@@ -1,15 +1,18 @@
-"""States on disk: a stream goes on in another process. Safetensors and a JSON skeleton; nothing is ever unpickled."""
+"""States on disk, to resume a stream in another process: safetensors, a JSON skeleton, a hash; nothing is unpickled."""
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from hope_model.checkpoint import write_atomic
 from hope_model.errors import InputError
+from hope_model.files import parse_json, write_atomic
 from hope_model.layers.attention import AttentionState
 from hope_model.layers.cms import LevelState
 from hope_model.layers.deltanet import DeltaState
@@ -18,6 +21,7 @@ from hope_model.layers.titans_attention import MACState, MAGState
 from hope_model.model import LanguageModel
 from hope_model.ops.cms import LevelWeights
 from hope_model.ops.deep_memory import FastWeights, MemoryState
+from hope_model.ranges import shown
 from hope_model.state import BlockState, MemorySettings, Pending, State, Teach
 
 KINDS: dict[str, Any] = {
@@ -29,8 +33,13 @@ KINDS: dict[str, Any] = {
 }
 
 
+# The hash of the whole file, with zeros in its own place.
+_UNSIGNED = b'"sha256":"' + 64 * b"0" + b'"'
+_SIGNED = re.compile(rb'"sha256":"[0-9a-f]{64}"')
+
+
 def save_state(path: Path | str, model: LanguageModel, state: State) -> None:
-    """Write a state, detached, with the configuration of the model that it belongs to."""
+    """Write a state, detached, with the configuration of the model that it belongs to and a hash of it all."""
     tensors: dict[str, Tensor] = {}
     names: dict[tuple[Any, ...], str] = {}
 
@@ -46,33 +55,76 @@ def save_state(path: Path | str, model: LanguageModel, state: State) -> None:
         return value
 
     skeleton = json.dumps({"state": pack(state), "model": model.config.to_dict()})
-    write_atomic(Path(path), serialise(tensors, metadata={"hope_state": skeleton}))
+    data = serialise(tensors, metadata={"hope_state": skeleton, "sha256": 64 * "0"})
+    signature = _UNSIGNED.replace(64 * b"0", hashlib.sha256(data).hexdigest().encode())
+    write_atomic(Path(path), data.replace(_UNSIGNED, signature, 1))
 
 
 def load_state(path: Path | str, model: LanguageModel) -> State:
     """Read a state for `model`, onto its device.
 
     Raises:
-        InputError: The file is no state, is damaged, or belongs to another model.
+        InputError: The file is no state, is damaged, or belongs to another model: then names what differs.
     """
-    device = str(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    skeleton, tensors = _read(Path(path))
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            skeleton = json.loads((file.metadata() or {})["hope_state"])
-            if skeleton["model"] != model.config.to_dict():
-                raise InputError(f"{path} holds the state of another model configuration; load that model")
-            state = _unpack(skeleton["state"], file)
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a state: {error}") from error
-    if not isinstance(state, State):
-        raise InputError(f"{path} holds no state; write one with save_state")
+        state: State = _unpack(skeleton["state"], {name: x.to(device) for name, x in tensors.items()})
+        other = _differences(skeleton["model"], model.config.to_dict())
+    except (KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as a state: its structure is damaged ({error})") from None
+    belongs = (
+        f"{path} holds the state of another model configuration, {', '.join(other[:3])}"
+        if other
+        else str(path)
+    )
+    try:
+        model.check(state)
+    except InputError as error:
+        raise InputError(f"{belongs}: {error}") from None
+    if other:
+        raise InputError(f"{belongs}; load that model")
     return state
 
 
-def _unpack(value: Any, file: Any) -> Any:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Skeleton and tensors of a file whose hash is right."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as a state: {error.strerror}") from None
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    signature = _SIGNED.search(header)
+    if signature is None:
+        raise InputError(f"{path} cannot be read as a state: it has no hash; write it with save_state")
+    digest = hashlib.sha256(data.replace(signature[0], _UNSIGNED, 1)).hexdigest()
+    if digest not in signature[0].decode():
+        raise InputError(f"{path} cannot be read as a state: its content is not what was saved")
+    try:
+        about = parse_json(header, str(path))["__metadata__"]
+        return parse_json(about["hope_state"].encode(), str(path)), parse(data)
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as a state: {error}") from None
+
+
+def _differences(theirs: Any, ours: dict[str, Any], name: str = "model") -> list[str]:
+    """Keys of two configurations that differ, with both values."""
+    if not isinstance(theirs, dict):
+        return [f"{name} {shown(theirs)}"]
+    found: list[str] = []
+    for key in {**theirs, **ours}:
+        one, other = theirs.get(key), ours.get(key)
+        if isinstance(other, dict):
+            found += _differences(one, other, f"{name}.{key}")
+        elif one != other:
+            found.append(f"{name}.{str(key)[:40]} {shown(one)} instead of {shown(other)}")
+    return found
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        return file.get_tensor(value["tensor"])
-    parts = [_unpack(part, file) for part in value["parts"]]
+        return tensors[value["tensor"]]
+    parts = [_unpack(part, tensors) for part in value["parts"]]
     return tuple(parts) if value["kind"] == "tuple" else KINDS[value["kind"]](*parts)

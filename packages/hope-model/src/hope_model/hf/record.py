@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from hope_model.checkpoint import sha256, write_atomic
 from hope_model.errors import InputError
+from hope_model.files import sha256, write_atomic
 
 RECORD = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")

@@ -188,7 +188,9 @@ class GatedOutput(nn.Module):
         gate_BTD = self.gate(x_BTD)
         if not self.twice and GATED_NORM.applies(o_BHTd, gate_BTD, self.norm.weight):
             return self._out(gated_norm(o_BHTd, gate_BTD, self.norm.weight))
-        o_BTD = self.norm(o_BHTd.transpose(1, 2)).flatten(-2)
+        o_BTHd = o_BHTd.transpose(1, 2)  # in float32, whatever the model is in
+        weight_d = self.norm.weight.to(o_BTHd.dtype)
+        o_BTD = F.rms_norm(o_BTHd, self.norm.normalized_shape, weight_d, self.norm.eps).flatten(-2)
         return self._out(_SILU_PRODUCT(o_BTD.to(x_BTD.dtype), gate_BTD))
 
     def _out(self, y_BTD: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class CMS(nn.Module):
         super().__init__()
         self.config: CMSConfig = config.cms
         self.chunks = config.cms.chunks()
-        self.segment = min(self.chunks)
+        self.segment, self.width = min(self.chunks), hidden
         self.levels = nn.ModuleList(Level(config.dim, hidden, std, out_std) for _ in self.chunks)
         independent = config.cms.wiring == "independent"
         self.mix_LH = nn.Parameter(torch.ones(len(self.chunks), config.heads)) if independent else None

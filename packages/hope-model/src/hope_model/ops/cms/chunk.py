@@ -23,15 +23,20 @@ class _FastLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTI: Tensor, theta_OI: Tensor, delta_BOI: Tensor) -> Tensor:
         ctx.save_for_backward(x_BTI, theta_OI, delta_BOI)
-        return x_BTI @ (theta_OI + delta_BOI).transpose(-1, -2)
+        return x_BTI @ _fast(theta_OI, delta_BOI, x_BTI).transpose(-1, -2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g_BTO,) = grads
         x_BTI, theta_OI, delta_BOI = ctx.saved_tensors
-        g_x = g_BTO @ (theta_OI + delta_BOI) if ctx.needs_input_grad[0] else None
+        g_x = g_BTO @ _fast(theta_OI, delta_BOI, g_BTO) if ctx.needs_input_grad[0] else None
         g_theta = g_BTO.flatten(0, 1).T @ x_BTI.flatten(0, 1) if ctx.needs_input_grad[1] else None
         return g_x, g_theta, None
+
+
+def _fast(theta_OI: Tensor, delta_BOI: Tensor, like: Tensor) -> Tensor:
+    """theta + delta; of a half-precision model it is added in delta's float32, then rounded once."""
+    return (theta_OI + delta_BOI).to(like.dtype)
 
 
 def fast_linear(x_BTI: Tensor, theta_OI: Tensor, delta_BOI: Tensor | None) -> Tensor:
@@ -43,7 +48,7 @@ def fast_linear(x_BTI: Tensor, theta_OI: Tensor, delta_BOI: Tensor | None) -> Te
         half = torch.get_autocast_dtype(kind)
         x_BTI, theta_OI, delta_BOI = x_BTI.to(half), theta_OI.to(half), delta_BOI.to(half)
     if delta_BOI.requires_grad:  # second order
-        return x_BTI @ (theta_OI + delta_BOI).transpose(-1, -2)
+        return x_BTI @ _fast(theta_OI, delta_BOI, x_BTI).transpose(-1, -2)
     y: Tensor = _FastLinear.apply(x_BTI, theta_OI, delta_BOI)  # type: ignore[no-untyped-call]
     return y
 

@@ -1,0 +1,213 @@
+"""Whether a state fits a model: structure, shapes, types, device and positions of all that it holds.
+
+A template is a state with shapes in the place of tensors; `check_state` walks both side by side.
+
+Letters: B sequences, H heads, d head width, m hidden width and R number of memories, D width, h hidden width of a
+level, n tokens that wait for their teach signal, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hope_model.blocks import variant_parts
+from hope_model.config import CMSConfig, MemoryConfig, ModelConfig
+from hope_model.errors import InputError
+from hope_model.layers.attention import AttentionState
+from hope_model.layers.cms import LevelState
+from hope_model.layers.deltanet import DeltaState
+from hope_model.layers.titans import TitansState
+from hope_model.layers.titans_attention import MACState, MAGState
+from hope_model.ops.cms import LevelWeights
+from hope_model.ops.deep_memory import BANK, FastWeights, MemoryState
+from hope_model.ranges import check_value, shown
+from hope_model.state import BlockState, MemorySettings, Pending, State, Teach
+from hope_model.tree import tensors
+
+MOST = 2**62  # tokens of a stream
+
+
+class _Like(NamedTuple):
+    """A tensor of this shape; `kind`: `precise` (as fast weights are), `float` (of any precision) or `int` (tokens)."""
+
+    shape: tuple[int, ...]
+    kind: str
+
+
+class _Maybe(NamedTuple):
+    """None, or what the template says."""
+
+    template: Any
+
+
+class _Each(NamedTuple):
+    """A tuple of any length; the function gives the template of each part."""
+
+    template: Callable[[Any], Any]
+
+
+class _UpTo(NamedTuple):
+    """A whole number from 0 on."""
+
+    most: int
+
+
+def check_state(
+    state: Any, config: ModelConfig, level_width: int, parameter: Tensor, batch: int | None = None
+) -> None:
+    """Raise `InputError`, which names the part and both shapes, unless a state fits a model.
+
+    Args:
+        state: What is checked.
+        config: Of the model.
+        level_width: Hidden width h of a CMS level; 0 for models without a CMS.
+        parameter: One of the model's, for device and precision.
+        batch: Sequences that the state must hold; None: as many as its first tensor.
+    """
+    if not isinstance(state, State):
+        raise InputError(f"the state is {shown(state)}; give what `initial` or an earlier call returned")
+    check_settings(state.settings, len(config.cms.chunks()) if level_width else 0)
+    B = next((len(x) for x in tensors(state.blocks) if x.dim()), 0)
+    if batch is not None and batch != B:
+        raise InputError(
+            f"the state holds {B} sequences, the tokens {batch}; see hope_model.state.repeat and select"
+        )
+    _compare("state.position", state.position, _UpTo(MOST), ())
+    precise = torch.promote_types(parameter.dtype, torch.float32)
+    _compare("state", state, _template(config, level_width, B, state), (precise, parameter.device))
+
+
+def check_settings(settings: Any, levels: int) -> None:
+    """Raise `InputError` unless memories can be written as `settings` say, in a model with so many CMS levels."""
+    if not isinstance(settings, MemorySettings):
+        raise InputError(f"settings is {shown(settings)}; give MemorySettings")
+    for name in ("teach_scale", "teach_clip", "surprise_threshold"):
+        check_value(getattr(settings, name), f"settings.{name}", CMSConfig, name)
+    if type(settings.chunk) is not int or settings.chunk:  # 0: as configured
+        check_value(settings.chunk, "settings.chunk", MemoryConfig, "chunk")
+    known = ("titans", *(f"cms.{n}" for n in range(levels)))
+    writes, rates = settings.writes, settings.rates
+    if writes is not None and not (isinstance(writes, tuple) and all(name in known for name in writes)):
+        raise InputError(
+            f"settings.writes is {shown(writes)}; it must be None or a tuple of {', '.join(known)}"
+        )
+    if rates is not None and not (isinstance(rates, tuple) and len(rates) == levels):
+        raise InputError(f"settings.rates is {shown(rates)}; it must be None or a tuple of {levels} numbers")
+    for n, rate in enumerate(rates or ()):
+        check_value(rate, f"settings.rates[{n}]", CMSConfig, "lr")
+
+
+def _like(*shape: int, kind: str = "float") -> Any:
+    return _Like(shape, kind)
+
+
+def _template(config: ModelConfig, level_width: int, B: int, state: State) -> State:
+    """The state of this model after as many tokens as `state` has seen."""
+    levels, pending, n = len(config.cms.chunks()), None, 0
+    if level_width and isinstance(state.pending, Pending):
+        tokens = state.pending.tokens_Bn
+        n = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() == 2 else 1
+        n = max(1, min(n, state.position, *config.cms.chunks()))
+        by_layer = config.cms.signal == "layer"
+        start = _blocks(config, level_width, B, state.position - n, 0) if by_layer else None
+        logits = None if by_layer else _like(B, n, config.vocab_size)
+        pending = Pending(_like(B, n, kind="int"), logits, start)
+    signals: Any = _UpTo(MOST)
+    teach: Any = _Maybe(Teach(_like(), (_like(),) * levels, signals)) if level_width else None
+    blocks = _blocks(config, level_width, B, state.position, n)
+    return State(state.position, blocks, pending, teach, state.settings)
+
+
+def _blocks(config: ModelConfig, level_width: int, B: int, position: int, n: int) -> tuple[BlockState, ...]:
+    channel = None
+    if level_width:
+        up, down = (B, level_width, config.dim), (B, config.dim, level_width)
+        weights: Any = _Maybe(LevelWeights(_like(*up, kind="precise"), _like(*down, kind="precise")))
+
+        def tokens_and_signals(part: Any) -> Any:
+            first = part[0] if isinstance(part, tuple) and part else None
+            tokens = first.shape[1] if isinstance(first, Tensor) and first.dim() == 3 else 1
+            return (_like(B, max(tokens, 1), config.dim),) * 2
+
+        seen: Any = _Each(tokens_and_signals)
+        waiting = _like(B, n, config.dim) if n else None
+        channel = (LevelState(weights, weights, seen, waiting, weights),) * len(config.cms.chunks())
+    return (BlockState(_mixer(config, B, position), channel),) * config.layers
+
+
+def _mixer(config: ModelConfig, B: int, position: int) -> Any:
+    mixer, _ = variant_parts(config)
+    D, H, d, m = config.dim, config.heads, config.head_dim, config.memory_hidden
+    window, seen = config.attention.window, _UpTo(position)
+
+    def memory(R: int, *, momentum: bool) -> Any:
+        fast = FastWeights(_like(B, H, R, m, d, kind="precise"), _like(B, H, R, d, m, kind="precise"))
+        counted: Any = seen
+        return MemoryState(fast, fast, fast if momentum else None, counted)
+
+    kept = _like(B, H, min(position, window - 1) if window else position, d)
+    attention = AttentionState(kept, kept, position)
+    tail = _like(B, config.conv - 1, D if mixer == "self_modifying" else 3 * D)
+    if mixer == "attention":
+        return attention
+    if mixer == "gated_deltanet":
+        return DeltaState(_like(B, H, d, d, kind="precise"), tail)
+    if mixer == "self_modifying":
+        return TitansState(memory(len(BANK) if config.memory.self_modify else 1, momentum=False), tail)
+    titans = TitansState(memory(1, momentum=config.memory.momentum), tail)
+    if mixer == "titans_mag":
+        return MAGState(attention, titans)
+    if mixer == "titans_mac":
+        of_segment = _like(B, H, 2 * ((position - 1) % window + 1) if position else 0, d)
+        return MACState(titans, titans.memory, tail, of_segment, of_segment, position)
+    return titans
+
+
+def _compare(name: str, part: Any, template: Any, place: tuple[Any, ...]) -> None:
+    """Raise at the first part that does not fit; `place`: precision of fast weights, and device."""
+    kind = type(template)
+    if kind is _Like:
+        _check_tensor(name, part, template, place)
+    elif kind is _Maybe:
+        if part is not None:
+            _compare(name, part, template.template, place)
+    elif kind is _Each:
+        _compare(name, part, tuple(map(template.template, part)) if type(part) is tuple else (), place)
+    elif kind is _UpTo:
+        if type(part) is not int or not 0 <= part <= template.most:
+            raise InputError(f"{name} is {_kind(part)}; it must be a whole number from 0 to {template.most}")
+    elif isinstance(template, tuple):
+        _compare_parts(name, part, template, place)
+    elif type(part) is not kind or part != template:
+        raise InputError(f"{name} is {_kind(part)}; it must be {shown(template)}")
+
+
+def _compare_parts(name: str, part: Any, template: tuple[Any, ...], place: tuple[Any, ...]) -> None:
+    kind = type(template)
+    if type(part) is not kind or len(part) != len(template):
+        raise InputError(f"{name} is {_kind(part)}, which is not the {kind.__name__} of this model")
+    fields = getattr(template, "_fields", None)
+    for n, (inner, expected) in enumerate(zip(part, template, strict=True)):
+        if inner is not expected:
+            _compare(f"{name}.{fields[n]}" if fields else f"{name}[{n}]", inner, expected, place)
+
+
+def _check_tensor(name: str, part: Any, like: _Like, place: tuple[Any, ...]) -> None:
+    precise, device = place
+    if not isinstance(part, Tensor):
+        raise InputError(f"{name} is {_kind(part)}, not a tensor of shape {list(like.shape)}")
+    if part.shape != like.shape:
+        raise InputError(f"{name} has shape {list(part.shape)}, not {list(like.shape)}")
+    wanted = {"precise": precise, "int": torch.int64}.get(like.kind)
+    if part.dtype != wanted if wanted else not part.is_floating_point():
+        raise InputError(f"{name} is of {part.dtype}, not of {wanted or 'a floating-point type'}")
+    if part.device != device:
+        raise InputError(f"{name} is on {part.device}, the model on {device}")
+
+
+def _kind(part: Any) -> str:
+    if isinstance(part, Tensor):
+        return f"a tensor of shape {list(part.shape)}"
+    return f"a {type(part).__name__} of {len(part)} parts" if isinstance(part, tuple) else shown(part)
