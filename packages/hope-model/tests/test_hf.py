@@ -198,7 +198,11 @@ def test_what_is_saved_again_has_new_hashes(exported: Path, tmp_path: Path) -> N
 def test_killed_exports_leave_nothing_behind(
     exported: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, stale, live = exported.parent / "checkpoint", tmp_path / ".hf.dead.tmp", tmp_path / ".hf.live.tmp"
+    source, stale, live = (
+        exported.parent / "checkpoint",
+        tmp_path / ".hf.deadbeef.tmp",
+        tmp_path / ".hf.livebeef.tmp",
+    )
     for folder in (stale, live):
         folder.mkdir()
     handle = os.open(live, os.O_RDONLY)
@@ -207,10 +211,10 @@ def test_killed_exports_leave_nothing_behind(
         patch.setattr(hf.HopeTokenizer, "save_pretrained", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             hf.export(source, tokenizer, tmp_path / "hf")
-    assert [path.name for path in tmp_path.iterdir()] == [".hf.live.tmp"]
+    assert [path.name for path in tmp_path.iterdir()] == [".hf.livebeef.tmp"]
     hf.export(source, tokenizer, tmp_path / "hf")
     os.close(handle)
-    assert {path.name for path in tmp_path.iterdir()} == {".hf.live.tmp", "hf"}
+    assert {path.name for path in tmp_path.iterdir()} == {".hf.livebeef.tmp", "hf"}
 
 
 def test_unfit_export_is_refused_and_leaves_nothing(exported: Path, tokenizer: Path, tmp_path: Path) -> None:

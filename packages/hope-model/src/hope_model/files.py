@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path.parent)
-    handle, temporary = _temporary(path)
+    handle, temporary = _temporary(path, folder=False)
     try:
         with open(handle, "wb", closefd=False) as file:
             file.write(data)
@@ -60,10 +62,29 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.close(handle)
 
 
-def _temporary(path: Path) -> tuple[int, Path]:
-    """A new file and a descriptor that locks it while its writer lives."""
+@contextmanager
+def temporary_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out`, which is removed at the end unless it was renamed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(out.parent)
+    handle, folder = _temporary(out, folder=True)
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _temporary(path: Path, *, folder: bool) -> tuple[int, Path]:
+    """A new file or folder and a descriptor that locks it while its writer lives."""
+    prefix, suffix = f".{path.name[:100]}.", ".tmp"
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp")
+        if folder:
+            name = tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=suffix)
+            handle = os.open(name, os.O_RDONLY)
+        else:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
         with suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if Path(name).exists():
@@ -77,7 +98,10 @@ def _remove_stale(folder: Path) -> None:
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
             finally:
                 os.close(handle)
 

@@ -1,20 +1,16 @@
 """From one of our checkpoints to a folder that transformers reads."""
 
 import argparse
-import fcntl
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
 
 from hope_model import checkpoint
 from hope_model.errors import InputError
-from hope_model.files import sha256
+from hope_model.files import sha256, temporary_folder
 from hope_model.hf.config import HopeConfig
 from hope_model.hf.model import HopeForCausalLM
 from hope_model.hf.tokenizer import VOCABULARY, HopeTokenizer
@@ -62,42 +58,13 @@ def export(folder: Path | str, tokenizer: Path | str, out: Path | str) -> Path:
             "name the tokenizer it was trained with"
         )
     model.config.tokenizer_size = pieces.vocab_size
-    with _temporary(out) as beside:
+    with temporary_folder(out) as beside:
         model.save_pretrained(beside)
         pieces.save_pretrained(beside)
         for file in beside.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner only
         os.sync()
         return beside.rename(out)
-
-
-@contextmanager
-def _temporary(out: Path) -> Iterator[Path]:
-    """Yield a folder beside `out` that is removed at the end unless it was renamed.
-
-    Its writer locks it. One whose lock is free was left by a killed process and is removed here.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for path in out.parent.glob(f".{out.name}.*.tmp"):
-        with suppress(OSError), _locked(path):
-            shutil.rmtree(path)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    with _locked(folder):
-        folder.chmod(0o755)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
