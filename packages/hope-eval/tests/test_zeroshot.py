@@ -308,8 +308,14 @@ def test_articles_of_wikitext_come_back_as_they_were() -> None:
     assert [page.split("\n")[0] for page in mirrors.pages("\n\n".join(rows))] == [" = One = ", " = Two = "]
 
 
-def test_hellaswag_contexts_are_split_before_the_unfinished_sentence() -> None:
-    found = mirrors._hellaswag({"ctx": "Roof work: A man sits. he", "endings": [], "label": 0})
-    assert (found["activity_label"], found["ctx_a"], found["ctx_b"]) == ("Roof work", "A man sits.", "he")
-    whole = mirrors._hellaswag({"ctx": "Home: Do this. Then that.", "endings": [], "label": 0})
-    assert (whole["ctx_a"], whole["ctx_b"]) == ("Do this. Then that.", "")
+def test_hellaswag_contexts_are_split_before_the_unfinished_sentence(tmp_path: Path) -> None:
+    (tmp_path / "hellaswag").mkdir()
+    texts, rest = (
+        ("Roof work: A man sits. he", "Home: Do this. Then that."),
+        {"endings": list("abcd"), "label": 0},
+    )
+    lines = [json.dumps({"ctx": text, **rest}) for text in texts]
+    (tmp_path / "hellaswag" / "hellaswag_val.jsonl").write_text("\n".join(lines))
+    first, second = mirrors.rows(tmp_path, "hellaswag")
+    assert (first["activity_label"], first["ctx_a"], first["ctx_b"]) == ("Roof work", "A man sits.", "he")
+    assert (second["ctx_a"], second["ctx_b"]) == ("Do this. Then that.", "")

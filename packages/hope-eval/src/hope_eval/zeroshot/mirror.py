@@ -9,14 +9,15 @@ says where the rows come from.
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hope_data.errors import InputError
+from hope_eval.zeroshot.rows import Row, read
 
-Row = dict[str, Any]
+Doc = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Source:
         yaml: the stock definition, in lm-eval's tasks folder.
         split: which split of it the rows are.
         file: in the mirror, with or without `.gz`.
-        fields: what every row of the file must have.
-        convert: from the file's row to the original data set's.
+        fields: what a row of the file has.
         chance: accuracy of guessing; None where there are no choices.
+        convert: from the file's row, whose fields it checks, to the original data set's.
     """
 
     yaml: str
@@ -37,29 +38,80 @@ class Source:
     file: str
     fields: tuple[str, ...]
     chance: float | None
-    convert: Callable[[Row], Row] = lambda row: row
+    convert: Callable[[Row], Doc]
 
 
-def _lambada(row: Row) -> Row:
-    return {"text": f"{row['context']} {row['continuation']}"} if "context" in row else row
+def _piqa(row: Row) -> Doc:
+    """The label may stand in a file of its own."""
+    doc = {**row.values, **{name: row.text(name) for name in ("goal", "sol1", "sol2")}}
+    return {**doc, "label": int(row.one_of("label", "01"))} if "label" in row else doc
 
 
-def _hellaswag(row: Row) -> Row:
+def _hellaswag(row: Row) -> Doc:
     """Where only the joined `ctx` is left: activity before the first colon, the unfinished sentence as ctx_b."""
+    doc = {**row.values, "label": int(row.one_of("label", "0123")), "endings": row.texts("endings", 4)}
     if "ctx_a" in row:
-        return row
-    activity, _, text = row["ctx"].partition(": ")
+        if not isinstance(row["ctx_b"], str):
+            row.refuse("ctx_b", "a text")
+        return {**doc, **{name: row.text(name) for name in ("activity_label", "ctx_a")}}
+    activity, _, text = row.text("ctx").partition(": ")
     ends = [found.end() for found in re.finditer(r"[.!?\])\"']\s+", text)]
     cut = ends[-1] if ends and not re.search(r"[.!?]\s*$", text) else len(text)
-    return {**row, "activity_label": activity, "ctx_a": text[:cut].strip(), "ctx_b": text[cut:].strip()}
+    return {**doc, "activity_label": activity, "ctx_a": text[:cut].strip(), "ctx_b": text[cut:].strip()}
 
 
-def _boolq(row: Row) -> Row:
-    return {**row, "label": int(row["answer"])} if "label" not in row else row
+def _winogrande(row: Row) -> Doc:
+    _, gap, after = row.text("sentence").partition("_")
+    if not gap or not after.strip():
+        row.refuse("sentence", "a text with the gap _ and words after it")
+    texts = {name: row.text(name) for name in ("option1", "option2")}
+    return {**row.values, **texts, "answer": row.one_of("answer", "12")}
+
+
+def _arc(row: Row) -> Doc:
+    doc = {**row.values, "question": row.text("question"), "choices": row.choices("choices")}
+    return {**doc, "answerKey": row.one_of("answerKey", doc["choices"]["label"])}
+
+
+def _boolq(row: Row) -> Doc:
+    texts = {name: row.text(name) for name in ("question", "passage")}
+    name = "label" if "label" in row and "answer" not in row else "answer"
+    if row[name] not in (0, 1) or (name == "answer" and not isinstance(row[name], bool)):
+        row.refuse(name, "true or false")
+    return {**row.values, **texts, "label": int(row[name])}
+
+
+def _social_iqa(row: Row) -> Doc:
+    names = ("context", "question", "answerA", "answerB", "answerC")
+    return {**row.values, **{name: row.text(name) for name in names}, "label": row.one_of("label", "123")}
+
+
+def _commonsense_qa(row: Row) -> Doc:
+    choices = row.choices("choices", "ABCDE")
+    texts = {"question": row.text("question"), "choices": choices}
+    return {**row.values, **texts, "answerKey": row.one_of("answerKey", "ABCDE")}
+
+
+def _openbookqa(row: Row) -> Doc:
+    doc = {**row.values, "question_stem": row.text("question_stem"), "choices": row.choices("choices")}
+    return {**doc, "answerKey": row.one_of("answerKey", doc["choices"]["label"])}
+
+
+def _lambada(row: Row) -> Doc:
+    """The original has one text, whose last word is to be found."""
+    if "text" not in row:
+        context, word = row.text("context"), row.text("continuation")
+        if " " in word:
+            row.refuse("continuation", "one word")
+        return {"text": f"{context} {word}"}
+    context, _, word = row.text("text").rpartition(" ")
+    if not context.strip() or not word.strip():
+        row.refuse("text", "several words that end with the one to be found")
+    return row.values
 
 
 FILES: dict[str, Source] = {
-    "piqa": Source("piqa/piqa", "validation", "piqa/valid.jsonl", ("goal", "sol1", "sol2"), 1 / 2),
+    "piqa": Source("piqa/piqa", "validation", "piqa/valid.jsonl", ("goal", "sol1", "sol2"), 1 / 2, _piqa),
     "hellaswag": Source(
         "hellaswag/hellaswag",
         "validation",
@@ -74,6 +126,7 @@ FILES: dict[str, Source] = {
         "winogrande/winogrande_xl_validation.jsonl",
         ("sentence", "option1", "option2", "answer"),
         1 / 2,
+        _winogrande,
     ),
     "arc_easy": Source(
         "arc/arc_easy",
@@ -81,6 +134,7 @@ FILES: dict[str, Source] = {
         "arc/arc_easy_validation.jsonl",
         ("question", "choices", "answerKey"),
         1 / 4,
+        _arc,
     ),
     "arc_challenge": Source(
         "arc/arc_challenge",
@@ -88,6 +142,7 @@ FILES: dict[str, Source] = {
         "arc/arc_challenge_validation.jsonl",
         ("question", "choices", "answerKey"),
         1 / 4,
+        _arc,
     ),
     "boolq": Source(
         "super_glue/boolq/default",
@@ -103,6 +158,7 @@ FILES: dict[str, Source] = {
         "siqa/siqa_validation.jsonl",
         ("context", "question", "answerA", "answerB", "answerC", "label"),
         1 / 3,
+        _social_iqa,
     ),
     "commonsense_qa": Source(
         "commonsense_qa/default",
@@ -110,6 +166,7 @@ FILES: dict[str, Source] = {
         "csqa/csqa_validation.jsonl",
         ("question", "choices", "answerKey"),
         1 / 5,
+        _commonsense_qa,
     ),
     "openbookqa": Source(
         "openbookqa/openbookqa",
@@ -117,6 +174,7 @@ FILES: dict[str, Source] = {
         "openbookqa/openbookqa_validation.jsonl",
         ("question_stem", "choices", "answerKey"),
         1 / 4,
+        _openbookqa,
     ),
     "lambada_openai": Source(
         "lambada/lambada_openai",
@@ -126,7 +184,14 @@ FILES: dict[str, Source] = {
         None,
         _lambada,
     ),
-    "wikitext": Source("wikitext/wikitext", "test", "wikitext2/wikitext2_raw_test_joined.txt", (), None),
+    "wikitext": Source(
+        "wikitext/wikitext",
+        "test",
+        "wikitext2/wikitext2_raw_test_joined.txt",
+        (),
+        None,
+        lambda row: row.values,  # articles of a text, no rows of a file
+    ),
 }
 
 
@@ -142,35 +207,54 @@ def find(folder: Path, file: str) -> Path:
     raise InputError(f"{folder / file}: no such file, nor .gz; put it there or leave the task out of --tasks")
 
 
-def rows(folder: Path, task: str) -> list[Row]:
+def rows(folder: Path, task: str) -> list[Doc]:
     """Rows of a task with the fields of the original data set.
 
     Raises:
-        InputError: a missing or empty file, or a line that is not a row with the right fields (named by number).
+        InputError: a missing or empty file, or a row that does not fit (named by file, line and field).
     """
     source = FILES[task]
     path = find(folder, source.file)
     if task == "wikitext":
-        made: list[Row] = [{"page": page} for page in pages(read_text(path))]
+        docs: list[Doc] = [{"page": page} for page in pages(read_text(path))]
     else:
-        made = [source.convert(row) for row in _read(path, source.fields)]
-    if not made:
+        docs = [source.convert(row) for row in read(path, source.fields)]
+    if not docs:
         raise InputError(f"{path}: holds no rows; fetch it again or leave {task} out of --tasks")
-    if task == "piqa" and "label" not in made[0]:
-        labels = read_text(find(folder, "piqa/valid-labels.lst")).split()
-        if len(labels) != len(made):
-            raise InputError(
-                f"{folder}/piqa/valid-labels.lst: {len(labels)} labels for {len(made)} rows of {path}"
-            )
-        made = [{**row, "label": int(label)} for row, label in zip(made, labels, strict=True)]
-    return made
+    if task == "piqa" and any("label" not in doc for doc in docs):
+        labels = _labels(find(folder, "piqa/valid-labels.lst"), len(docs), path)
+        docs = [{**doc, "label": label} for doc, label in zip(docs, labels, strict=True)]
+    return docs
+
+
+def _labels(path: Path, count: int, of: Path) -> list[int]:
+    """Labels 0 or 1, one a line."""
+    labels = read_text(path).split()
+    if len(labels) != count:
+        raise InputError(f"{path}: {len(labels)} labels for {count} rows of {of}")
+    for number, label in enumerate(labels, 1):
+        if label not in ("0", "1"):
+            raise InputError(f"{path}, line {number}: {label[:60]!r} is not 0 or 1; fetch the file again")
+    return [int(label) for label in labels]
 
 
 def dataset(mirror: str, task: str, limit: int | None = None, **_: object) -> dict[str, Any]:
     """What lm-eval's `custom_dataset` calls: {split: rows}."""
     import datasets  # noqa: PLC0415 (comes with lm-eval)
 
-    return {FILES[task].split: datasets.Dataset.from_list(rows(Path(mirror), task)[:limit])}
+    docs = rows(Path(mirror), task)[:limit]
+    # A column has one type. `convert` has seen to the fields that the task reads; others may differ.
+    kept = [
+        name for name in docs[0] if name in ("choices", "endings") or _uniform([d.get(name) for d in docs])
+    ]
+    columns = [{name: doc[name] for name in kept} for doc in docs]
+    return {FILES[task].split: datasets.Dataset.from_list(columns)}
+
+
+def _uniform(values: list[Any]) -> bool:
+    """Whether all are texts, or all numbers that a column holds."""
+    kinds = {type(value) for value in values}
+    return kinds in ({str}, {bool}) or (kinds == {int} and all(-(2**63) <= n < 2**63 for n in values))
 
 
 def pages(joined: str) -> list[str]:
@@ -225,17 +309,3 @@ def read_text(path: Path) -> str:
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable ({error}); fetch it again") from None
-
-
-def _read(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error}); fetch the file again") from None
-        missing = [name for name in fields if not isinstance(row, dict) or name not in row]
-        if missing and "text" not in row:
-            raise InputError(
-                f"{path}, line {number}: no field '{missing[0]}'; the original has {', '.join(fields)}"
-            )
-        yield row
