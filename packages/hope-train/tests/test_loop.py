@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from hope_model import counting
+from hope_model.errors import InputError
 from hope_train import hardware, loop
 from hope_train.config import LogConfig, ScheduleConfig, TeachConfig, TrainConfig
 from hope_train.data import open_data
@@ -99,7 +100,8 @@ def test_mlflow_gets_the_rows(tiny: TrainConfig, tmp_path: Path, monkeypatch: py
     fake.set_experiment = calls.append  # type: ignore[attr-defined]
     fake.search_runs = lambda **_: []  # type: ignore[attr-defined]
     fake.start_run = lambda **_: None  # type: ignore[attr-defined]
-    fake.log_dict = lambda *_: None  # type: ignore[attr-defined]
+    fake.log_params = lambda given: calls.append(f"lr {given['optim.lr']}")  # type: ignore[attr-defined]
+    fake.exceptions = types.SimpleNamespace(MlflowException=OSError)  # type: ignore[attr-defined]
     fake.log_metrics = lambda row, step: logged.append((step, row))  # type: ignore[attr-defined]
     fake.end_run = lambda: calls.append("end")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", fake)
@@ -107,4 +109,12 @@ def test_mlflow_gets_the_rows(tiny: TrainConfig, tmp_path: Path, monkeypatch: py
     assert train(dataclasses.replace(tiny, log=log, eval_every=0), tmp_path / "a") == 0
     rows = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
     assert logged == [(row.pop("step"), row) for row in rows]
-    assert calls == ["sqlite:///a.db", "p", "end"]
+    assert calls == ["sqlite:///a.db", "p", "lr 0.003", "end"]  # no file: MLflow would keep it in ./mlruns
+
+    def refuse(_: str) -> None:
+        raise OSError("the file store is in maintenance mode\nsee")
+
+    fake.set_experiment = refuse  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"^log\.mlflow is 'sqlite:///a\.db': the file store is in .* mode$"):
+        train(dataclasses.replace(tiny, log=log), tmp_path / "b")
+    assert not (tmp_path / "b/log.jsonl").exists()

@@ -292,7 +292,7 @@ def test_the_console_script_is_stopped_by_a_signal_and_keeps_trackers_in_its_fol
         command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     log = tmp_path / "out/log.jsonl"
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 180
     while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.05)
     process.terminate()

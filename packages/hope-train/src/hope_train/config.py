@@ -264,6 +264,15 @@ def dump(config: TrainConfig) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=110)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        out.update(flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return out
+
+
 def fingerprint(config: TrainConfig) -> str:
     """SHA-256 over everything that belongs to the run; equal exactly where two runs are the same."""
     return digest(dataclasses.asdict(config))

@@ -9,7 +9,7 @@ from typing import Any
 
 from hope_model.errors import InputError
 from hope_train import schedule, state
-from hope_train.config import TrainConfig
+from hope_train.config import TrainConfig, flat
 from hope_train.state import Identity, Saved
 
 # Keys, or beginnings of keys, that leave what is learned as it is.
@@ -81,7 +81,7 @@ def find(config: TrainConfig, identity: Identity, folder: Path, *, fresh_on_mism
 
 def _compare(saved: Saved, config: TrainConfig, *, alone: bool) -> tuple[list[str], dict[str, str]]:
     """Keys that make it another run, and those that do not, with both values."""
-    before, now = _flat(saved.config), _flat(dataclasses.asdict(config))
+    before, now = flat(saved.config), flat(dataclasses.asdict(config))
     other, free = [], {}
     for key in (*now, *(before.keys() - now.keys())):
         if before.get(key) == now.get(key):
@@ -132,11 +132,3 @@ def trained_on(saved: Saved, config: TrainConfig) -> str:
 
 def _pair(key: str, before: object, now: object) -> str:
     return f"{key} {before} -> {now}"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        out.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
-    return out

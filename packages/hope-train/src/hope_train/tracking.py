@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hope_data.publishing import write_atomic
 from hope_model.errors import InputError
 from hope_model.ranges import shown
-from hope_train.config import TrainConfig
+from hope_train.config import TrainConfig, flat
 
 Row = Mapping[str, float]
 LOG = "log.jsonl"
@@ -145,7 +145,7 @@ class MLflow:
         attempt: same for a run and its continuations; a tag by which the run is found again.
 
     Raises:
-        InputError: the package is not there.
+        InputError: the package is not there, or the tracking URI cannot be used.
     """
 
     def __init__(self, config: TrainConfig, attempt: str) -> None:
@@ -155,15 +155,20 @@ class MLflow:
             raise InputError(
                 "log.mlflow: the package mlflow is missing; pip install 'hope-train[mlflow]'"
             ) from None
-        mlflow.set_tracking_uri(config.log.mlflow)
-        mlflow.set_experiment(config.log.project)
-        found = mlflow.search_runs(filter_string=f"tags.attempt = '{attempt}'", output_format="list")
         self._mlflow: Any = mlflow
-        if found:
-            mlflow.start_run(run_id=found[0].info.run_id)
-        else:
-            mlflow.start_run(run_name=config.run, tags={"attempt": attempt})
-            mlflow.log_dict(asdict(config), "config.json")
+        try:
+            mlflow.set_tracking_uri(config.log.mlflow)
+            mlflow.set_experiment(config.log.project)
+            found = mlflow.search_runs(filter_string=f"tags.attempt = '{attempt}'", output_format="list")
+            if found:
+                mlflow.start_run(run_id=found[0].info.run_id)
+            else:
+                mlflow.start_run(run_name=config.run, tags={"attempt": attempt})
+                # Parameters, not a file: for a database MLflow would keep files in ./mlruns.
+                mlflow.log_params(flat(asdict(config)))
+        except mlflow.exceptions.MlflowException as error:
+            reason = str(error).splitlines()[0][:200]
+            raise InputError(f"log.mlflow is {shown(config.log.mlflow)}: {reason}") from None
 
     def log(self, row: Row) -> None:
         """Send one row."""
