@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hope_model.ops.gated_delta import gated_delta, gated_delta_naive
+from hope_model.ops.gated_delta import gated_delta_naive, recurrence
 
 Assert = Callable[..., None]
 
@@ -37,7 +37,7 @@ def test_chunk_is_the_token_loop(
     assert_same: Assert, T: int, chunk: int, *, momentum: bool, erase: bool
 ) -> None:
     def fast(*args: Any) -> Any:
-        return gated_delta(*args, chunk=chunk)
+        return recurrence(*args, chunk=chunk)
 
     assert_same(gated_delta_naive, fast, *inputs(T, momentum=momentum, erase=erase))
 
@@ -46,19 +46,19 @@ def test_chunk_is_the_token_loop(
 @pytest.mark.usefixtures("form")
 def test_gradcheck(*, momentum: bool) -> None:
     args = inputs(4, momentum=momentum, erase=True, K=2, V=2)
-    assert torch.autograd.gradcheck(lambda *a: [x for x in gated_delta(*a, chunk=3) if x is not None], args)
+    assert torch.autograd.gradcheck(lambda *a: [x for x in recurrence(*a, chunk=3) if x is not None], args)
 
 
 @pytest.mark.parametrize("momentum", [False, True])
 @pytest.mark.usefixtures("form")
 def test_two_halves_are_the_whole(*, momentum: bool) -> None:
     q, k, w, log_a, b, S, log_theta, P = inputs(11, momentum=momentum, erase=True)
-    whole, S_whole, P_whole = gated_delta(q, k, w, log_a, b, S, log_theta, P, chunk=4)
+    whole, S_whole, P_whole = recurrence(q, k, w, log_a, b, S, log_theta, P, chunk=4)
     halves = []
     for part in (slice(0, 5), slice(5, None)):
         theta = None if log_theta is None else log_theta[..., part]
         args = (*(x[..., part, :] for x in (q, k, w)), log_a[..., part], b[..., part])
-        o, S, P = gated_delta(*args, S, theta, P, chunk=4)
+        o, S, P = recurrence(*args, S, theta, P, chunk=4)
         halves.append(o)
     assert (torch.cat(halves, -2) - whole).abs().max() < 1e-12
     assert (S - S_whole).abs().max() < 1e-12
@@ -72,7 +72,7 @@ def test_extreme_retention(assert_same: Assert, a: float) -> None:
     q, k, w, log_a, b, S, _, _ = inputs(130, momentum=False, erase=True)
     log_a = torch.full_like(log_a, a).log().requires_grad_()
     b = (b.detach() * a).requires_grad_()
-    assert_same(gated_delta_naive, gated_delta, q, k, w, log_a, b, S)
+    assert_same(gated_delta_naive, recurrence, q, k, w, log_a, b, S)
 
 
 def test_finite_under_bf16_at_32k() -> None:
@@ -81,7 +81,7 @@ def test_finite_under_bf16_at_32k() -> None:
     q, k = (F.normalize(torch.randn(1, 1, T, 16), dim=-1).bfloat16() for _ in range(2))
     w, b = torch.randn(1, 1, T, 16).bfloat16(), 2 * torch.rand(1, 1, T)
     log_a = torch.where(torch.rand(1, 1, T) < 0.5, 0.0, -1e-3)
-    o, S, _ = gated_delta(q.float(), k.float(), w.float(), log_a, b, torch.zeros(1, 1, 16, 16))
+    o, S, _ = recurrence(q.float(), k.float(), w.float(), log_a, b, torch.zeros(1, 1, 16, 16))
     assert o.isfinite().all()
     # ||S||^2 settles near V K b / (2 - b) averaged over b; it must not grow with T.
     assert S.norm() < 100
@@ -92,6 +92,6 @@ def test_constants_by_hand() -> None:
     one = torch.ones(1, 1, dtype=torch.float64)
     log_a = torch.tensor([0.5], dtype=torch.float64).log()
     b = torch.tensor([0.25], dtype=torch.float64)
-    o, S, _ = gated_delta(3 * one, 2 * one, 5 * one, log_a, b, 7 * one)
+    o, S, _ = recurrence(3 * one, 2 * one, 5 * one, log_a, b, 7 * one)
     assert S.item() == pytest.approx(0.5 * 7 - 0.25 * 7 * 4 + 5 * 2)
     assert o.item() == pytest.approx(3 * S.item())

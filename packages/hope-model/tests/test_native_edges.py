@@ -12,7 +12,7 @@ import torch
 from hope_model import LanguageModel, ModelConfig
 from hope_model.layers.basic import CausalConv
 from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, titans_memory
-from hope_model.ops.gated_delta import gated_delta
+from hope_model.ops.gated_delta import recurrence
 from hope_model.ops.native import build
 from hope_model.ops.native.convolution import KERNEL as CONVOLUTION
 from hope_model.state import clone
@@ -46,12 +46,12 @@ def test_a_spoilt_sequence_leaves_the_others_alone() -> None:
     inputs = delta(3)
     inputs[2][0, 3] = float("nan")
     leaves = [x.requires_grad_() for x in inputs]
-    o, S, _ = gated_delta(*leaves, chunk=4)
+    o, S, _ = recurrence(*leaves, chunk=4)
     grads = torch.autograd.grad(o[1:].square().sum() + S[1:].square().sum(), leaves)
     assert o[0].isnan().any()
     assert all(g[1:].isfinite().all() for g in grads)
     alone = [x[1:].detach().requires_grad_() for x in inputs]
-    o, S, _ = gated_delta(*alone, chunk=4)
+    o, S, _ = recurrence(*alone, chunk=4)
     for g, h in zip(grads, torch.autograd.grad(o.square().sum() + S.square().sum(), alone), strict=True):
         assert torch.equal(g[1:], h)
 
@@ -123,7 +123,7 @@ def test_a_backward_goes_on_where_kernels_are_no_longer_wanted() -> None:
 
 def _in_a_child(queue: Any) -> None:
     torch.set_num_threads(2)
-    o, _, _ = gated_delta(*delta(4))
+    o, _, _ = recurrence(*delta(4))
     queue.put(float(o.sum()))
 
 
@@ -132,7 +132,7 @@ def test_a_forked_child_computes() -> None:
     if not hasattr(os, "fork"):
         pytest.skip("no fork")
     torch.set_num_threads(2)
-    expected = float(gated_delta(*delta(4))[0].sum())
+    expected = float(recurrence(*delta(4))[0].sum())
     torch.set_num_threads(1)  # torch's own threads do not survive a fork either
     context: Any = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()

@@ -1,11 +1,11 @@
 """Speed, memory and operations of every variant in one process and one run, as ratios to `transformer`."""
 
-import dataclasses
 import gc
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,30 @@ from hope_model.counting import flops_per_token, parameters
 from hope_model.cpu import prepare_cpu
 from hope_model.model import LanguageModel
 from hope_model.ops.native.build import kernels
+from hope_model.ranges import within
 from hope_model.state import State, n_bytes
 
 TRAIN_VARIANTS = ("transformer", "gated_deltanet", "titans", "self_modifying_titans", "hope")
 REFERENCE = "transformer"
+UNBOUNDED = ("transformer", "hope_attention")  # states that grow with every token
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class BenchSettings:
     """What is measured; defaults are the required figures' (one thread, float32)."""
 
     variants: tuple[str, ...] = TRAIN_VARIANTS
-    length: int = 1024
+    length: int = field(default=1024, metadata=within(1, 2**24))
     dim: int = 256
     layers: int = 4
     head_dim: int = 64
     vocab_size: int = 4096
-    batch_size: int = 4
-    repeats: int = 5
-    threads: int = 1
+    batch_size: int = field(default=4, metadata=within(1, 2**20))
+    repeats: int = field(default=5, metadata=within(1))
+    threads: int = field(default=1, metadata=within(1, 1024))
     device: str = "cpu"
     bf16: bool = False
-    seed: int = 0
+    seed: int = field(default=0, metadata=within(0, 2**63 - 1))
 
 
 def model_config(settings: BenchSettings, variant: str) -> ModelConfig:
@@ -174,7 +176,7 @@ def bench_decode(
     """
     torch.set_num_threads(settings.threads)
     rows: list[dict[str, Any]] = []
-    for variant in (v for v in settings.variants if v not in ("transformer", "hope_attention")):
+    for variant in (v for v in settings.variants if v not in UNBOUNDED):
         torch.manual_seed(settings.seed)
         model = LanguageModel(model_config(settings, variant)).to(settings.device).eval()
         state, states = model.initial(1), []

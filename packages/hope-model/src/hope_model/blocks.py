@@ -51,6 +51,19 @@ def variant_parts(config: ModelConfig) -> tuple[str, str]:
     return VARIANTS[config.variant]
 
 
+def compile_refusal(config: ModelConfig) -> str:
+    """Return why torch.compile does not work for a model, or '' where it does (with graph breaks)."""
+    mixer, channel = variant_parts(config)
+    if mixer == "self_modifying":
+        return f"{config.variant} rewrites its memories in place, which torch.compile cannot trace"
+    if channel == "cms":
+        return (
+            f"the state of {config.variant} changes its structure from segment to segment, "
+            "so torch.compile would start anew at each, for minutes"
+        )
+    return ""
+
+
 # Raised with what a part computes: results of before are of another model.
 EQUATIONS = {"attention": 1, "memory": 1, "cms": 1}
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,19 @@ from typing import Any
 
 import torch
 
-from hope_model.bench import TRAIN_VARIANTS, BenchSettings, bench_decode, bench_training, machine
+from hope_model.bench import (
+    TRAIN_VARIANTS,
+    UNBOUNDED,
+    BenchSettings,
+    bench_decode,
+    bench_training,
+    machine,
+    model_config,
+)
 from hope_model.blocks import VARIANTS
 from hope_model.errors import InputError
 from hope_model.files import write_atomic
+from hope_model.ranges import check_ranges, shown
 
 EXAMPLES = """examples:
   hope-model bench                                   the figures of the package README (a few minutes)
@@ -29,8 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _bench(arguments)
     except (InputError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error).strip() or type(error).__name__
+        print(f"error: {message.splitlines()[0]}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,10 +89,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     settings = BenchSettings(
         variants=tuple(arguments.variants.split(",")), **{name: values[name] for name in names}
     )
-    if unknown := [v for v in settings.variants if v not in VARIANTS]:
-        raise InputError(f"--variants {', '.join(unknown)}: choose of {', '.join(VARIANTS)}")
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device; leave the option out to run on the CPU")
+    positions = _check(settings, arguments)
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own chatter
     live = sys.stderr.isatty()
 
@@ -86,11 +97,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         if live:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
-    if arguments.what == "decode":
-        positions = [int(part) for part in arguments.positions.split(",")]
-        rows = bench_decode(settings, positions, report)
-    else:
-        rows = bench_training(settings, report)
+    decode = arguments.what == "decode"
+    rows = bench_decode(settings, positions, report) if decode else bench_training(settings, report)
     report("")
     where = machine(settings)
     print(", ".join(f"{key} {value}" for key, value in where.items()) + f", {settings.threads} thread(s)")
@@ -100,6 +108,30 @@ def _bench(arguments: argparse.Namespace) -> int:
             arguments.json, (json.dumps([{**row, **where} for row in rows], indent=1) + "\n").encode()
         )
     return 0
+
+
+def _check(settings: BenchSettings, arguments: argparse.Namespace) -> list[int]:
+    """Refuse what cannot be measured, before the minutes that measuring takes; returns the positions to decode at."""
+    if unknown := [v for v in settings.variants if v not in VARIANTS]:
+        raise InputError(f"--variants {', '.join(unknown)}: choose of {', '.join(VARIANTS)}")
+    try:
+        check_ranges(settings, "")
+    except InputError as error:
+        name, _, fault = str(error).partition(" ")
+        raise InputError(f"--{name.replace('_', '-')} {fault}") from None
+    for variant in settings.variants:
+        model_config(settings, variant)
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", settings.device):
+        raise InputError(f"--device {shown(settings.device)}: choose cpu, cuda or one of several as cuda:1")
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device; leave the option out to run on the CPU")
+    if not re.fullmatch(r"\d{1,12}(,\d{1,12})*", arguments.positions):
+        raise InputError(f"--positions {shown(arguments.positions)}: give whole numbers such as 1024,32768")
+    if arguments.what == "decode" and set(settings.variants) <= set(UNBOUNDED):
+        raise InputError(
+            f"--variants {', '.join(settings.variants)}: their states grow with every token; name others"
+        )
+    return [int(part) for part in arguments.positions.split(",")]
 
 
 def _table(rows: list[dict[str, Any]]) -> None:

@@ -52,8 +52,6 @@ class GatedDeltaNet(nn.Module):
             if not write:
                 o = (state.S_BHdd @ q.transpose(-1, -2)).transpose(-1, -2)
                 return self.output(o, x_BTD), DeltaState(state.S_BHdd, tail)
-            b = log_a.exp() * 2 * cast(beta).transpose(1, 2).sigmoid()
-            o, S, _ = gated_delta(
-                q, k, b[..., None] * v, log_a, b, state.S_BHdd, chunk=self.chunk, twice=self.twice
-            )
+            strength = 2 * cast(beta).transpose(1, 2).sigmoid()
+            o, S = gated_delta(q, k, v, log_a, strength, state.S_BHdd, chunk=self.chunk, twice=self.twice)
         return self.output(o, x_BTD), DeltaState(S, tail)

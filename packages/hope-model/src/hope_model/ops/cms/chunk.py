@@ -132,7 +132,7 @@ def cms_delta_rule(
     written = []
     for k, g, before in ((u_BTD, back, delta.up), (phi, teach_BTD, delta.down)):
         b_BT = rate_BT / (1 + rate_BT * k.square().sum(-1))
-        written.append(gated_delta(k, k, -b_BT[..., None] * g, keep_BT, b_BT, before, twice=twice)[1])
+        written.append(gated_delta(k, k, -g, keep_BT, b_BT, before, twice=twice)[1])
     return LevelWeights(*written)
 
 
