@@ -144,7 +144,8 @@ def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    "fault", ["torn", "header", "empty", "shape", "list", "type", "value", "nested", "tokenizer"]
+    "fault",
+    ["torn", "header", "empty", "shape", "int32", "bool", "list", "type", "value", "nested", "tokenizer"],
 )
 def test_a_damaged_folder_of_transformers_is_one_line(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -157,9 +158,10 @@ def test_a_damaged_folder_of_transformers_is_one_line(
         weights.write_bytes(b"\xff" * 8 + weights.read_bytes()[8:])
     elif fault == "empty":
         weights.write_bytes(b"")
-    elif fault == "shape":
+    elif fault in ("shape", "int32", "bool"):
         tensors = safetensors.torch.load_file(weights)
-        tensors["model.norm.weight"] = torch.ones(7)
+        norm = tensors["model.norm.weight"]
+        tensors["model.norm.weight"] = torch.ones(7) if fault == "shape" else norm.to(getattr(torch, fault))
         safetensors.torch.save_file(tensors, weights, {"format": "pt"})
     elif fault == "tokenizer":
         (folder / "tokenizer.json").write_text('{"version": "1.0", "model": 3}')
@@ -175,7 +177,7 @@ def test_a_damaged_folder_of_transformers_is_one_line(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("variant", ["titans", "transformer", "llama"])
+@pytest.mark.parametrize("variant", ["hope", "hope_paper", "titans_mac", "transformer", "llama"])
 def test_half_precision_is_scored(variant: str, dtype: str, corpora: Path, tmp_path: Path) -> None:
     """Within the rounding of the weights of what float32 gives; both as an argument and as saved."""
     mirror = hf_models.write_mirror(tmp_path / "mirror", 4)
@@ -194,6 +196,6 @@ def test_half_precision_is_scored(variant: str, dtype: str, corpora: Path, tmp_p
     assert {p.dtype for p in loaded.loaded.model.model.parameters()} == {kind}
     np.testing.assert_allclose(ask(given), ask(loaded), atol=1e-4)
     for (a, _), (b, _) in zip(ask(given), ask(exact), strict=True):
-        assert a == pytest.approx(b, rel=0.05, abs=0.1)
+        assert a == pytest.approx(b, rel=0.1, abs=0.1)
     [result] = suite.evaluate(loaded, ["arc_easy"], mirror)
     assert result.metrics[0].n == 4

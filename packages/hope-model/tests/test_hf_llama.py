@@ -235,3 +235,21 @@ def test_outputs_have_the_same_parts(model: Any) -> None:
         ).logits  # the cache changes in place
         torch.testing.assert_close(part, out.logits[:, start : start + 3], rtol=0, atol=1e-4)
     assert cache.get_seq_length() == 10
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(folder: Path, model: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Of 70 tokens, so that memories are written: the loss of float32 within rounding, a generation, a step."""
+    half = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    [row] = rows(70)
+    ids = row["input_ids"][None]
+    out, exact = half(ids, labels=ids), model(ids, labels=ids)
+    assert [half.dtype, out.logits.dtype, out.loss.dtype] == [dtype, dtype, torch.float32]
+    assert out.loss.item() == pytest.approx(exact.loss.item(), rel=0.005)
+    assert half.generate(ids, **OPTIONS).shape == (1, 76)
+    half.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(ids).logits, out.logits)
+    loss, norm = step(half, [row], tmp_path / "out", per_device_train_batch_size=1)
+    assert loss == pytest.approx(exact.loss.item(), rel=0.005)
+    assert 0 < norm < 100

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from hope_data.errors import InputError
@@ -325,11 +326,12 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: 
         )
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
+        _check_types(weights)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=dtype or "auto", **options
         )
         inner: Any = None if ours else transformers.AutoTokenizer.from_pretrained(where or folder, **options)
-    except ModelInputError as error:
+    except (InputError, ModelInputError) as error:
         raise InputError(str(error)) from None
     except Exception as error:  # noqa: BLE001 (of a damaged folder, from four libraries)
         reason = " ".join(str(error).split())[:200]
@@ -359,6 +361,18 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: 
     tokenizer = HFTokenizer(inner)
     wrapped = HFModel(model, device, tokenizer.vocab_size)
     return Loaded(wrapped, tokenizer, about, wrapped.max_length or 2048)
+
+
+def _check_types(weights: Sequence[Path]) -> None:
+    """Refuse weights that are no floating-point numbers: transformers would cast them."""
+    for path in weights:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                kind = file.get_slice(name).get_dtype()
+                if kind not in ("F16", "BF16", "F32", "F64"):
+                    raise InputError(
+                        f"{path}: {name} is of type {kind}; only floating-point weights are read"
+                    )
 
 
 def _load_exported(folder: Path, model: Any, where: Path | None, device: str, length: int) -> Loaded:
