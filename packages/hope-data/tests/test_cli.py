@@ -81,7 +81,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest
     empty.write_text("")
     out = tmp_path / "out" / "o"
     for name, message in (
-        ("missing", "no jsonl file here"),
+        ("missing", "missing.jsonl: no such file or folder"),
         ("bad", "line 4: is no JSON"),
         ("empty", "corpus is empty"),
     ):
@@ -161,16 +161,24 @@ def test_help_teaches() -> None:
         assert f"example:\n  hope-data {step}" in hope_data(step, "--help").stdout
 
 
-def test_limits_and_scales(tmp_path: Path) -> None:
+def test_limits_and_scales(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text('{"text": "0123456789"}\n' * 50)
     text = f"kind: jsonl\nfiles: ['{source}']\nlimits: {{documents: 7}}\nscales: {{tiny: {{bytes: 25}}}}\n"
-    for scale, count in (("", 7), ("tiny", 3), ("other", 7)):
+    (tmp_path / "conf" / "scale").mkdir(parents=True)
+    (tmp_path / "conf" / "corpus").mkdir()
+    (tmp_path / "conf" / "scale" / "other.yaml").touch()
+    documents_limit, bytes_limit = "7 documents; raise `limits`", "25 bytes; raise `scales.tiny`"
+    for scale, count, said in (
+        ("", 7, documents_limit),
+        ("tiny", 3, bytes_limit),
+        ("other", 7, documents_limit),
+    ):
         out = tmp_path / f"o{scale}"
         command = [
             "acquire",
             "--manifest",
-            str(manifest(tmp_path, text)),
+            str(manifest(tmp_path / "conf" / "corpus", text)),
             "--scale",
             scale,
             "--out",
@@ -178,6 +186,11 @@ def test_limits_and_scales(tmp_path: Path) -> None:
         ]
         assert main(command) == 0
         assert documents.provenance(out)["documents"] == count
+        assert f"stopped at the limit of {said} in the manifest for more" in capsys.readouterr().out
+    assert main([*command[:3], "--scale", "smok", "--out", str(out)]) == 2
+    assert (
+        capsys.readouterr().err == "error: --scale smok: there is no such scale; choose one of other, tiny\n"
+    )
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda p: p.stem)

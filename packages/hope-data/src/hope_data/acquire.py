@@ -1,7 +1,7 @@
 """From a manifest to a folder of raw documents with their provenance."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from hope_data import sources
 from hope_data.config import Limits, Manifest
 from hope_data.documents import PROVENANCE, Document, Writer
 from hope_data.errors import InputError
-from hope_data.files import dump_sealed, sha256_bytes, sha256_file
-from hope_data.manifest import load_manifest
+from hope_data.files import check_name, dump_sealed, sha256_bytes, sha256_file
+from hope_data.manifest import check_scale, load_manifest
 from hope_data.progress import track
+from hope_data.source_files import Found
 from hope_data.work import Work, open_work
 
 # Text per part: what is fetched again after an interruption, and what one process filters at a time.
@@ -33,8 +34,8 @@ def _limited(rows: Iterator[Document], limits: Limits, n: int, size: int) -> Ite
 class _Run:
     """One acquisition: parts that are finished, then the rest."""
 
-    def __init__(self, name: str, manifest: Manifest, limits: Limits, work: Work):
-        self.name, self.manifest, self.limits, self.work = name, manifest, limits, work
+    def __init__(self, name: str, manifest: Manifest, limits: Limits, work: Work, found: Found):
+        self.name, self.manifest, self.limits, self.work, self.found = name, manifest, limits, work, found
         self.done: list[dict[str, Any]] = []
         for i in count():
             part = work.result("part", i, check=True)
@@ -49,7 +50,7 @@ class _Run:
         """Fetch what is missing, sealing each part with the place where the source then stood."""
         if self.done and self.done[-1]["last"]:
             return
-        source = sources.Source(self.manifest, self.done[-1]["state"] if self.done else None)
+        source = sources.Source(self.manifest, self.done[-1]["state"] if self.done else None, self.found)
         left = max(0, self.limits.bytes - self.total("bytes"))
         limited = _limited(source, self.limits, self.total("documents"), self.total("bytes"))
         rows = track(limited, left, f"acquire {self.name}")
@@ -82,6 +83,7 @@ class _Run:
             "hashes": hashes,
             "packages": packages,
             "state": source.state(),
+            "skipped": dict(source.skipped),
             "last": last,
         }
         self.work.seal("part", i, part)
@@ -104,18 +106,23 @@ def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
         InputError: an unfit manifest or source, or no document at all.
     """
     manifest = load_manifest(manifest_path)
-    hashes = _source_hashes(manifest)
-    job = {"step": "acquire 1", "manifest": manifest.to_dict(), "scale": scale, "sources": hashes}
+    name = check_name("corpus", manifest_path.stem)
+    limits = manifest.at(check_scale(manifest_path, manifest, scale))
+    found = sources.files_of(manifest)
+    hashes = _source_hashes(manifest, found)
+    job = {"step": "acquire 2", "manifest": manifest.to_dict(), "scale": scale, "sources": hashes}
     with open_work(out, PROVENANCE, job) as work:
-        run = _Run(manifest_path.stem, manifest, manifest.at(scale), work)
+        run = _Run(name, manifest, limits, work, found)
         run.fetch()
         files = {name: sha for part in run.done for name, sha in part["hashes"].items()}
         record = {
             "documents": run.total("documents"),
             "bytes": run.total("bytes"),
             "files": files,
-            "corpus": manifest_path.stem,
+            "corpus": name,
             "scale": scale,
+            "limits": asdict(limits),
+            "skipped": run.done[-1]["skipped"],
             # File names stand in `sources`, with hashes; where the folder lay on this machine is nobody's business.
             "manifest": {key: value for key, value in manifest.to_dict().items() if key != "files"},
             "packages": {k: v for part in run.done for k, v in part["packages"].items()},
@@ -130,11 +137,26 @@ def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
     return record
 
 
-def _source_hashes(manifest: Manifest) -> dict[str, str]:
+def remarks(record: dict[str, Any]) -> list[str]:
+    """What a user should know of an acquisition: what was left out, where it stopped."""
+    lines = []
+    if record["skipped"]:
+        counts = ", ".join(f"{reason} {n}" for reason, n in sorted(record["skipped"].items()))
+        lines.append(f"files left out: {counts}")
+    for key, limit in record["limits"].items():
+        if 0 < limit <= record[key]:
+            key_of_limit = "limits"
+            if record["scale"] in record["manifest"]["scales"]:
+                key_of_limit = f"scales.{record['scale']}"
+            lines.append(
+                f"stopped at the limit of {limit:,} {key}; raise `{key_of_limit}` in the manifest for more"
+            )
+    return lines
+
+
+def _source_hashes(manifest: Manifest, found: Found) -> dict[str, str]:
     if manifest.kind == "hf" and (folder := Path(manifest.hub.path).expanduser()).is_dir():
         return {
             p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()
         }
-    if manifest.kind in ("installed-docs", "hf"):
-        return {}
-    return {name: sha256_file(path) for path, name in sources.find(manifest.files, manifest.kind)}
+    return {name: sha256_file(path) for path, name in found.files}

@@ -35,12 +35,14 @@ def _json(args: argparse.Namespace, record: dict[str, Any]) -> None:
 
 
 def _acquire(args: argparse.Namespace) -> None:
-    from hope_data.acquire import acquire
+    from hope_data.acquire import acquire, remarks
 
     record = acquire(args.manifest, args.scale, args.out)
     print(
         f"{record['corpus']}: {record['documents']} documents, {record['bytes'] / 1e6:.2f} MB -> {args.out}"
     )
+    for remark in remarks(record):
+        print(f"{record['corpus']}: {remark}")
     _json(args, {key: record[key] for key in ("documents", "bytes")})
 
 

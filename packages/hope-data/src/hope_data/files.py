@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from hope_data.errors import InputError
 from hope_data.publishing import write_atomic
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -18,6 +21,19 @@ def sha256_file(path: Path) -> str:
     """Hash of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_name(what: str, name: str) -> str:
+    """Return the name of a corpus if no path, shell or page could take it for something else.
+
+    Raises:
+        InputError: it holds other characters; says what it should name.
+    """
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
+        raise InputError(
+            f"{what} {name!r}: a name has at most 100 letters, digits, '_', '-' and '.', and begins with no '-' or '.'"
+        )
+    return name
 
 
 def plain_name(record: Path, name: str) -> str:

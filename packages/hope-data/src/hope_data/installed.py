@@ -7,8 +7,10 @@ import os
 import sys
 import sysconfig
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,17 @@ _OWN_PAGE = 400
 _DOC_CALLS = ("add_docstr", "_add_docstr", "add_docstr_all", "add_newdoc", "add_newdoc_for_scalar_type")
 
 
-def documents(installed: Installed) -> Iterator[Document]:
+def documents(installed: Installed, skipped: Counter[str] | None = None) -> Iterator[Document]:
     """Yield the documents of every package in turn, its files in an order that a byte limit may cut anywhere.
 
+    Args:
+        installed: what to read.
+        skipped: counts the files that are left out, by reason.
+
     Raises:
-        InputError: a package is not installed.
+        InputError: a package is not installed, or has no Python source.
     """
+    skipped = Counter() if skipped is None else skipped
     for package in installed.packages:
         if package == "topics":
             yield from _topics()
@@ -37,7 +44,7 @@ def documents(installed: Installed) -> Iterator[Document]:
         for path in _files(root, installed.skip):
             relative = path.relative_to(base).with_suffix("").as_posix()
             module = relative.removesuffix("/__init__").replace("/", ".")
-            yield from _from_file(path, module, installed, about)
+            yield from _from_file(path, module, installed, about, skipped)
 
 
 def _locate(package: str) -> tuple[Path, Path, dict[str, Any]]:
@@ -46,17 +53,27 @@ def _locate(package: str) -> tuple[Path, Path, dict[str, Any]]:
         root = Path(sysconfig.get_paths()["stdlib"])
         return root, root, _python()
     top, _, inner = package.partition(".")
-    spec = importlib.util.find_spec(top)
-    if spec is None or not spec.origin:
+    if not all(part.isidentifier() for part in package.split(".")):
+        raise InputError(f"manifest: package {package!r} is no name of a module; take it off `packages`")
+    # On the path first: what is frozen into the interpreter has its source there.
+    spec = PathFinder.find_spec(top) or (None if top in sys.modules else importlib.util.find_spec(top))
+    if top in sys.builtin_module_names:
+        raise InputError(
+            f"manifest: package {top} is built into Python and has no source; take it off `packages`"
+        )
+    if spec is None or not (spec.has_location or spec.submodule_search_locations):
         raise InputError(
             f"manifest: package {top} is not installed; `pip install {top}` or take it off `packages`"
         )
-    home = Path(spec.origin).parent
+    folders = list(spec.submodule_search_locations or ())
+    home = Path(folders[0]) if folders else Path(spec.origin or "")
     root = home.joinpath(*inner.split(".")) if inner else home
     if not root.exists():
         root = root.with_suffix(".py")
     if not root.exists():
         raise InputError(f"manifest: {package} does not exist in the installed {top}; take it off `packages`")
+    if root.is_file() and root.suffix != ".py":
+        raise InputError(f"manifest: package {package} is compiled and has no source; take it off `packages`")
     return home.parent, root, _about(top)
 
 
@@ -66,10 +83,14 @@ def _python() -> dict[str, Any]:
 
 def _about(top: str) -> dict[str, Any]:
     """Name, version and licence of the distribution that provides a module."""
+    if top in sys.stdlib_module_names:
+        return _python()
     try:
         distribution = metadata.distribution(top)
     except metadata.PackageNotFoundError:
-        distribution = metadata.distribution(metadata.packages_distributions()[top][0])
+        if not (names := metadata.packages_distributions().get(top)):
+            return {"package": top, "version": "unknown", "licence": "unknown"}
+        distribution = metadata.distribution(names[0])
     about = distribution.metadata
     stated = [text for key in ("License-Expression", "License") for text in about.get_all(key, [])]
     classifiers = [c for c in about.get_all("Classifier", []) if c.startswith("License ::")]
@@ -90,28 +111,39 @@ def _files(root: Path, skip: list[str]) -> list[Path]:
     return sorted(found, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
 
 
-def _from_file(path: Path, module: str, installed: Installed, about: dict[str, Any]) -> Iterator[Document]:
+def _from_file(
+    path: Path, module: str, installed: Installed, about: dict[str, Any], skipped: Counter[str]
+) -> Iterator[Document]:
+    meta = {**about, "module": module}
+    if path.suffix == ".rst" and installed.what == "code":
+        return
     try:
         source = path.read_text(encoding="utf-8")
+        if path.suffix == ".rst":
+            pages = [(module, source)]
+        elif installed.what == "code" and len(source) > installed.file_bytes:
+            skipped["longer than file_bytes"] += 1
+            return
+        else:
+            with warnings.catch_warnings(action="ignore"):
+                tree = ast.parse(source)
+            attached = any(call in source for call in _DOC_CALLS)
+            code = installed.what == "code"
+            pages = (
+                [(module, _without_docstrings(source, tree))]
+                if code
+                else list(_pages(tree, module, attached))
+            )
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
+        skipped["no UTF-8"] += 1
         return
-    meta = {**about, "module": module}
-    if path.suffix == ".rst":
-        if installed.what == "docs":
-            yield Document(source, module, meta)
+    # The parser gives up on brackets by the hundred.
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        skipped["no Python that can be parsed"] += 1
         return
-    if installed.what == "code" and len(source) > installed.file_bytes:
-        return
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return
-    if installed.what == "code":
-        yield Document(_without_docstrings(source, tree), module, meta)
-        return
-    for name, text in _pages(tree, module, attached=any(call in source for call in _DOC_CALLS)):
-        yield Document(text, name, meta)
+    yield from (Document(text, name, meta) for name, text in pages)
 
 
 def _pages(tree: ast.Module, module: str, attached: bool) -> Iterator[tuple[str, str]]:

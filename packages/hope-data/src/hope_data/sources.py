@@ -1,8 +1,8 @@
 """Documents from files and from the Hugging Face hub, one iterator per kind of manifest."""
 
-import glob
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -13,8 +13,8 @@ from hope_data.compressed import lines
 from hope_data.config import Manifest
 from hope_data.documents import Document, text_of
 from hope_data.errors import InputError
+from hope_data.source_files import Found, find
 
-_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".txt.gz", ".md.gz", ".rst.gz", ".txt.zst", ".md.zst", ".rst.zst")
 _GUTENBERG_START = re.compile(r"\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE)
 _GUTENBERG_END = re.compile(r"(?:\*\*\* ?)?END OF (?:THE |THIS )?PROJECT GUTENBERG", re.IGNORECASE)
 _HEADER_LINES = 1000
@@ -23,11 +23,21 @@ _HEADER_LINES = 1000
 class Source(Iterator[Document]):
     """A corpus's documents in a fixed order, from the beginning or from where an earlier run stood.
 
+    Args:
+        manifest: of the corpus.
+        state: of an earlier run.
+        found: files of the manifest, if they have been looked for.
+
+    Attributes:
+        skipped: files left out so far, by reason.
+
     Raises:
         InputError: a file is missing or damaged, a line is no JSON, a field is missing, no hub in reach.
     """
 
-    def __init__(self, manifest: Manifest, state: dict[str, Any] | None = None):
+    def __init__(self, manifest: Manifest, state: dict[str, Any] | None = None, found: Found | None = None):
+        found = found or files_of(manifest)
+        self.skipped = Counter(found.skipped)
         self._count = state["documents"] if state else 0
         # A hub's rows are not fetched twice; elsewhere, and between the pieces of a row, reading past them is cheap.
         self._hub: hub.Rows | None = None
@@ -38,7 +48,7 @@ class Source(Iterator[Document]):
             rows: Iterable[Document] = self._hub
             skip = 0 if exact else self._count
         else:
-            rows, skip = _local(manifest), self._count
+            rows, skip = _local(manifest, found.files, self.skipped), self._count
         if manifest.chunk_bytes:
             rows = (piece for row in rows for piece in _chunks(row, manifest.chunk_bytes))
         self._rows = islice(rows, skip, None)
@@ -59,36 +69,21 @@ def documents(manifest: Manifest) -> Iterator[Document]:
     return Source(manifest)
 
 
-def _local(manifest: Manifest) -> Iterable[Document]:
+def files_of(manifest: Manifest) -> Found:
+    """Files that a manifest's documents are read from; none if it names no files of its own."""
+    return find(manifest.files, manifest.kind) if manifest.kind in _READ else Found([], Counter())
+
+
+def _local(manifest: Manifest, files: list[tuple[Path, str]], skipped: Counter[str]) -> Iterator[Document]:
     if manifest.kind == "installed-docs":
-        return installed.documents(manifest.installed)
-    read = {"jsonl": _jsonl, "text": _text, "parquet": _parquet}[manifest.kind]
-    return (row for path, name in find(manifest.files, manifest.kind) for row in read(path, name, manifest))
-
-
-def find(patterns: list[str], kind: str) -> list[tuple[Path, str]]:
-    """Files that the patterns of a manifest mean, sorted, each with its name inside its pattern.
-
-    Raises:
-        InputError: a pattern that finds nothing.
-    """
-    found: dict[Path, str] = {}
-    for pattern in patterns:
-        root = Path(pattern)
-        if root.is_dir():
-            suffixes = _TEXT_SUFFIXES if kind == "text" else (".parquet",) if kind == "parquet" else (
-                ".jsonl", ".jsonl.gz", ".jsonl.zst")  # fmt: skip
-            paths = sorted(p for p in root.rglob("*") if p.is_file() and p.name.endswith(suffixes))
-            names = [p.relative_to(root).as_posix() for p in paths]
-        else:
-            paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())  # noqa: PTH207
-            names = [p.name for p in paths]
-        if not paths:
-            raise InputError(
-                f"{pattern}: no {kind} file here; correct `files` in the manifest, or the environment variable in it"
-            )
-        found.update(zip(paths, names, strict=True))
-    return list(found.items())
+        yield from installed.documents(manifest.installed, skipped)
+    for path, name in files:
+        nothing = True
+        for row in _READ[manifest.kind](path, name, manifest):
+            nothing = False
+            yield row
+        if nothing:
+            skipped["no text in it"] += 1
 
 
 def _jsonl(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
@@ -100,7 +95,7 @@ def _jsonl(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
             row = json.loads(line)
         except UnicodeDecodeError as error:
             raise InputError(f"{where}: is no UTF-8 ({error.reason}); convert it with iconv") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: is no JSON ({error}); mend or remove the line") from None
         if not isinstance(row, dict):
             raise InputError(f"{where}: is no JSON object with a text field")
@@ -189,3 +184,6 @@ def _chunks(document: Document, size: int) -> Iterator[Document]:
 
 def _piece(document: Document, lines: list[str], count: int) -> Document:
     return Document("".join(lines).strip("\n") + "\n", f"{document.id}#{count}", document.meta)
+
+
+_READ = {"jsonl": _jsonl, "text": _text, "parquet": _parquet}
