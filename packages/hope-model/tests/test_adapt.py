@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from hope_model import InputError, LanguageModel, ModelConfig
-from hope_model.adapt import Ladder, Rule, attach_memory
+from hope_model.adapt import AttachedMemory, Ladder, Rule, attach_memory, load_memory, save_memory
 from hope_model.blocks import VARIANTS
 from hope_model.state import select
 
@@ -260,3 +261,47 @@ def test_models_that_cannot_have_one() -> None:
     attach_memory(model := build())
     with pytest.raises(InputError, match="LanguageModel has a memory already; detach it first"):
         attach_memory(model)
+
+
+@pytest.mark.parametrize("variant", SWIGLU)
+def test_a_saved_stream_resumes_where_it_stopped(variant: str, tokens: Tensor, tmp_path: Path) -> None:
+    memory = attach_memory(build(variant), periods=PERIODS, scale=0.5, matrices="all")
+    with torch.no_grad():
+        whole, _ = memory(tokens)
+        for stop in (0, 3, 14):
+            _, state = memory(tokens[:, :stop]) if stop else (None, memory.initial(B))
+            save_memory(tmp_path / "stream", memory, state)
+            again = attach_memory(build(variant), periods=PERIODS, scale=0.5, matrices="all")
+            logits, _ = again(tokens[:, stop:], load_memory(tmp_path / "stream", again))
+            assert (logits - whole[:, stop:]).abs().max() < 1e-9
+
+
+def test_a_state_of_another_memory_or_a_changed_byte_is_refused(tokens: Tensor, tmp_path: Path) -> None:
+    file = tmp_path / "stream"
+    memory = attach_memory(build(), periods=PERIODS, scale=0.5)
+    _, state = memory(tokens)
+    save_memory(file, memory, state)
+
+    def refusal(other: AttachedMemory) -> str:
+        with pytest.raises(InputError) as error:
+            load_memory(file, other)
+        return str(error.value).removeprefix(str(file))
+
+    other = attach_memory(build(), periods=[8, 16], scale=0.5)
+    assert refusal(other) == (
+        " holds the state of another model configuration, model.periods [4, 8] instead of [8, 16]; load that model"
+    )
+    wide = attach_memory(build(), periods=PERIODS, matrices="up")
+    assert refusal(wide).startswith(
+        " holds the state of another model configuration, model.written 'down' instead of 'up': "
+        "layers[0].delta has shapes [[3, 16, 43]], not [[3, 86, 16]]"
+    )
+    layers = (state.layers[0]._replace(delta=(torch.zeros(3, 16, 41),)), state.layers[1])
+    save_memory(file, memory, state._replace(layers=layers))
+    assert refusal(memory) == ": layers[0].delta has shapes [[3, 16, 41]], not [[3, 16, 43]]"
+    save_memory(file, memory, state._replace(position=5))
+    assert refusal(memory) == ": inner.position is 29, the memory's 5"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    assert refusal(memory) == " cannot be read as a state: its content is not what was saved"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hope_model import InputError, ModelConfig
-from hope_model.adapt import Rule, attach_memory
+from hope_model.adapt import Rule, attach_memory, load_memory, save_memory
 from hope_model.teach import output_signal
 
 if any(importlib.util.find_spec(name) is None for name in ("transformers", "sentencepiece")):
@@ -93,7 +94,7 @@ def tokens() -> Tensor:
 
 @pytest.mark.parametrize("family", [*FAMILIES, "hope"])
 @torch.no_grad()
-def test_family(family: str, tokens: Tensor) -> None:
+def test_family(family: str, tokens: Tensor, tmp_path: Path) -> None:
     """Bitwise the model without writes; with them any split, rows alone, causal to the bit, generation our loop."""
     model, within = build(family), 1e-5 if family in FLOAT32_ATTENTION else 1e-9
     traces = [dict(vars(module)) for module in model.modules()]
@@ -120,6 +121,9 @@ def test_family(family: str, tokens: Tensor) -> None:
         assert torch.equal(other[[0, 2]], whole[[0, 2]])
         assert torch.equal(other[1, :14], whole[1, :14])
         _, middle = memory(tokens[:, :13])
+        save_memory(tmp_path / "stream", memory, middle)
+        resumed, _ = memory(tokens[:, 13:], load_memory(tmp_path / "stream", memory))
+        assert (resumed - whole[:, 13:]).abs().max() < within
         rows = torch.tensor([2, 2, 0])
         forked, _ = memory(tokens[rows, 13:], memory.select(middle, rows))
         assert (forked - whole[rows, 13:]).abs().max() < within
@@ -161,7 +165,7 @@ def test_teach_signal_is_the_gradient_at_the_heads_input(family: str, tokens: Te
     memory = attach_memory(model)
     with torch.no_grad():
         memory(tokens[:, :1])
-        host = memory._host
+        host = memory.host
         signal = output_signal(logits[:, :-1], tokens[:, 1:], host.head, host.slope(logits[:, :-1]))
     assert (signal - right[:, :-1]).abs().max() < 1e-7
 

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
@@ -40,6 +42,11 @@ _SIGNED = re.compile(rb'"sha256":"[0-9a-f]{64}"')
 
 def save_state(path: Path | str, model: LanguageModel, state: State) -> None:
     """Write a state, detached, with the configuration of the model that it belongs to and a hash of it all."""
+    write_value(Path(path), state, model.config.to_dict())
+
+
+def write_value(path: Path, state: Any, about: dict[str, Any]) -> None:
+    """Write nested tuples of tensors, numbers and None with what they belong to and a hash of it all."""
     tensors: dict[str, Tensor] = {}
     names: dict[tuple[Any, ...], str] = {}
 
@@ -54,10 +61,10 @@ def save_state(path: Path | str, model: LanguageModel, state: State) -> None:
             return {"kind": type(value).__name__, "parts": [pack(part) for part in value]}
         return value
 
-    skeleton = json.dumps({"state": pack(state), "model": model.config.to_dict()})
+    skeleton = json.dumps({"state": pack(state), "model": about})
     data = serialise(tensors, metadata={"hope_state": skeleton, "sha256": 64 * "0"})
     signature = _UNSIGNED.replace(64 * b"0", hashlib.sha256(data).hexdigest().encode())
-    write_atomic(Path(path), data.replace(_UNSIGNED, signature, 1))
+    write_atomic(path, data.replace(_UNSIGNED, signature, 1))
 
 
 def load_state(path: Path | str, model: LanguageModel) -> State:
@@ -66,11 +73,32 @@ def load_state(path: Path | str, model: LanguageModel) -> State:
     Raises:
         InputError: The file is no state, is damaged, or belongs to another model: then names what differs.
     """
-    device = next(model.parameters()).device
-    skeleton, tensors = _read(Path(path))
+    state: State = read_value(
+        Path(path), model.config.to_dict(), next(model.parameters()).device, model.check
+    )
+    return state
+
+
+def read_value(
+    path: Path,
+    about: dict[str, Any],
+    device: torch.device,
+    check: Callable[[Any], None],
+    kinds: Mapping[str, Any] = KINDS,
+) -> Any:
+    """Read what `write_value` wrote.
+
+    Args:
+        path: The file.
+        about: What it must belong to.
+        device: Where its tensors go.
+        check: Raises `InputError` unless the value fits.
+        kinds: Types of tuples by name.
+    """
+    skeleton, tensors = _read(path)
     try:
-        state: State = _unpack(skeleton["state"], {name: x.to(device) for name, x in tensors.items()})
-        other = _differences(skeleton["model"], model.config.to_dict())
+        state = _unpack(skeleton["state"], {name: x.to(device) for name, x in tensors.items()}, kinds)
+        other = _differences(skeleton["model"], about)
     except (KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as a state: its structure is damaged ({error})") from None
     belongs = (
@@ -79,7 +107,7 @@ def load_state(path: Path | str, model: LanguageModel) -> State:
         else str(path)
     )
     try:
-        model.check(state)
+        check(state)
     except InputError as error:
         raise InputError(f"{belongs}: {error}") from None
     if other:
@@ -121,10 +149,10 @@ def _differences(theirs: Any, ours: dict[str, Any], name: str = "model") -> list
     return found
 
 
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(value: Any, tensors: dict[str, Tensor], kinds: Mapping[str, Any]) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
-    parts = [_unpack(part, tensors) for part in value["parts"]]
-    return tuple(parts) if value["kind"] == "tuple" else KINDS[value["kind"]](*parts)
+    parts = [_unpack(part, tensors, kinds) for part in value["parts"]]
+    return tuple(parts) if value["kind"] == "tuple" else kinds[value["kind"]](*parts)

@@ -53,6 +53,15 @@ class Host(Protocol):
     def forward(self, memory: "AttachedMemory") -> Callable[..., Any]:
         """What the model's own `forward` becomes while the memory is attached."""
 
+    def about(self) -> dict[str, Any]:
+        """What a saved state must belong to."""
+
+    def kinds(self) -> dict[str, Any]:
+        """Types of tuples in the model's own state, by name, that ours has not."""
+
+    def check(self, inner: Any, position: int) -> None:
+        """Raise `InputError` unless the model's own state fits it after so many tokens."""
+
 
 class AttachedMemory:
     """Handle of an attached memory: `memory(tokens, state) -> (logits, state)`, and the model called as ever.
@@ -61,11 +70,12 @@ class AttachedMemory:
         model: the model; while attached, its own `forward` (and `generate`) reads and writes the memory.
         mlps: the MLPs whose matrices have a fast delta.
         options: what was asked for.
+        host: the model as the memory sees it.
     """
 
     def __init__(self, model: nn.Module, host: Host, mlps: list[Mlp], options: Options) -> None:
         self.model, self.mlps, self.options = model, mlps, options
-        self._host, self._segment = host, min(options.periods)
+        self.host, self._segment = host, min(options.periods)
         self._former = vars(model).get("forward")
         self._attached = True
         model.forward = host.forward(self)  # on the instance: its class stays as it is
@@ -93,7 +103,7 @@ class AttachedMemory:
 
     def initial(self, batch: int, settings: MemorySettings | None = None) -> AttachedState:
         """State before the first token of `batch` sequences."""
-        return self.begin(self._host.begin(batch), 0, settings)
+        return self.begin(self.host.begin(batch), 0, settings)
 
     def begin(self, inner: Any, position: int, settings: MemorySettings | None = None) -> AttachedState:
         """State of sequences whose first `position` tokens the model has read without a memory."""
@@ -125,7 +135,7 @@ class AttachedMemory:
     def _read(self, tokens_BT: Tensor, state: AttachedState) -> tuple[Tensor, AttachedState]:
         """The model with what the memory holds; nothing is written."""
         with self._patched(state.layers, len(tokens_BT), None):
-            logits, inner = self._host.run(tokens_BT, state.inner)
+            logits, inner = self.host.run(tokens_BT, state.inner)
         layers = tuple(AttachedLayer(layer.delta, layer.total, ()) for layer in state.layers)
         position = state.position + tokens_BT.shape[1]
         return logits, state._replace(position=position, inner=inner, layers=layers, pending=())
@@ -134,7 +144,7 @@ class AttachedMemory:
         """Tokens of one segment: what their write needs is kept until the token after the segment is known."""
         calls: dict[int, tuple[Tensor, Tensor]] = {}
         with self._patched(state.layers, len(tokens_Bn), calls):
-            logits, inner = self._host.run(tokens_Bn, state.inner)
+            logits, inner = self.host.run(tokens_Bn, state.inner)
         layers = tuple(
             layer._replace(waiting=(*layer.waiting, recorded(mlp, calls)))
             for mlp, layer in zip(self.mlps, state.layers, strict=True)
@@ -148,7 +158,7 @@ class AttachedMemory:
         """The token after a segment is known: give its tokens their teach signal, and write where a period ends."""
         tokens, logits = (torch.cat(pieces, 1) for pieces in zip(*state.pending, strict=True))
         targets = torch.cat((tokens[:, 1:], next_B[:, None]), 1)
-        signal = output_signal(logits, targets, self._host.head, self._host.slope(logits))
+        signal = output_signal(logits, targets, self.host.head, self.host.slope(logits))
         (signal,), norm, hits = gated((signal,), state.settings)
         old = state.teach or Teach(norm.new_zeros(()), (hits.new_zeros(()),), 0)
         teach = Teach(old.norm + norm, (old.hits[0] + hits,), old.signals + targets.numel())
@@ -191,7 +201,7 @@ class AttachedMemory:
 
     def flops_per_token(self) -> float:
         """Operations per token that reading and writing add to the model's own: signal, outer products, thin reads."""
-        V, D = self._host.head.shape
+        V, D = self.host.head.shape
         written = sum(theta(module).numel() for mlp in self.mlps for module in mlp.written)
         back = sum(theta(mlp.down).numel() for mlp in self.mlps if mlp.inputs)
         return 2.0 * (V * D + written + back)

@@ -158,6 +158,28 @@ class HuggingFaceHost:
         bent: Tensor = 1 - (logits_BnV / self._cap).square()
         return self._scale * bent
 
+    def about(self) -> dict[str, Any]:
+        """Architecture and sizes."""
+        keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        sizes = {key: getattr(self._config, key, None) for key in keys}
+        return {"architecture": type(self._model).__name__, **sizes}
+
+    def kinds(self) -> dict[str, Any]:
+        """Keys and values."""
+        return {"Cached": Cached}
+
+    def check(self, inner: Any, position: int) -> None:
+        """Refuse what is no cache of this model after `position` tokens."""
+        layers = [layer for layer in inner if isinstance(layer, Cached)] if isinstance(inner, tuple) else []
+        if len(layers) != len(self._template):
+            raise InputError(f"inner has {len(layers)} layers of keys and values, not {len(self._template)}")
+        for n, (k, v, seen) in enumerate(layers):
+            if k is None or v is None:
+                continue
+            if seen != position or k.dim() != 4 or k.shape[:3] != v.shape[:3] or k.shape[2] > seen:
+                shapes = f"{list(k.shape)} and {list(v.shape)}"
+                raise InputError(f"inner[{n}] has shapes {shapes} after {seen} of {position} tokens")
+
     def forward(self, memory: "AttachedMemory") -> Callable[..., Any]:
         """The model's own forward, a period at a time; without writes it is the model's own."""
         plain, host = self._plain, self
@@ -219,6 +241,14 @@ class ExportedHost(HuggingFaceHost):
         cache = HopeCache()
         cache.groups, cache.seen = [Group(tuple(range(len(tokens_BT))), 0, inner)], inner.position
         return self._plain(input_ids=tokens_BT, past_key_values=cache).logits, cache.state
+
+    def about(self) -> dict[str, Any]:
+        """The model's configuration."""
+        return OurHost(self._model.model).about()
+
+    def check(self, inner: Any, position: int) -> None:
+        """Refuse the state of another model, or of another place in the stream."""
+        OurHost(self._model.model).check(inner, position)
 
     def value_of(self, cache: Any) -> tuple[Any, int]:
         """The state of a batch without padding."""

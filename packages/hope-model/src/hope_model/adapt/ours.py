@@ -42,6 +42,20 @@ class OurHost:
     def slope(self, logits_BnV: Tensor) -> None:
         """The logits are what the head gives."""
 
+    def about(self) -> dict[str, Any]:
+        """The model's configuration."""
+        return self._model.config.to_dict()
+
+    def kinds(self) -> dict[str, Any]:
+        """None beside our own."""
+        return {}
+
+    def check(self, inner: Any, position: int) -> None:
+        """Refuse the state of another model, or of another place in the stream."""
+        self._model.check(inner)
+        if inner.position != position:
+            raise InputError(f"inner.position is {inner.position}, the memory's {position}")
+
     def forward(self, memory: "AttachedMemory") -> Callable[..., Any]:
         """`model(tokens, state)`: a state of the model's own begins, the memory's goes on."""
 
