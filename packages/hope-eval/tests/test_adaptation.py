@@ -265,8 +265,29 @@ def test_from_tuning_to_a_result_file(
     assert {row.mode for row in result.memorized} == {"writes"}
     assert result.task("perplexity_shuffled_target+writes") is not None
     assert "perplexity, adapted (writes) minus plain: bits_per_byte" in capsys.readouterr().out
+    page = report_of(out, tmp_path)
+    assert "## Zero-shot" not in page
+    assert "## Memorisation" not in page
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line[:1] == "|"]
+    bits = [result.task(task).find("bits_per_byte").value for task in ("perplexity", "perplexity+writes")]
+    [row] = [row for row in rows if row[1:5] == ["result", "perplexity", "writes", "bits_per_byte"]]
+    assert row[5:7] == [f"{value:.3f}" for value in bits]
+    loss = result.task("perplexity_target+writes").find("token_nats", "target=trigram seen")
+    shown = [row[5] for row in rows if row[1] == "result + writes" and len(row) == 7]
+    assert schema.value(loss.value, loss.stderr) in shown
+    for task in ("perplexity_position", "perplexity_target", "perplexity_shuffled_position"):
+        assert f"plots/{task}.png" in page
+        assert (tmp_path / "plots" / f"{task}.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["run", *common, "--adapt", "writes", "--memorize", "--json", str(out)]) == 2
     assert capsys.readouterr().err == "error: --adapt and --memorize exclude each other; give one of them\n"
+
+
+def report_of(result: Path, folder: Path) -> str:
+    page = folder / "page.md"
+    assert (
+        main(["report", "--results", str(result), "--out", str(page), "--plots", str(folder / "plots")]) == 0
+    )
+    return page.read_text()
 
 
 @pytest.mark.parametrize(

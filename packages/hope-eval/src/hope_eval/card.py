@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hope_eval.report.suites import MODES
 from hope_eval.report.tables import table
 from hope_eval.results import METRICS, Metric, Results, value
 
@@ -115,7 +116,7 @@ def _memorised(pack: Results) -> list[str]:
     rows = [
         [row.task, row.mode, METRICS[row.metric].title, value(row.difference, row.stderr), f"{row.n:,}"]
         for row in pack.memorized
-        if row.group == "all"
+        if row.group == "all" and row.mode in MODES
     ]
     if not rows:
         return []

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from hope_data.errors import InputError
 from hope_data.publishing import write_atomic
 from hope_eval import results as schema
-from hope_eval.report import maps, plots, suites, tables, training, verdicts, web
+from hope_eval.report import maps, plots, sources, suites, tables, training, verdicts, web
 from hope_eval.report.select import Named, done
 
 INTRODUCTION = """\
@@ -72,7 +72,7 @@ def write(
     curves = sorted(
         (c for c in map(training.load, training.find(logs)) if c.run in kept), key=lambda c: c.run
     )
-    more = maps.draw_all(named, folder)
+    more = maps.draw_all(named, folder) | sources.draw_all(named, folder)
     pictures = [*plots.draw_all(named, curves, folder), *more]
     images = {name: os.path.relpath(folder / name, out.parent) for name in pictures}
     text = page(named, curves, images, more)
@@ -96,7 +96,7 @@ def page(
             table = tables.metric_table(named, task, names, label, against)
             parts += [f"## {title}", text, table, _picture(f"{task}.png", images)]
     pictures = {name: f"![{alt}]({quote(images[name])})" for name, alt in (more or {}).items()}
-    parts += suites.sections(named, pictures)
+    parts += sources.sections(named, pictures) + suites.sections(named, pictures)
     if len(named) > 1:
         parts += ["## Differences", DIFFERENCES, tables.pairs_table(compared)]
     parts += ["## Provenance", tables.provenance_table(named), _notes(named)]

@@ -7,6 +7,7 @@ from hope_eval.report.select import Named
 from hope_eval.report.tables import short, table
 from hope_eval.results import METRICS, Metric, TaskResult, value
 
+MODES = ("on", "oracle")  # of memorisation; other differences are of adaptations
 OURS = ("perplexity", "choice", "passkey")
 ZERO_SHOT = """\
 Prompts and metrics are lm-eval's; no examples in the prompt; mean ± one standard error over rows."""
@@ -48,7 +49,7 @@ def sections(named: Named, pictures: Mapping[str, str]) -> list[str]:
     streams = [task for task in _tasks(named) if task.startswith("continual_")]
     if streams:
         made += ["## Continual learning", CONTINUAL, _continual(named, streams), *drawn("continual_")]
-    if any(r.memorized for _, r in named):
+    if any(row.mode in MODES for _, r in named for row in r.memorized):
         made += ["## Memorisation at test time", MEMORIZED, _memorized(named)]
     return made
 
@@ -64,7 +65,7 @@ def _tasks(named: Named) -> list[str]:
 
 def _is_ours(task: str) -> bool:
     return base(task) in (*OURS, *KINDS, "books", "books_position") or task.startswith(
-        ("continual_", "babi_")
+        ("continual_", "babi_", "perplexity_")
     )
 
 
@@ -151,7 +152,7 @@ def _memorized(named: Named) -> str:
         ]
         for name, result in named
         for row in result.memorized
-        if row.group == "all"
+        if row.group == "all" and row.mode in MODES
     ]
     header = ["run", "task", "mode", "metric", "frozen", "written", "difference", "95 % interval", "n"]
     return table(header, rows)
