@@ -134,6 +134,25 @@ def test_a_changed_export_is_one_line(
     assert name in line or "hf" in line
 
 
+def test_what_transformers_saves_again_is_evaluated(padded: Path, corpora: Path, tmp_path: Path) -> None:
+    """In several files, and without the tokenizer's, as a Trainer leaves it."""
+    import transformers
+
+    folder = hf.export(padded, corpora / "tokenizer", tmp_path / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    for name, size in (("whole", "5GB"), ("shards", "20KB")):
+        model.save_pretrained(tmp_path / name, max_shard_size=size)
+        shutil.copytree(corpora / "tokenizer", tmp_path / name / "tokenizer")
+    whole, shards = (load(tmp_path / name) for name in ("whole", "shards"))
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert whole.about.sha256 == load(folder).about.sha256 != shards.about.sha256
+    tokens = torch.arange(2, 40)[None]
+    torch.testing.assert_close(shards.model(tokens, None)[0], whole.model(tokens, None)[0], rtol=0, atol=0)
+    (tmp_path / "shards" / "tokenizer" / "tokenizer.model").unlink()
+    with pytest.raises(InputError, match="its tokenizer"):
+        load(tmp_path / "shards")
+
+
 def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     flags = ["zeroshot", "--checkpoint", str(folder), "--json", str(tmp_path / "out.json")]

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hope_data.errors import InputError
-from hope_data.files import sha256_file
+from hope_data.files import sha256_bytes, sha256_file
 from hope_data.tokenizer import MODEL, Tokenizer
 from hope_eval.results import Checkpoint
 from hope_model import LanguageModel, MemorySettings, checkpoint, counting
@@ -297,11 +297,17 @@ def describe(folder: Path, model: LanguageModel, meta: dict[str, Any]) -> Checkp
         seed=meta.get("seed"),
         step=meta.get("step"),
         tokens=meta.get("tokens"),
-        sha256=sha256_file(folder / "model.safetensors"),
+        sha256=weights_sha256(folder),
         config_sha256=str(meta.get("config_sha256", sha256_file(folder / "config.json"))),
         tokenizer_sha256=str(meta.get("tokenizer_sha256", "")),
         revision=str(meta.get("revision", "unknown")),
     )
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of a folder's weights, or of the hashes of all their files."""
+    hashes = [sha256_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return hashes[0] if len(hashes) == 1 else sha256_bytes("\n".join(hashes).encode())
 
 
 def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: torch.dtype | None) -> Loaded:
@@ -353,7 +359,7 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: 
         seed=None,
         step=None,
         tokens=None,
-        sha256=sha256_file(weights[0]),
+        sha256=weights_sha256(folder),
         config_sha256=sha256_file(folder / "config.json"),
         tokenizer_sha256="",
         revision="unknown",
@@ -378,7 +384,10 @@ def _check_types(weights: Sequence[Path]) -> None:
 def _load_exported(folder: Path, model: Any, where: Path | None, device: str, length: int) -> Loaded:
     """A checkpoint of ours that went through `hope_model.hf.export`: scored as the checkpoint itself."""
     meta, inner = model.config.trained, model.model.to(device)
-    tokenizer = Tokenizer.load(where) if where else Tokenizer((folder / MODEL).read_bytes())
+    if where is None and (folder / MODEL).is_file():
+        tokenizer = Tokenizer((folder / MODEL).read_bytes())
+    else:
+        tokenizer = Tokenizer.load(where or find_tokenizer(folder, str(meta.get("tokenizer_sha256", ""))))
     check_tokenizer(folder, inner, meta, tokenizer, where or folder)
     length = int(meta.get("length", length))
     about = describe(folder, inner, meta)
