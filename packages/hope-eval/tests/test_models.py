@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 if any(importlib.util.find_spec(name) is None for name in ("lm_eval", "transformers")):
     pytest.skip("lm-eval is not installed: pip install 'hope-eval[lm-eval]'", allow_module_level=True)
@@ -74,6 +76,27 @@ def test_ids_that_the_tokenizer_lacks_have_no_probability(
     theirs = hf_models.hf_lm(folder)  # lm-eval's own model sees them as impossible, too
     request = [Instance("loglikelihood", {}, PAIRS[2], 0)]
     assert theirs.loglikelihood(request, disable_tqdm=True)[0] == pytest.approx(answers[2], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def both(corpora: Path) -> tuple[Tokenizer, Any]:
+    """The tokenizer of hope-data and the exported one."""
+    folder = corpora / "tokenizer"
+    return Tokenizer.load(folder), hf.HopeTokenizer(str(folder / "tokenizer.model"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.text(
+        st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\u2581\u2585\0\rae"))
+    )
+)
+def test_the_exported_tokenizer_is_the_same_and_lossless(both: tuple[Tokenizer, Any], text: str) -> None:
+    ours, theirs = both
+    ids = theirs.encode(text)
+    assert ids == ours.encode(text)
+    assert theirs.decode(ids) == text
+    assert theirs.decode(ids, skip_special_tokens=True) == text
 
 
 def test_padded_vocabularies_are_evaluated(padded: Path, corpora: Path, tmp_path: Path) -> None:

@@ -217,7 +217,9 @@ def test_killed_exports_leave_nothing_behind(
     assert {path.name for path in tmp_path.iterdir()} == {".hf.livebeef.tmp", "hf"}
 
 
-def test_unfit_export_is_refused_and_leaves_nothing(exported: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_unfit_export_is_refused_and_leaves_nothing(
+    exported: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = exported.parent / "checkpoint"
     with pytest.raises(InputError, match="exists; name a new folder"):
         hf.export(source, tokenizer, exported)
@@ -231,6 +233,10 @@ def test_unfit_export_is_refused_and_leaves_nothing(exported: Path, tokenizer: P
     checkpoint.save(tmp_path / "small", LanguageModel(small), {})
     with pytest.raises(InputError, match="more than the 100 of"):
         hf.export(tmp_path / "small", tokenizer, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(hf.HopeTokenizer, "lossless", False)
+        with pytest.raises(InputError, match="has no token for a space"):
+            hf.export(source, tokenizer, tmp_path / "out")
     with pytest.raises(InputError, match="is no sentencepiece model"):
         hf.export(tmp_path / "small", other, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -57,6 +57,10 @@ def export(folder: Path | str, tokenizer: Path | str, out: Path | str) -> Path:
             f"{source}: has {pieces.vocab_size} tokens, more than the {model.config.vocab_size} of {folder}; "
             "name the tokenizer it was trained with"
         )
+    if not pieces.lossless:
+        raise InputError(
+            f"{source}: has no token for a space, so text would not come back as it was; train the tokenizer again"
+        )
     model.config.tokenizer_size = pieces.vocab_size
     with temporary_folder(out) as beside:
         model.save_pretrained(beside)

@@ -50,6 +50,11 @@ class HopeTokenizer(transformers.PreTrainedTokenizer):  # type: ignore[misc]
         """Number of tokens."""
         return int(self._sp.vocab_size())
 
+    @property
+    def lossless(self) -> bool:
+        """Whether there is a token for a space; for all else there are bytes."""
+        return not self._sp.is_unknown(self._sp.piece_to_id(_SPACE))
+
     def get_vocab(self) -> dict[str, int]:
         """Piece to id."""
         return {self._sp.id_to_piece(n): n for n in range(self.vocab_size)}
