@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hope_data import decontaminate, dedup, documents, filters
+from hope_data import decontaminate, dedup, documents, filters, units
 from hope_data.cli import main
 from hope_data.config import FilterConfig
 from hope_data.documents import Document
@@ -37,7 +37,8 @@ def signed(texts: list[str]) -> dedup.Signatures:
 
 def jaccard(one: str, other: str) -> float:
     a, b = (
-        {tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in map(dedup.words, (one, other))
+        {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+        for words, _ in map(units.units, (one, other))
     )
     return len(a & b) / len(a | b)
 

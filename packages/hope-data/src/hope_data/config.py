@@ -67,22 +67,25 @@ class FilterConfig:
     Sources: Rae et al. 2021 (Gopher), table A1, for repetition and words; Raffel et al. 2020 (C4).
 
     Attributes:
-        language: ISO 639-1 code a document must be in; "" takes any. Never asked of code.
+        language: ISO 639-1 code of the language to keep, such as `en`: a document that is surely in another goes. ""
+            takes any. Never asked of code.
         min_chars: shortest document.
         max_chars: longest document.
         min_letters: least share of alphabetic characters among those that are not white space.
-        max_symbols: most `#` and `…` per word.
+        max_symbols: most `#` and `…` per word. Here and below, where a script puts no space between words, each of its
+            characters counts as a word.
         max_bullets: most lines that begin with a bullet, as a share.
         max_duplicate_lines: most characters in lines that repeat an earlier line, as a share.
         max_top_trigram: most characters in the commonest word trigram, as a share.
         max_word: longest mean word, in characters.
         near_duplicate: least share of equal MinHashes of word trigrams at which a document resembles an earlier
             one and goes. Two texts that differ in 5 % of their words share 0.75.
-        passage_lines: lines of a passage; one of twelve words or more that an earlier document of the corpus has is
-            cut, and a document goes of which less than `min_chars` is left. C4 cuts three sentences.
+        passage_lines: lines of a passage; one of twelve words (24 characters of Chinese) or more that an earlier
+            document of the corpus has is cut, and a document goes of which less than `min_chars` is left. C4 cuts three
+            sentences.
     """
 
-    language: str = "en"
+    language: str = ""
     min_chars: int = 200
     max_chars: int = 0
     min_letters: float = 0.5
@@ -158,6 +161,6 @@ class Manifest:
 
 # Source code breaks lines and repeats itself as a matter of course.
 CODE_FILTER = FilterConfig(
-    language="", min_letters=0.25, max_symbols=0.0, max_bullets=0.0, max_duplicate_lines=0.6, max_top_trigram=0.3,
+    min_letters=0.25, max_symbols=0.0, max_bullets=0.0, max_duplicate_lines=0.6, max_top_trigram=0.3,
     max_word=60.0,
 )  # fmt: skip

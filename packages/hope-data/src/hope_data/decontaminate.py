@@ -1,7 +1,8 @@
 """Evaluation text in a corpus, found by shared 13-grams of words (Brown et al. 2020, appendix C).
 
-Words that no evaluation text has break a run, so only runs of thirteen known words are hashed at all. Texts of
-fewer than thirteen words are too common to be told from chance and are not looked for.
+Where a script puts no space between words, so many characters that they touch thirteen words take their place: 25 of
+Chinese or Japanese, 49 of Thai (`units`). Words that no evaluation text has break a run, so only runs of known words
+are hashed at all. Shorter texts are too common to be told from chance and are not looked for.
 """
 
 import json
@@ -15,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hope_data.compressed import lines
-from hope_data.dedup import words
 from hope_data.documents import Document
 from hope_data.errors import InputError
 from hope_data.files import sha256_file
 from hope_data.rules import Rule, Verdict
+from hope_data.units import WORD, Hashes, Weights, hashed, spans, units
 
 N = 13
 _SUFFIXES = (".jsonl", ".txt")
@@ -82,17 +83,13 @@ def _texts(path: Path) -> Iterator[str]:
         yield from [*leaves, " ".join(leaves)]
 
 
-def _grams(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Hash every run of N ids, all of them above 0: [number of runs]."""
-    if len(ids) < N:
-        return np.empty(0, np.uint64)
+def _grams(ids: npt.NDArray[np.uint64], weights: Weights) -> Hashes:
+    """Hash every run of N words, all of their ids above 0: [number of runs]."""
+    starts, ends = spans(weights, N)
     known = np.cumsum(np.concatenate([[0], ids > 0]))
-    starts = np.flatnonzero(known[N:] - known[:-N] == N)
-    hashed = np.zeros(len(starts), np.uint64)
-    for k in range(N):
-        hashed = (hashed ^ ids[starts + k]) * _FACTOR
-        hashed ^= hashed >> np.uint64(29)
-    return hashed
+    whole = known[ends] - known[starts] == ends - starts
+    mixed = ids * _FACTOR
+    return hashed(mixed ^ (mixed >> np.uint64(29)), starts[whole], ends[whole])
 
 
 def build(paths: list[Path], folder: Path) -> list[str]:
@@ -110,15 +107,21 @@ def build(paths: list[Path], folder: Path) -> list[str]:
     rows: list[npt.NDArray[np.uint64]] = []
     for name, path in found:
         ids: list[int] = []
+        weights: list[Weights] = []
         for text in _texts(path):
-            ids += [vocabulary.setdefault(word, len(vocabulary) + 1) for word in words(text)]
+            words, weight = units(text)
+            ids += [vocabulary.setdefault(word, len(vocabulary) + 1) for word in words]
             ids.append(0)  # no run goes from one text into the next
-        grams = _grams(np.array(ids, np.uint64))
+            weights += [weight, np.array([WORD])]
+        grams = _grams(np.array(ids, np.uint64), np.concatenate([*weights, np.empty(0, np.int64)]))
         rows.append(np.stack([grams, np.full(len(grams), sets.index(name), np.uint64)]))
     every = np.concatenate([*rows, np.empty((2, 0), np.uint64)], axis=1)
     grams, first = np.unique(every[0], return_index=True)
     if not len(grams):
-        raise InputError(f"{paths[0]}: no evaluation text of {N} words or more")
+        raise InputError(
+            f"{paths[0]}: no evaluation text of {N} words or more ({2 * N - 1} characters of Chinese or Japanese, "
+            f"{4 * N - 3} of Thai and other scripts without spaces)"
+        )
     (folder / _SETS).write_text(json.dumps(sets))
     (folder / _VOCABULARY).write_text("\n".join(vocabulary), encoding="utf-8")
     np.save(folder / _GRAMS, np.stack([grams, every[1, first]]))
@@ -142,11 +145,11 @@ def rule(folder: Path) -> Rule:
     sets, vocabulary, (grams, origin) = _load(folder, (folder / _GRAMS).stat().st_mtime_ns)
 
     def judge(document: Document) -> Verdict:
-        found = words(document.text)
-        ids = np.fromiter(map(vocabulary.get, found, repeat(0)), np.uint64, len(found))
-        hashed = _grams(ids)
-        places = np.minimum(np.searchsorted(grams, hashed), len(grams) - 1)
-        hit = np.flatnonzero(grams[places] == hashed)
+        words, weights = units(document.text)
+        ids = np.fromiter(map(vocabulary.get, words, repeat(0)), np.uint64, len(words))
+        own = _grams(ids, weights)
+        places = np.minimum(np.searchsorted(grams, own), len(grams) - 1)
+        hit = np.flatnonzero(grams[places] == own)
         return (False, f"evaluation text: {sets[int(origin[places[hit[0]]])]}") if len(hit) else True
 
     return judge

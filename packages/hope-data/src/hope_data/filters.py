@@ -6,8 +6,6 @@ parts without them.
 """
 
 import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -24,27 +22,12 @@ from hope_data.engines import Engine, processes
 from hope_data.errors import InputError
 from hope_data.files import dump_sealed, sha256_bytes, sha256_file
 from hope_data.progress import track
+from hope_data.repair import repair
 from hope_data.splits import SplitRule
 from hope_data.work import Work, open_work
 
 _KEPT_PER_REASON = 5
 _EXCERPT = 500
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-
-
-def repair(text: str) -> str:
-    """Undo wrong decodings, compose characters (NFC), unify line ends, drop control characters."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.isascii():
-        text = "\n".join(line if line.isascii() else _repair_line(line) for line in text.split("\n"))
-    return _CONTROL.sub("", text)
-
-
-def _repair_line(line: str) -> str:
-    import ftfy  # noqa: PLC0415  (most text is ASCII and needs none of it)
-
-    fixed = ftfy.fix_text(line, uncurl_quotes=False, unescape_html=False, fix_latin_ligatures=False)
-    return unicodedata.normalize("NFC", fixed)
 
 
 def rules_of(config: FilterConfig) -> list[rules.Rule]:
@@ -69,17 +52,18 @@ class _Sieve:
             if verdict is None:
                 yield row
             else:
-                self.drop(verdict[1], row.id, row.text)
+                self.drop(verdict[1], row.id, row.text, *verdict[2:])
 
-    def drop(self, reason: str, name: str, text: str) -> None:
+    def drop(self, reason: str, name: str, text: str, details: str = "") -> None:
         self.dropped[reason] += 1
         self.dropped_bytes[reason] += len(text.encode())
-        self.sample(reason, name, text)
+        self.sample(reason, name, text, details)
 
-    def sample(self, reason: str, name: str, text: str) -> None:
+    def sample(self, reason: str, name: str, text: str, details: str = "") -> None:
         kept = self.samples.setdefault(reason, [])
         if len(kept) < _KEPT_PER_REASON:
-            kept.append({"id": name, "text": text[:_EXCERPT]})
+            about = {"details": details} if details else {}
+            kept.append({"id": name, **about, "text": text[:_EXCERPT]})
 
     def record(self) -> dict[str, Any]:
         return {
@@ -105,6 +89,7 @@ class _Judge:
 
     raw: Path
     parts: list[str]
+    code: bool
     config: FilterConfig
     evaluation: bool
     n_bytes: int
@@ -114,7 +99,8 @@ class _Judge:
         sieve, changed = _Sieve(chosen), Counter[str]()
         text, signed = f"judged-{i:05d}.jsonl.zst", f"judged-{i:05d}.npy"
         rows = track(documents.read_part(self.raw, self.parts[i]), self.n_bytes, f"filter {self.raw.name}")
-        passed = sieve.keep(_repaired(rows, changed))
+        # Code may name broken text on purpose.
+        passed = sieve.keep(rows if self.code else _repaired(rows, changed))
         writer, signatures = Writer(folder, 0, text), [np.empty(0, dedup.SIGNATURE)]
         found = [np.empty(0, passages.PASSAGE)]
         for batch in documents.batches(passed):
@@ -270,12 +256,13 @@ def run(
         "against": {f.resolve().name: documents.provenance(f)["signatures"] for f in against or []},
         "evaluation": decontaminate.described(evaluation) if evaluation else {},
     }
-    with open_work(out, PROVENANCE, {"step": "filter 1", "raw": source, **about}) as work:
+    with open_work(out, PROVENANCE, {"step": "filter 2", "raw": source, **about}) as work:
         if evaluation:
             decontaminate.build(evaluation, work.folder)
         parts = list(source["files"])
         n_bytes = source["bytes"] if len(parts) == 1 else 0
-        judge = _Judge(raw, parts, config, bool(evaluation), n_bytes)
+        code = source["manifest"]["content"] == "code"
+        judge = _Judge(raw, parts, code, config, bool(evaluation), n_bytes)
         judged = work.run("judge", judge, len(parts), workers, engine)
         keep = _unlike(work, len(parts), others, config)
         kept = work.run("keep", keep, len(parts), workers, engine)

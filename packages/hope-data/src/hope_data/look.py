@@ -33,4 +33,7 @@ def look(folder: Path, count: int = 3, width: int = 600) -> str:
 
 
 def _samples(record: dict[str, Any], reason: str, count: int) -> list[str]:
-    return [f"{s['id']}: {' '.join(s['text'].split())[:150]}" for s in record["samples"][reason][:count]]
+    return [
+        f"{s['id']}: {s['details'] + ': ' if 'details' in s else ''}{' '.join(s['text'].split())[:150]}"
+        for s in record["samples"][reason][:count]
+    ]

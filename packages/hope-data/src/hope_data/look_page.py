@@ -115,7 +115,8 @@ def _section(name: str, found: dict[str, Any], images: list[tuple[str, str]]) ->
         out.append("<h3>Dropped</h3>")
     for reason, n in sorted(record.get("dropped", {}).items(), key=lambda item: -item[1]):
         rows = "".join(
-            f"<p><b>{text(s['id'])}</b></p><pre>{text(s['text'])}</pre>" for s in record["samples"][reason]
+            f"<p><b>{text(s['id'])}</b> {text(s.get('details', ''))}</p><pre>{text(s['text'])}</pre>"
+            for s in record["samples"][reason]
         )
         out.append(
             f"<details><summary>{text(reason)}: {n:,} of {record['raw_documents']:,}</summary>{rows}</details>"
@@ -161,5 +162,5 @@ def write(folders: list[Path], out: Path, count: int, width: int) -> Path:
             f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Corpora</title><style>{_STYLE}</style>\n"
             f"<h1>Corpora</h1>\n<table>{head}{''.join(rows)}</table>\n" + "\n".join(sections) + "\n</html>\n"
         )
-        (work / PAGE).write_text(page, encoding="utf-8")
+        (work / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
     return out / PAGE

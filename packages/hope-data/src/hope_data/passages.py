@@ -1,7 +1,8 @@
 """Passages that an earlier document of the corpus has already: a few lines in a row, cut where they come again.
 
 C4 keeps one of every three sentences that occur more than once (Raffel et al. 2020, section 2.2). Here they are lines,
-for documentation is made of lines. Passages of fewer than twelve words are left: headings, closing brackets.
+for documentation is made of lines. Passages of fewer than twelve words (`units.count`) are left: headings, closing
+brackets.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hope_data.units import count as count_words
+
 MIN_WORDS = 12
 # One row per passage: the position of its document, and the hash of its words; 0 if it is too short to count.
 PASSAGE = np.dtype([("document", "<u4"), ("key", "<u8")])
@@ -21,17 +24,17 @@ Passages = npt.NDArray[Any]
 
 def keys(text: str, size: int) -> npt.NDArray[np.uint64]:
     """Hash of every `size` lines in a row, blank ones left out: [lines - size + 1], 0 for the short ones."""
-    rows = [found for line in text.split("\n") if (found := line.split())]
+    rows = [found for line in text.split("\n") if (found := " ".join(line.split()))]
     count = len(rows) - size + 1
     if count < 1:
         return np.empty(0, np.uint64)
-    digests = [hashlib.blake2b(" ".join(row).encode(), digest_size=8).digest() for row in rows]
+    digests = [hashlib.blake2b(row.encode(), digest_size=8).digest() for row in rows]
     lines = np.frombuffer(b"".join(digests), "<u8")
     hashed = np.zeros(count, np.uint64)
     for k in range(size):
         hashed = (hashed ^ lines[k : k + count]) * _FACTOR
         hashed ^= hashed >> np.uint64(29)
-    n_words = np.cumsum([0, *map(len, rows)])
+    n_words = np.cumsum([0, *map(count_words, rows)])
     return np.where(n_words[size:] - n_words[:count] >= MIN_WORDS, hashed, 0)
 
 

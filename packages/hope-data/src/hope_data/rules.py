@@ -1,21 +1,40 @@
-"""Rules of quality: small functions that return True or (False, reason)."""
+"""Rules of quality: small functions that return True, or False with a reason, and with details if there are any.
+
+Words stand between white space; where a script puts no space between words, each character counts as one (`units`).
+"""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Literal
+from functools import cache
+from itertools import chain
+from typing import Any, Literal
 
 from hope_data.config import FilterConfig
 from hope_data.documents import Document
+from hope_data.errors import InputError
+from hope_data.units import letters as count_letters
+from hope_data.units import pieces
 
-Verdict = Literal[True] | tuple[Literal[False], str]
+Verdict = Literal[True] | tuple[Literal[False], str] | tuple[Literal[False], str, str]
 Rule = Callable[[Document], Verdict]
 
 _BULLET = re.compile(r"\s*[-*•‣·]\s")
-_SYMBOL = re.compile(r"#|\.\.\.|…")
-# Characters to tell a language by.
-_PLACE = 300
-_LETTER = re.compile(r"[^\W\d_]+")
+# An ellipsis may be drawn with several characters; Chinese takes two.
+_SYMBOL = re.compile(r"#|\.\.\.|…+")
+# Characters to tell a language by; how probable another one must be, and how improbable the wanted one.
+_PLACE, _SURE, _UNLIKELY = 300, 0.5, 0.1
+# Written alike, and one language in ISO 639-3; py3langid knows them apart.
+_PART_OF = {
+    "yue": "zh",
+    "wuu": "zh",
+    "ary": "ar",
+    "arz": "ar",
+    "nn": "no",
+    "sdh": "ku",
+    "uzs": "uz",
+    "ltg": "lv",
+}
 
 
 def length(config: FilterConfig) -> Rule:
@@ -36,8 +55,7 @@ def letters(config: FilterConfig) -> Rule:
     def rule(document: Document) -> Verdict:
         text = document.text
         solid = sum(map(len, text.split()))
-        alphabetic = sum(map(len, _LETTER.findall(text)))
-        return True if alphabetic >= config.min_letters * solid else (False, "few letters")
+        return True if count_letters(text) >= config.min_letters * solid else (False, "few letters")
 
     return rule
 
@@ -46,7 +64,7 @@ def symbols(config: FilterConfig) -> Rule:
     """Gopher's ratios of symbols, bullets and word length."""
 
     def rule(document: Document) -> Verdict:
-        words, lines = document.text.split(), document.text.splitlines()
+        words, lines = pieces(document.text), document.text.splitlines()
         if config.max_word and sum(map(len, words)) > config.max_word * len(words):
             return False, "long words"
         if config.max_symbols and len(_SYMBOL.findall(document.text)) > config.max_symbols * len(words):
@@ -67,7 +85,7 @@ def repetition(config: FilterConfig) -> Rule:
         again = sum(len(line) * (count - 1) for line, count in Counter(lines).items())
         if config.max_duplicate_lines and again > config.max_duplicate_lines * sum(map(len, lines)):
             return False, "repeated lines"
-        words = document.text.split()
+        words = pieces(document.text)
         trigrams = Counter(zip(words, words[1:], words[2:], strict=False))
         if config.max_top_trigram and trigrams:
             trigram, count = trigrams.most_common(1)[0]
@@ -78,9 +96,23 @@ def repetition(config: FilterConfig) -> Rule:
     return rule
 
 
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # noqa: PLC0415
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
 def language(config: FilterConfig) -> Rule:
-    """The wanted language in most of three places: one place may be a list of names."""
-    import py3langid  # noqa: PLC0415
+    """No other language than the wanted one for sure, by three places: one place may be a list of names.
+
+    Raises:
+        InputError: a language that py3langid does not know.
+    """
+    identifier, wanted = _identifier(), config.language
+    if wanted not in identifier.labels:
+        known = ", ".join(sorted(identifier.labels))
+        raise InputError(f"filter.language: {wanted!r} is not known; '' takes any, else one of {known}")
 
     def rule(document: Document) -> Verdict:
         text = document.text
@@ -90,11 +122,13 @@ def language(config: FilterConfig) -> Rule:
             if size > 1000
             else [text]
         )
-        found = Counter(str(py3langid.classify(place)[0]) for place in places)
-        return (
-            True
-            if 2 * found[config.language] > len(places)
-            else (False, f"language {found.most_common(1)[0][0]}")
-        )
+        read = defaultdict[str, float](float)
+        for name, p in chain.from_iterable(map(identifier.rank, places)):
+            read[name if name == wanted else _PART_OF.get(name, name)] += p / len(places)
+        likeliest = max(read, key=read.__getitem__)
+        if read[likeliest] < _SURE or read[wanted] >= _UNLIKELY:
+            return True
+        sure = f"read as {likeliest} {read[likeliest]:.2f}, {wanted} {read[wanted]:.2f}"
+        return False, f"language {likeliest}, not {wanted}", sure
 
     return rule
