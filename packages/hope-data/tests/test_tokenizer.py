@@ -1,3 +1,5 @@
+import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hope_data import documents, tokenizer
+from hope_data.cli import main
 from hope_data.errors import InputError
 from hope_data.splits import SplitRule
 from hope_data.tokenizer import Tokenizer
@@ -43,6 +46,67 @@ def test_lossless_on_any_text(tok: Tokenizer, text: str) -> None:
     ids = tok.encode(text)
     assert tok.decode(ids) == text
     assert tok.token_bytes[ids].sum() == len(text.encode())
+
+
+# Text without a space, with one in fifty thousand characters, of emoji, of what sentencepiece itself writes.
+STRANGE = {
+    "no space": ["今天天气很好我们去公园散步吧" * 20] * 40,
+    "one space": ["今天天气很好我们去公园散步吧" * 20] * 180 + ["好 吧"],
+    "emoji": ["😀😁👩‍💻👍🏽" * 20] * 40,
+    "signs": ["▁▅</s><unk><0x41>\t\r\0\ufffd\ue000" * 20] * 40,
+    "spaces": [" " * 40] * 40,
+}
+
+
+@pytest.fixture(scope="module", params=STRANGE)
+def strange(request: pytest.FixtureRequest) -> Tokenizer:
+    """A tokenizer of the least size that the text takes, trained on it alone."""
+    text = STRANGE[request.param]
+    with pytest.raises(tokenizer._Unfit) as error:
+        tokenizer._fit(text, 100, 1)
+    return Tokenizer(tokenizer._fit(text, error.value.nearest, 1))
+
+
+@pytest.mark.parametrize(
+    "text", [*ODD, "你 好", " the", "今天 天气", "▅ ▁ x", "<0x41>\r\n", "\ufeff\uffff\U0010ffff"]
+)
+def test_lossless_whatever_it_was_trained_on(strange: Tokenizer, text: str) -> None:
+    ids = strange.encode(text)
+    assert strange.decode(ids) == text
+    assert strange.token_bytes[ids].sum() == len(text.encode())
+
+
+@given(
+    text=st.text(
+        st.one_of(st.sampled_from(" ▁▅今天😀\n\t\0<s>"), st.characters(exclude_categories=["Cs"])),
+        max_size=30,
+    )
+)
+def test_lossless_on_any_text_whatever_it_was_trained_on(strange: Tokenizer, text: str) -> None:
+    test_lossless_whatever_it_was_trained_on(strange, text)
+
+
+def test_lossless_on_characters_of_all_of_unicode(strange: Tokenizer) -> None:
+    every = "".join(
+        chr(n) for n in [*range(0x3100), *range(0x3100, 0x110000, 19)] if not 0xD800 <= n < 0xE000
+    )
+    ids = strange.encode(every)
+    assert strange.decode(ids) == every
+    assert strange.token_bytes[ids].sum() == len(every.encode())
+
+
+def test_a_model_without_a_token_for_the_space_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = tokenizer.sentencepiece.SentencePieceTrainer.train
+    monkeypatch.setattr(
+        tokenizer.sentencepiece.SentencePieceTrainer,
+        "train",
+        lambda **k: train(**{**k, "required_chars": ""}),
+    )
+    model = tokenizer._fit(STRANGE["no space"], 272, 1)
+    with pytest.raises(
+        InputError, match=r"^tokenizer\.model: has no token for a space, .* `hope-data shard`$"
+    ):
+        Tokenizer(model)
 
 
 def test_specials(tok: Tokenizer) -> None:
@@ -115,10 +179,35 @@ def test_coverage_is_of_held_out_text(data: Path, tok: Tokenizer) -> None:
     assert covered["fallback_share"] == 0
 
 
-def test_too_large_a_vocabulary_is_named(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="vocabulary of 30000 does not fit"):
-        tokenizer.train({"a": data / "clean" / "a"}, tmp_path / "t", 30_000)
+@pytest.mark.parametrize(("size", "kind"), [(30_000, "large"), (500, "large"), (270, "small"), (5, "small")])
+def test_a_vocabulary_that_does_not_fit_names_one_that_does(
+    size: int, kind: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["tokenizer", str(data / "clean" / "a"), "--out", str(tmp_path / "t"), "--vocab-size"]
+    assert main([*given, str(size)]) == 2
+    match = re.fullmatch(
+        rf"error: tokenizer: a vocabulary of {size} is too {kind} for this text; (\d+) fits: set it to that "
+        r"\(--vocab-size, or model\.vocab_size in conf/scale\)\n",
+        capsys.readouterr().err,
+    )
+    assert match
     assert not list(tmp_path.iterdir())
+    assert main([*given, match[1]]) == 0
+    assert Tokenizer.load(tmp_path / "t").vocab_size == int(match[1])
+
+
+def test_the_figure_named_fits_where_the_text_to_learn_from_depends_on_it(
+    tmp_path: Path, make_corpus: Callable[..., Path], sentences: Callable[[int, int], str]
+) -> None:
+    """A smaller vocabulary learns from less text, which may need a smaller one still."""
+    rng = random.Random(0)
+    texts = [f"{rng.getrandbits(64):x} {rng.getrandbits(64):x} {sentences(i, 2)}" * 3 for i in range(3000)]
+    off = "filter: {max_top_trigram: 0, max_duplicate_lines: 0, near_duplicate: 0, min_letters: 0}"
+    clean = make_corpus(tmp_path, "c", texts, off)
+    with pytest.raises(InputError, match="is too large for this text") as error:
+        tokenizer.train({"c": clean}, tmp_path / "t", 20_000, threads=1)
+    fits = int(str(error.value).split(" fits")[0].split()[-1])
+    assert tokenizer.train({"c": clean}, tmp_path / "t", fits, threads=1)["vocab_size"] == fits
 
 
 def test_weights_decide_how_much_of_each_corpus_it_learns_from(data: Path, tmp_path: Path) -> None:

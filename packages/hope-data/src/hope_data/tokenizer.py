@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +22,12 @@ META = "tokenizer.json"
 MODEL = "tokenizer.model"
 # Sentencepiece writes a space as this character; one that stands in the text itself goes through as bytes.
 _SPACE = "\u2581"
+# Its own sign for the unknown: it would skip a line that has one.
+_UNKNOWN = "\u2585"
 _LINE = 2000
+# What sentencepiece says of a vocabulary that does not fit, with the nearest that might.
+_TOO_LARGE, _TOO_SMALL = re.compile(r"Please set it to a value <= (\d+)"), re.compile(r"\d+ vs (\d+)")
+_TRIES = 30
 
 
 class Tokenizer:
@@ -47,6 +53,11 @@ class Tokenizer:
         self.sha256 = sha256_bytes(model)
         self.vocab_size: int = self._sp.vocab_size()
         self.eos_id: int = self._sp.eos_id()
+        if self._sp.is_unknown(self._sp.piece_to_id(_SPACE)):
+            raise InputError(
+                "tokenizer.model: has no token for a space, so text would not come back as it was; run `hope-data "
+                "tokenizer` again, then `hope-data shard`"
+            )
         self._pieces = [self._piece(i) for i in range(self.vocab_size)]
         self._space_ids = [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         self.is_fallback: npt.NDArray[np.bool_] = np.array(
@@ -141,8 +152,22 @@ def _sample(folder: Path, train_bytes: int, held_out_bytes: int) -> _Sample:
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     # A newline is a token of its own, so that nothing is lost by training on lines.
     for text in texts:
-        for line in text.replace(_SPACE, "").split("\n"):
+        for line in text.replace(_SPACE, "").replace(_UNKNOWN, "\n").split("\n"):
             yield from (line[i : i + _LINE] for i in range(0, len(line), _LINE))
+
+
+class _Unfit(InputError):
+    """A vocabulary that a text cannot fill, or that cannot hold its characters.
+
+    Attributes:
+        nearest: one that might fit, 0 if none is known.
+    """
+
+    def __init__(self, vocab_size: int, reason: str):
+        match = _TOO_LARGE.search(reason) or _TOO_SMALL.search(reason)
+        self.nearest = int(match[1]) if match else 0
+        why = "there is none to learn from" if "sentences_.empty" in reason else reason
+        super().__init__(f"tokenizer: a vocabulary of {vocab_size} does not fit this text ({why})")
 
 
 def _fit(texts: list[str], vocab_size: int, threads: int) -> bytes:
@@ -160,6 +185,8 @@ def _fit(texts: list[str], vocab_size: int, threads: int) -> bytes:
             byte_fallback=True,
             split_digits=True,
             user_defined_symbols=["\n"],
+            # Text may have no space, or so few that it would get no token of its own.
+            required_chars=_SPACE,
             unk_id=0,
             eos_id=1,
             bos_id=-1,
@@ -171,11 +198,27 @@ def _fit(texts: list[str], vocab_size: int, threads: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(
-            f"tokenizer: a vocabulary of {vocab_size} does not fit this text ({reason})"
-        ) from None
+        raise _Unfit(vocab_size, str(error).strip().splitlines()[-1]) from None
     return model.getvalue()
+
+
+def _with_remedy(error: _Unfit, vocab_size: int, learn: Callable[[int], object]) -> InputError:
+    """The error with the nearest vocabulary that fits: what sentencepiece names depends on the size asked for."""
+    nearest = error.nearest
+    for _ in range(_TRIES):
+        if not nearest:
+            break
+        try:
+            learn(nearest)
+        except _Unfit as another:
+            nearest = another.nearest
+            continue
+        kind = "large" if nearest < vocab_size else "small"
+        return InputError(
+            f"tokenizer: a vocabulary of {vocab_size} is too {kind} for this text; {nearest} fits: set it to that "
+            "(--vocab-size, or model.vocab_size in conf/scale)"
+        )
+    return InputError(f"{error}; give it more text")
 
 
 def coverage(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
@@ -285,9 +328,18 @@ def train(
     given = weights or dict.fromkeys(folders, 1.0)
     if sorted(given) != sorted(folders) or min(given.values()) <= 0:
         raise InputError(f"tokenizer: weights {given} must name {', '.join(folders)}, each above 0")
-    unit = (sample_bytes or 750 * vocab_size) / sum(given.values())
-    samples = {name: _sample(folder, int(unit * given[name]), 200_000) for name, folder in folders.items()}
-    model = _fit([text for sample in samples.values() for text in sample.train], vocab_size, threads)
+
+    def learn(size: int) -> tuple[dict[str, _Sample], bytes]:
+        unit = (sample_bytes or 750 * size) / sum(given.values())
+        samples = {
+            name: _sample(folder, int(unit * given[name]), 200_000) for name, folder in folders.items()
+        }
+        return samples, _fit([text for sample in samples.values() for text in sample.train], size, threads)
+
+    try:
+        samples, model = learn(vocab_size)
+    except _Unfit as error:
+        raise _with_remedy(error, vocab_size, learn) from None
     tokenizer = Tokenizer(model)
     found = {name: coverage(tokenizer, sample.held_out) for name, sample in samples.items()}
     if guard:
