@@ -110,6 +110,56 @@ def test_nul_bytes_go_and_the_rest_stays(tmp_path: Path) -> None:
     assert [d.text for d in documents.read(clean)] == [PROSE]
 
 
+@pytest.mark.parametrize("settings", ["", "chunk_bytes: 300", "limits: {bytes: 10_000}"])
+def test_a_lone_surrogate_is_replaced_and_counted(
+    settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = json.dumps({"text": f"broken \ud800 \ud83d\ude00\n\n{PROSE}\n\n"})
+    (tmp_path / "a.jsonl").write_text(f'{row}\n{{"text": "sound \U0001f600"}}\n')
+    (tmp_path / "m.yaml").write_text(f"kind: jsonl\nfiles: ['{tmp_path / 'a.jsonl'}']\n{settings}\n")
+    out = tmp_path / "o"
+    assert main(["acquire", "--manifest", str(tmp_path / "m.yaml"), "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "documents (1 with invalid Unicode, replaced), " in said.out
+    assert (said.out.count("\n"), said.err) == (1, "")
+    texts = [d.text for d in documents.read(out)]
+    assert texts[0].startswith("broken \ufffd \U0001f600\n")
+    assert texts[-1].startswith("sound \U0001f600")
+
+
+def test_a_file_name_that_is_no_unicode_goes_through_every_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(8):
+        name = os.fsencode(folder) + b"/caf\xe9%d.txt" % i
+        Path(os.fsdecode(name)).write_text(f"Number {i} of these. " + " ".join(PROSE.split()[i : i + 60]))
+    (tmp_path / "m.yaml").write_text(
+        f"kind: text\nfiles: ['{folder}']\nfilter: {{max_top_trigram: 0, near_duplicate: 0}}\n"
+    )
+    raw, clean = str(tmp_path / "raw"), str(tmp_path / "clean")
+    assert main(["acquire", "--manifest", str(tmp_path / "m.yaml"), "--out", raw]) == 0
+    assert main(["filter", raw, "--out", clean]) == 0
+    assert main(["look", clean]) == 0
+    assert main(["look", clean, "--html", str(tmp_path / "page")]) == 0
+    assert sorted(documents.provenance(tmp_path / "raw")["sources"])[0] == "caf\\xe90.txt"
+    assert main(["tokenizer", clean, "--out", str(tmp_path / "tok"), "--vocab-size", "292"]) == 0
+    assert main(["shard", clean, "--tokenizer", str(tmp_path / "tok"), "--out", str(tmp_path / "s")]) == 0
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "\U0001f600 caf\u00e9"}\n')
+    assert acquire(tmp_path, "a.jsonl") == 0
+    script = "import sys; from hope_data.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "look", str(tmp_path / "out" / "o")],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\U0001f600 caf\\xe9" in done.stdout
+
+
 def test_a_provenance_that_leads_elsewhere_is_refused(data: Path, tmp_path: Path) -> None:
     record = load_sealed(data / "clean" / "b" / "provenance.json", "")
     for name in ("../a/part-00000.jsonl.zst", "/etc/passwd", "..", ""):

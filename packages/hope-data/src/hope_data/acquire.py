@@ -8,11 +8,12 @@ from typing import Any
 
 from hope_data import sources
 from hope_data.config import Limits, Manifest
-from hope_data.documents import PROVENANCE, Document, Writer
+from hope_data.documents import PROVENANCE, Document, Writer, utf8_length
 from hope_data.errors import InputError
 from hope_data.files import check_name, dump_sealed, sha256_bytes, sha256_file
 from hope_data.manifest import check_scale, load_manifest
 from hope_data.progress import track
+from hope_data.repair import valid
 from hope_data.source_files import Found
 from hope_data.work import Work, open_work
 
@@ -26,7 +27,7 @@ def _limited(rows: Iterator[Document], limits: Limits, n: int, size: int) -> Ite
         return
     for row in rows:
         yield row
-        n, size = n + 1, size + len(row.text.encode(errors="surrogatepass"))
+        n, size = n + 1, size + utf8_length(row.text)
         if 0 < limits.documents <= n or 0 < limits.bytes <= size:
             return
 
@@ -61,15 +62,17 @@ class _Run:
         """Write one part; whether there may be another."""
         i, packages = len(self.done), dict[str, dict[str, Any]]()
         writer: Writer | None = None
+        invalid = 0
         for row in rows:
             writer = writer or Writer(self.work.folder, 0, f"part-{i:05d}.jsonl.zst")
-            text = row.text.encode("utf-8", "replace")
+            text = (mended := valid(row.text)).encode()
+            invalid += mended != row.text
             if len(text) > _LONGEST:
                 raise InputError(
                     f"document {row.id}: {len(text) >> 20} MiB of text; set `chunk_bytes` in the manifest to cut it"
                 )
             meta = {"source": self.name, "licence": self.manifest.licence, **row.meta}
-            writer.write(replace(row, text=text.decode(), meta={**meta, "sha256": sha256_bytes(text)}))
+            writer.write(replace(row, text=mended, meta={**meta, "sha256": sha256_bytes(text)}))
             if "package" in row.meta:
                 packages[row.meta["package"]] = {k: row.meta[k] for k in ("version", "licence")}
             if writer.bytes >= PART_BYTES:
@@ -79,6 +82,7 @@ class _Run:
         part = {
             "documents": writer.documents if writer else 0,
             "bytes": writer.bytes if writer else 0,
+            "invalid": invalid,
             "files": list(hashes),
             "hashes": hashes,
             "packages": packages,
@@ -110,7 +114,7 @@ def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
     limits = manifest.at(check_scale(manifest_path, manifest, scale))
     found = sources.files_of(manifest)
     hashes = _source_hashes(manifest, found)
-    job = {"step": "acquire 2", "manifest": manifest.to_dict(), "scale": scale, "sources": hashes}
+    job = {"step": "acquire 3", "manifest": manifest.to_dict(), "scale": scale, "sources": hashes}
     with open_work(out, PROVENANCE, job) as work:
         run = _Run(name, manifest, limits, work, found)
         run.fetch()
@@ -118,6 +122,8 @@ def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
         record = {
             "documents": run.total("documents"),
             "bytes": run.total("bytes"),
+            # Documents with surrogates that stand alone; U+FFFD took their place.
+            "invalid": run.total("invalid"),
             "files": files,
             "corpus": name,
             "scale": scale,

@@ -5,6 +5,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ def _acquire(args: argparse.Namespace) -> None:
     from hope_data.acquire import acquire, remarks
 
     record = acquire(args.manifest, args.scale, args.out)
+    invalid = f" ({record['invalid']} with invalid Unicode, replaced)" if record["invalid"] else ""
     print(
-        f"{record['corpus']}: {record['documents']} documents, {record['bytes'] / 1e6:.2f} MB -> {args.out}"
+        f"{record['corpus']}: {record['documents']} documents{invalid}, {record['bytes'] / 1e6:.2f} MB -> {args.out}"
     )
     for remark in remarks(record):
         print(f"{record['corpus']}: {remark}")
@@ -371,6 +373,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 for a mistake of the user's or a failing disk, told in one line on stderr.
     """
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal or a file's name may be of another encoding than the text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = 0
     try:
         args.run(args)

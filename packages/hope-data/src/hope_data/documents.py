@@ -27,6 +27,11 @@ class Document:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def utf8_length(text: str) -> int:
+    """Bytes of a text as it comes from a source, where a surrogate may stand alone, as JSON allows."""
+    return len(text.encode(errors="surrogatepass"))
+
+
 def batches(rows: Iterable[Document]) -> Iterator[list[Document]]:
     """Documents to work on together: many enough to keep threads busy, few enough to keep memory flat."""
     held: list[Document] = []
@@ -44,7 +49,8 @@ def batches(rows: Iterable[Document]) -> Iterator[list[Document]]:
 def line_of(document: Document) -> bytes:
     """A document as a line of a part."""
     row = {"text": document.text, "id": document.id, "meta": document.meta}
-    return json.dumps(row, ensure_ascii=False, sort_keys=True).encode() + b"\n"
+    # A file's name may hold what is no Unicode; JSON can say it.
+    return json.dumps(row, ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace") + b"\n"
 
 
 class Writer:

@@ -47,13 +47,15 @@ def plain_name(record: Path, name: str) -> str:
     return name
 
 
-def _dump(record: dict[str, Any]) -> str:
-    return json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def _dump(record: dict[str, Any]) -> bytes:
+    # A file's name may hold what is no Unicode; JSON can say it.
+    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def dump_sealed(record: dict[str, Any]) -> bytes:
     """JSON with a `seal`: the hash of everything else in it, so that one flipped bit is noticed."""
-    return _dump({**record, "seal": sha256_bytes(_dump(record).encode())}).encode()
+    return _dump({**record, "seal": sha256_bytes(_dump(record))})
 
 
 def load_sealed(path: Path, remedy: str) -> dict[str, Any]:
@@ -107,4 +109,4 @@ def conform(path: Path, value: Any, form: Any, remedy: str, key: str = "") -> No
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write plain JSON for people and for DVC metrics."""
-    write_atomic(path, _dump(record).encode())
+    write_atomic(path, _dump(record))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from multiprocessing import parent_process
 from typing import TypeVar
 
-from hope_data.documents import Document
+from hope_data.documents import Document, utf8_length
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def track(rows: Iterator[Document], n_bytes: int, label: str) -> Iterator[Docume
         task = progress.add_task(label, total=n_bytes or None)
         for row in rows:
             yield row
-            progress.advance(task, len(row.text.encode(errors="surrogatepass")))
+            progress.advance(task, utf8_length(row.text))
 
 
 def steps(things: Iterable[T], total: int, label: str) -> Iterator[T]:

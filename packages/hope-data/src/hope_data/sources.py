@@ -11,7 +11,7 @@ from typing import Any
 from hope_data import hub, installed
 from hope_data.compressed import lines
 from hope_data.config import Manifest
-from hope_data.documents import Document, text_of
+from hope_data.documents import Document, text_of, utf8_length
 from hope_data.errors import InputError
 from hope_data.source_files import Found, find
 
@@ -171,10 +171,10 @@ def _chunks(document: Document, size: int) -> Iterator[Document]:
     """Cut a long text at paragraph ends (at line ends where a paragraph is itself too long)."""
     held: list[str] = []
     n_bytes = count = 0
-    whole = len(document.text.encode()) <= size
+    whole = utf8_length(document.text) <= size
     for line in document.text.splitlines(keepends=True):
         held.append(line)
-        n_bytes += len(line.encode())
+        n_bytes += utf8_length(line)
         if not whole and n_bytes >= (size if not line.strip() else 2 * size):
             yield _piece(document, held, count)
             held, n_bytes, count = [], 0, count + 1
