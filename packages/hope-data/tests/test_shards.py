@@ -129,6 +129,25 @@ def naive_runs(split: Split) -> dict[tuple[int, ...], int]:
     return found
 
 
+def test_bytes_that_disagree_with_the_tokens_are_named_with_a_remedy(data: Path, tmp_path: Path) -> None:
+    """Lengths moved from one document to the next, and every hash made to fit."""
+    folder = shutil.copytree(data / "shards" / "b", tmp_path / "shards" / "b")
+    path = folder / "train.docs.bin"
+    items = np.frombuffer(path.read_bytes()[32:], "<i8").reshape(-1, 2).copy()
+    before = items[:2, 1].tolist()
+    items[:2, 1] += [3, -3]
+    path.write_bytes(path.read_bytes()[:32] + items.tobytes())
+    index = load_sealed(folder / "index.json", "")
+    index["splits"]["train"]["files"][path.name] = sha256_file(path)
+    (folder / "index.json").write_bytes(dump_sealed(index))
+    said = (
+        rf"train\.bin: document 0 has {before[0]} bytes by its tokens, {before[0] + 3} by train\.docs\.bin; "
+        "run `hope-data shard` for it again"
+    )
+    with pytest.raises(InputError, match=said):
+        validate(tmp_path / "shards", tokenizer_folder=data / "tokenizer")
+
+
 def test_overlap_agrees_with_counting_every_run(
     data: Path, tmp_path: Path, make_corpus: Callable[..., Path], sentences: Callable[[int, int], str]
 ) -> None:

@@ -9,7 +9,7 @@ from hope_data import overlap
 from hope_data.errors import InputError
 from hope_data.files import sha256_file
 from hope_data.progress import steps
-from hope_data.shards import INDEX, Shard, Split, corpora, load_index
+from hope_data.shards import INDEX, REMEDY, Shard, Split, corpora, load_index
 from hope_data.splits import SPLITS
 from hope_data.tokenizer import Tokenizer
 
@@ -90,6 +90,8 @@ def _recount(shard: Shard, tokenizer: Tokenizer) -> None:
         lengths = np.add.reduceat(sizes[shard.tokens[begin:end]], starts[first:last] - begin)
         wrong = np.flatnonzero(lengths != shard.byte_lengths[first:last])
         if len(wrong):
+            at = wrong[0]
             raise InputError(
-                f"{shard.paths[0]}: document {first + wrong[0]} has {lengths[wrong[0]]} bytes, index says otherwise"
+                f"{shard.paths[0]}: document {first + at} has {lengths[at]} bytes by its tokens, "
+                f"{shard.byte_lengths[first + at]} by {shard.paths[1].name}; {REMEDY}"
             )
