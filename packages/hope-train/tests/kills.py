@@ -5,7 +5,7 @@
 Each attempt is a forked process (or several), killed with SIGKILL at a random moment of what a quarter of the
 run takes: all of them, or one, whose loss the others must notice. Every fifth attempt instead finds its disk full at a
 random byte while it saves. After each, the checkpoint is verified; when a run has ended, its weights are compared with
-those of a run left alone, and another begins.
+those of a run left alone, every milestone must be there and whole, and another begins.
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ def wait(children: list[int], kill: list[int]) -> list[int]:
 def torment(config: configuration.TrainConfig, kills: int, size: int, seed: int = 0) -> dict[str, int]:
     """Kill `kills` times; returns counts of what happened."""
     build_meta(config.model)  # imports what every child would import for seconds
-    draw, counts = random.Random(seed), {"kills": 0, "full_disks": 0, "finished": 0, "verified": 0}
+    draw, counts = (
+        random.Random(seed),
+        {"kills": 0, "full_disks": 0, "finished": 0, "verified": 0, "milestones": 0},
+    )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         needed = 120.0
@@ -113,7 +116,13 @@ def torment(config: configuration.TrainConfig, kills: int, size: int, seed: int 
                 assert steps == sorted(set(steps)) == list(range(1, config.steps + 1)), (
                     "log with a gap or double row"
                 )
+                milestones = [
+                    step for step in steps if config.milestone_every and step % config.milestone_every == 0
+                ]
+                for step in milestones:
+                    verify(out / f"milestones/step-{step:08}")
                 counts["finished"] += 1
+                counts["milestones"] += len(milestones)
     return counts
 
 

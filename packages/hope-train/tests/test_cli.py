@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -132,6 +133,38 @@ def test_a_tokenizer_smaller_than_the_vocabulary_trains_and_a_larger_one_is_name
         "tokenizer: 320 tokens, but model.vocab_size is 319; train a smaller tokenizer or enlarge the model's"
     )
     assert json.loads((tmp_path / "384/checkpoint/config.json").read_text())["vocab_size"] == 384
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_changed_tokens_are_never_trained_on(
+    started: bool, tiny: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, folder in (("shards", tiny.data.shards), ("tokenizer", tiny.data.tokenizer)):
+        shutil.copytree(folder, tmp_path / key)
+    data = dataclasses.replace(
+        tiny.data, shards=str(tmp_path / "shards"), tokenizer=str(tmp_path / "tokenizer")
+    )
+    (tmp_path / "run.yaml").write_text(dump(dataclasses.replace(tiny, data=data)))
+    arguments = ["run", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out"), "--until"]
+    if started:
+        assert main([*arguments, "2"]) == 75
+    shards = [f"shards/left/{part}{kind}.bin" for part in ("train", "val") for kind in ("", ".docs")]
+    for name in (*shards, "shards/right/index.json", "tokenizer/tokenizer.model", "tokenizer/tokenizer.json"):
+        file = tmp_path / name
+        content = file.read_bytes()
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        capsys.readouterr()
+        for flags in ([], ["--fresh-on-mismatch"]):
+            assert main([*arguments, "4", *flags]) == 2, name
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1
+            assert file.name.split(".")[0] in error
+            assert "is damaged" in error or "is not the model that tokenizer.json names" in error
+        file.write_bytes(content)
+    assert main([*arguments, "4"]) == 75
+    progress = json.loads((tmp_path / "out/checkpoint/training.json").read_text())["progress"]
+    assert progress["step"] == 4
 
 
 def test_a_full_disk_while_saving_leaves_the_former_checkpoint(

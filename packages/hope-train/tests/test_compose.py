@@ -101,6 +101,12 @@ MISTAKES = {
         "conf/scale/smoke.yaml: 'steps': Value 'many'",
     ),
     "broken YAML": ("conf/run/hope.yaml", "model: [1\n", "conf/run/hope.yaml:2: not YAML"),
+    "a bomb": (
+        "conf/scale/smoke.yaml",
+        "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+        + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)),
+        "conf/scale/smoke.yaml: more than 10,000 entries, its aliases written out; shorten it",
+    ),
     "no mapping": ("params.yaml", "- 1\n", "params.yaml: a mapping of keys to values is wanted"),
     "out of range": ("conf/scale/smoke.yaml", "steps: 0\n", "steps is 0; it must be between 1 and"),
     "no choice": (

@@ -23,7 +23,7 @@ OUT_OF_MEMORY = re.compile("out of memory|n't allocate memory|not enough memory|
 TOP = """\
 examples:
   hope-train compose --run hope --out runs/hope/config.yaml    what shall be trained
-  hope-train run runs/hope/config.yaml                         train it, or go on with it
+  hope-train run runs/hope/config.yaml                         train it, or resume it
   torchrun --nproc-per-node 8 -m hope_train run runs/hope/config.yaml
   hope-train verify runs/hope/checkpoint                       is it whole?
   hope-train plan --run hope --device H100 --count 8 scale=mid what it will cost
@@ -51,19 +51,22 @@ Under torchrun (or srun with RANK, WORLD_SIZE and LOCAL_RANK set) the same comma
 is that of all together. OUT must be a folder that all of them see.
 
 The folder gets log.jsonl (one row per log.every steps) and checkpoint/ (weights for evaluation, and all that
-is needed to go on). The same command goes on where it was stopped; a finished run says so; the checkpoint of
-another run is an error. SIGTERM and Ctrl-C save first.
+is needed to resume). The same command resumes where it was stopped; a finished run says so; the checkpoint of
+another run is an error that names every key. docs/train.md lists what may change in between; a larger `steps`
+trains on. SIGTERM, SIGHUP and Ctrl-C save first. A second command for the same folder is refused while the first
+lives.
 
-exit status: 0 finished, 75 stopped and ready to go on, 2 wrong input, 1 anything else (a diverged loss, a
+exit status: 0 finished, 75 stopped with everything saved, 2 wrong input, 1 anything else (a diverged loss, a
 full disk).
 """
 VERIFY = """\
 examples:
-  hope-train verify runs/hope/checkpoint
+  hope-train verify runs/hope
   hope-train verify runs/hope/milestones/step-00001000
 
 Checks every file against the sidecar's SHA-256, every weight against the configuration, every row of the optimiser's
-tensors, and that all values are finite. Exit status 0: whole; 2: not, with one line that says what.
+tensors, that all values are finite, and the log beside the checkpoint. Exit status 0: whole; 2: not, with one line
+that says what.
 """
 PLAN = """\
 examples:
@@ -101,14 +104,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--print", dest="key", metavar="KEY", help="only this value, e.g. model.vocab_size")
     _composing(one)
 
-    two = _parser(commands.add_parser, "run", "Train a run, or go on with it.", RUN)
+    two = _parser(commands.add_parser, "run", "Train a run, or resume it.", RUN)
     two.add_argument("config", type=Path, metavar="CONFIG", help="as `hope-train compose` writes it")
     two.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default: runs/NAME")
     two.add_argument("--json", type=Path, metavar="FILE", help="write the final numbers here")
     two.add_argument(
         "--fresh-on-mismatch",
         action="store_true",
-        help="start anew where DIR holds another run (the pipeline does)",
+        help="replace another run in DIR (the pipeline does)",
     )
 
     two.add_argument(
@@ -116,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     three = _parser(commands.add_parser, "verify", "Check a checkpoint strictly.", VERIFY)
-    three.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint or a milestone")
+    three.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint, a milestone, or a run")
 
     four = _parser(commands.add_parser, "plan", "What a run will cost.", PLAN)
     four.add_argument(

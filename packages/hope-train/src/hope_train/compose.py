@@ -99,6 +99,7 @@ def compose(run: str, conf: Path, params: Params, overrides: Sequence[str] = ())
     """
     if not (conf / "config.yaml").is_file():
         raise InputError(f"{conf / 'config.yaml'}: no such file; --conf names the folder that holds it")
+    read_yaml(conf / "config.yaml")
     if misplaced := [text for text in overrides if text.startswith("run=")]:
         raise InputError(f"{misplaced[0]}: the run is chosen by --run")
     chosen = [("run", run), ("scale", params.scale)]

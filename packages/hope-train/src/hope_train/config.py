@@ -187,7 +187,7 @@ class TrainConfig:
         parallel: with several processes, `ddp` (weights on each), `fsdp` (weights shared out), or DeepSpeed's `zero1`,
             `zero2`, `zero3`, which slice flattened weights: for AdamW only, needs the extra `deepspeed`.
         precision: `fp32`, `bf16` (autocast) or `auto` (bf16 where the hardware multiplies it).
-        compile: pass the model through torch.compile.
+        compile: pass the model through torch.compile, where that works.
         activation_checkpoint: recompute each block in the backward pass instead of keeping its activations.
         sdpa: kernel of softmax attention: `auto`, `flash`, `efficient`, `cudnn` or `math`.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
@@ -229,6 +229,11 @@ class TrainConfig:
                 f"'parallel' {self.parallel} slices matrices, which '{self.optim.name}' needs whole; "
                 "set optim.name to adamw or parallel to fsdp"
             )
+        if self.compile:
+            from hope_model.blocks import compile_refusal  # noqa: PLC0415 (imports torch, for seconds)
+
+            if reason := compile_refusal(self.model):
+                raise InputError(f"'compile': {reason}; leave it false")
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"'batch_size' {self.batch_size} cannot be split into 'accumulate' {self.accumulate}"

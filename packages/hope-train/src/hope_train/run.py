@@ -40,12 +40,12 @@ def train(
     report: Path | None = None,
     until: int | None = None,
 ) -> int:
-    """Train a run, or go on with it, or find it finished.
+    """Train a run, resume it, or find it finished.
 
     Args:
         config: of the run.
         out: its folder; gets `checkpoint/` and `log.jsonl`.
-        fresh_on_mismatch: start anew where `out` holds another run; otherwise that is an error.
+        fresh_on_mismatch: replace another run that `out` holds; otherwise that is an error.
         report: file for the final numbers.
         until: stop after this step, as at a signal.
 

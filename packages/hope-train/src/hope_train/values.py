@@ -26,7 +26,8 @@ from hope_model.ranges import KINDS, shown
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
-ENTRIES = 100_000  # keys and values of a file, aliases written out; the largest file here has fifty
+# Of a file: bytes, and entries with its aliases written out; the largest of ours have 3,000 and 100.
+LARGEST, ENTRIES = 100_000, 10_000
 
 
 def strict(kind: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -89,6 +90,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: no such file, broken YAML (with its line), or something other than a mapping.
     """
     try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path}: larger than {LARGEST:,} bytes; a configuration is a page of text")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
