@@ -68,7 +68,12 @@ def export(folder: Path | str, tokenizer: Path | str, out: Path | str) -> Path:
         for file in beside.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner only
         os.sync()
-        return beside.rename(out)
+        try:
+            return beside.rename(out)
+        except OSError:
+            if out.exists():  # since
+                raise InputError(f"{out} exists; name a new folder") from None
+            raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
