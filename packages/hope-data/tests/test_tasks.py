@@ -182,7 +182,7 @@ def test_wrong_dials_and_lengths_are_named() -> None:
     for values, words in (
         ({"name": "mqra"}, "choose one of mqar"),
         ({"name": "mqar", "pair": 4}, "unknown key 'pair'; known: pairs, keys, values, asked"),
-        ({"name": "mqar", "pairs": "4"}, "'pairs' is '4'; it must be a int"),
+        ({"name": "mqar", "pairs": "4"}, "'pairs' is '4'; it must be a whole number from 1"),
         ({"name": "mqar", "pairs": 0}, "'pairs' is 0"),
     ):
         with pytest.raises(InputError, match=words):
@@ -226,3 +226,57 @@ def test_command_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert [sum(bits[: t + 1]) % 2 for t in range(6)] == parity
     assert main(["tasks", "nothing"]) == 2
     assert "choose one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_dial_takes_a_value_or_says_what_it_takes(name: str) -> None:
+    """Sizes are checked before anything is made: a billion takes no time and no memory."""
+    dials = {field.name: field.default for field in dataclasses.fields(TASKS[name])}
+    for wrong in (-1, 0, 1, 10**9, 10**400, 0.5, 1.5, -0.5, float("nan"), float("inf"), "x", None, [], True):
+        for dial in dials:
+            try:
+                draw(build({"name": name, dial: wrong}), "train", 0, 0, 2, SHORT)
+            except InputError as error:
+                message = str(error)
+                assert "\n" not in message
+                assert len(message) < 200
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_sizes_that_no_batch_has_are_refused(name: str) -> None:
+    for batch, length, seed in (
+        (0, SHORT, 0),
+        (-1, SHORT, 0),
+        (10**9, SHORT, 0),
+        (2, 0, 0),
+        (2, -SHORT, 0),
+        (2, 10**400, 0),
+        (10**5, 10**5, 0),
+        (2, SHORT, -1),
+    ):
+        with pytest.raises(InputError):
+            draw(build({"name": name}), "train", seed, 0, batch, length)
+
+
+@pytest.mark.parametrize(("batch", "world", "rank"), [(0, 1, 0), (3, 2, 0), (2, 2, 2), (10**9, 1, 0)])
+def test_a_batch_that_cannot_be_made_or_split_is_refused(batch: int, world: int, rank: int) -> None:
+    with pytest.raises(InputError, match="batch"):
+        TaskLoader("parity", build({"name": "parity"}), SHORT, batch, 0, rank, world)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--length", "1000000000"], "task MQAR: length 1000000000 must lie between 1 and 33554432"),
+        (["--count", "1000000000"], "task MQAR: batch 1000000000 must lie between 1 and 33554432"),
+        (["--count", "1000000", "--length", "1000"], "task MQAR: a batch of 1000000 times 1000 is too large"),
+        (["--seed", "-1"], "task MQAR: seed -1 must be 0 or more"),
+    ],
+)
+def test_sizes_that_fill_the_memory_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tasks", "mqar", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1

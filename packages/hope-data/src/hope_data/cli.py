@@ -2,13 +2,11 @@
 # ruff: noqa: PLC0415 — imports wait until a step needs them, so that every step starts fast
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Sequence
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from hope_data import console
 from hope_data.errors import InputError
 
 _EPILOG = """\
@@ -355,7 +353,7 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
 def _parser() -> argparse.ArgumentParser:
     keep = argparse.RawDescriptionHelpFormatter
     about = "Corpora for language models, step by step."
-    parser = argparse.ArgumentParser("hope-data", description=about, epilog=_EPILOG, formatter_class=keep)
+    parser = console.Parser("hope-data", description=about, epilog=_EPILOG, formatter_class=keep)
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
     for name, (run, text, arguments, example) in _STEPS.items():
         epilog = f"example:\n  hope-data {name} {example}"
@@ -373,26 +371,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 for a mistake of the user's or a failing disk, told in one line on stderr.
     """
     args = _parser().parse_args(argv)
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A terminal or a file's name may be of another encoding than the text.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    code = 0
-    try:
-        args.run(args)
-        sys.stdout.flush()
-        return 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader has seen enough, as `head` does.
-        code = 0
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    if argv is None:
-        # Else Python would try to flush once more at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
+    return console.run(lambda: args.run(args), whole_process=argv is None)

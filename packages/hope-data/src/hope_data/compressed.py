@@ -5,6 +5,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
@@ -15,14 +16,14 @@ _STEP = 512
 # A longer line is no document; it would only fill the memory.
 LONGEST_LINE = 64 << 20
 # Text compresses 3 to 20 times. A bomb is looked for once this much has come out.
-_MOST_TIMES, _HARMLESS = 300, 256 << 20
+_MOST_TIMES, _HARMLESS = 300, 64 << 20
 
 
 class _Zstd(io.RawIOBase):
     """Frames of zstd as one stream; the library's own reader takes the end of a cut file for the end of the text."""
 
-    def __init__(self, path: Path):
-        self._file = path.open("rb")
+    def __init__(self, file: BinaryIO):
+        self._file = file
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._begun = False
         self._ready = memoryview(b"")
@@ -46,19 +47,28 @@ class _Zstd(io.RawIOBase):
         self._ready = self._ready[n:]
         return n
 
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+
+def _unpacked(file: BinaryIO, suffix: str) -> BinaryIO:
+    if suffix.lower() == ".gz":
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 17)  # type: ignore[arg-type, unused-ignore]
+    return io.BufferedReader(_Zstd(file), 1 << 17) if suffix.lower() == ".zst" else file
 
 
-def _open(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"), 1 << 17)
-    return io.BufferedReader(_Zstd(path), 1 << 17) if path.suffix == ".zst" else path.open("rb")
+def check_growth(where: str, unpacked: int, packed: int) -> None:
+    """Raise InputError if far more has been unpacked than text of so many packed bytes can hold."""
+    if unpacked > max(_HARMLESS, _MOST_TIMES * packed):
+        raise InputError(
+            f"{where}: unpacks to over {_MOST_TIMES} times its size (a decompression bomb?); unpack it yourself if "
+            "you trust it"
+        )
 
 
 def lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes]]:
     """Numbered raw lines of a file, decompressed as its suffix .gz or .zst says.
+
+    Args:
+        path: of the file.
+        longest: bytes of a line; files with longer ones than others may have are our own, and no bombs.
 
     Raises:
         InputError: missing, cut off or damaged, a line longer than `longest` bytes, or far more text than so
@@ -66,19 +76,15 @@ def lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes]
     """
     number = size = 0
     try:
-        enough = max(_HARMLESS, _MOST_TIMES * path.stat().st_size)
-        with _open(path) as file:
+        with path.open("rb") as packed, _unpacked(packed, path.suffix) as file:
             while line := file.readline(longest + 1):
                 number, size = number + 1, size + len(line)
                 if len(line) > longest:
                     raise InputError(
                         f"{path}, line {number}: longer than {longest >> 20} MiB; cut it into several documents"
                     )
-                if size > enough:
-                    raise InputError(
-                        f"{path}, line {number}: unpacks to over {_MOST_TIMES} times its size (a decompression "
-                        "bomb?); unpack it yourself if you trust it"
-                    )
+                if size > _HARMLESS and longest <= LONGEST_LINE and file is not packed:
+                    check_growth(f"{path}, line {number}", size, packed.tell())
                 yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise InputError(

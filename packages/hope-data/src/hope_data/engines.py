@@ -1,6 +1,7 @@
 """What runs tasks: processes of this machine, or datatrove's executors (local, Slurm)."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -43,7 +44,10 @@ def _finished(todo: "Todo", workers: int) -> Iterator[int]:
         for _ in range(workers):
             receive, send = context.Pipe(duplex=False)
             process: BaseProcess = context.Process(target=_worker, args=(todo, taken, send), daemon=True)
+            # It inherits what is blocked: Ctrl-C is for this process, which ends it.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             send.close()
             running[receive] = process
         while running:

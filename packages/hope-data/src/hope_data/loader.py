@@ -6,6 +6,7 @@ an order that a keyed permutation gives anew for each pass over them.
 """
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from hope_data.files import sha256_bytes
 from hope_data.shards import Split, Windows, corpora
 
 _PATTERN = 1 << 14
+_LARGEST = 1 << 28  # tokens of a batch: two gigabytes
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,17 @@ class Loader(Iterator[Batch]):
     """
 
     def __init__(self, config: LoaderConfig, split: str, seed: int, rank: int = 0, world: int = 1):
-        if not 0 <= rank < world or config.batch_size < 1 or config.length < 1:
+        for name, number in (("batch_size", config.batch_size), ("length", config.length)):
+            if type(number) is not int or not 1 <= number <= _LARGEST:
+                raise InputError(
+                    f"loader: {name} is {number!r}; it must be a whole number from 1 to {_LARGEST}"
+                )
+        if config.batch_size * (config.length + 1) > _LARGEST:
             raise InputError(
-                f"loader: rank {rank} of {world}, batch_size {config.batch_size}, length {config.length}"
+                f"loader: batch_size {config.batch_size} times length {config.length} is over {_LARGEST} tokens"
             )
+        if not 0 <= rank < world:
+            raise InputError(f"loader: there is no rank {rank} of {world}")
         self.config, self.seed, self.rank, self.world = config, seed, rank, world
         self._splits = self._open(config, split)
         self.corpora = [s.folder.name for s in self._splits]
@@ -169,7 +178,7 @@ class Loader(Iterator[Batch]):
 
     @staticmethod
     def _open(config: LoaderConfig, split: str) -> list[Split]:
-        if any(not weight > 0 for weight in config.weights.values()):
+        if any(not 0 < weight < math.inf for weight in config.weights.values()):
             raise InputError(
                 f"loader: weights must be positive, got {config.weights}; leave a corpus out to skip it"
             )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_data import documents
+from hope_data.errors import harmless
 
 
 def look(folder: Path, count: int = 3, width: int = 600) -> str:
@@ -29,7 +30,7 @@ def look(folder: Path, count: int = 3, width: int = 600) -> str:
     if gone := record.get("cut", {}).get("documents"):
         out.append(f"\n── cut: passages that an earlier document has, of {gone} documents")
         out += _samples(record, "cut", count)
-    return "\n".join(out)
+    return harmless("\n".join(out), keep="\n\t")
 
 
 def _samples(record: dict[str, Any], reason: str, count: int) -> list[str]:

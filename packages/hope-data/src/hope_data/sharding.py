@@ -1,5 +1,6 @@
 """From a clean corpus to token shards: one task per part, and an index of what the tasks wrote."""
 
+import os
 import sys
 from array import array
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from hope_data import documents
 from hope_data.engines import Engine, processes
 from hope_data.errors import InputError
-from hope_data.files import dump_sealed, sha256_file
+from hope_data.files import check_name, dump_sealed, sha256_file
 from hope_data.progress import track
 from hope_data.shards import HEADER_SIZE, INDEX, header, token_type
 from hope_data.splits import SPLITS, SplitRule
@@ -116,6 +117,7 @@ def shard(
     Raises:
         InputError: an unfit input, or a corpus too small to give each split a document.
     """
+    corpus = check_name("corpus", out.absolute().name)
     tokenizer = Tokenizer.load(tokenizer_folder)
     record = documents.provenance(clean)
     parts = list(record["files"])
@@ -126,10 +128,10 @@ def shard(
         tokenizer_folder,
         tokenizer.sha256,
         SplitRule.from_dict(record["split"]),
-        max(1, workers // len(parts)),
+        min(max(1, workers // len(parts)), 4 * (os.cpu_count() or 1)),
         record["bytes"] if len(parts) == 1 else 0,
     )
-    job = {"step": "shard 1", "clean": provenance, "tokenizer": tokenizer.sha256, "corpus": out.name}
+    job = {"step": "shard 1", "clean": provenance, "tokenizer": tokenizer.sha256, "corpus": corpus}
     with open_work(out, INDEX, job) as work:
         results = work.run("shard", task, len(parts), workers, engine)
         splits = {name: _sum([result["splits"][name] for result in results]) for name in SPLITS}
@@ -140,7 +142,7 @@ def shard(
                     "(for long texts set `chunk_bytes` in the manifest)"
                 )
         index = {
-            "corpus": out.name,
+            "corpus": corpus,
             "dtype": token_type(tokenizer.vocab_size).name,
             "vocab_size": tokenizer.vocab_size,
             "eos_id": tokenizer.eos_id,

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from hope_data import seals
 from hope_data.errors import InputError
-from hope_data.files import conform, load_sealed, plain_name, sha256_file
+from hope_data.files import check_name, conform, load_sealed, plain_name, sha256_file
 from hope_data.splits import SPLITS
 from hope_data.tokenizer import Tokenizer
 
@@ -75,6 +75,8 @@ def corpora(folder: Path, names: list[str] | None = None) -> list[Path]:
         InputError: none there, or a named one is missing.
     """
     if names:
+        for name in names:
+            check_name("corpus", name)
         missing = [name for name in names if not (folder / name / INDEX).is_file()]
         if missing:
             raise InputError(f"{folder}: no shards of corpus {', '.join(missing)}; {REMEDY}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_data import hub, installed
-from hope_data.compressed import lines
+from hope_data.compressed import LONGEST_LINE, check_growth, lines
 from hope_data.config import Manifest
 from hope_data.documents import Document, text_of, utf8_length
 from hope_data.errors import InputError
@@ -108,13 +108,18 @@ def _text(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
     ends = re.compile(manifest.separator).search if manifest.separator else _never
     drops = re.compile(manifest.drop_lines).search if manifest.drop_lines else _never
     held: list[str] = []
-    count = 0
+    count = size = 0
     for line in _without_gutenberg(_decoded(path)):
         if not drops(line.rstrip("\n")):
             held.append(line)
+            size += len(line)
+        if size > LONGEST_LINE and not manifest.chunk_bytes:
+            raise InputError(
+                f"{path}: a document of over {LONGEST_LINE >> 20} MiB; set `chunk_bytes` in the manifest to cut it"
+            )
         if ends(line.rstrip("\n")):
             yield Document("".join(held).strip("\n") + "\n", f"{name}:{count}", {"file": name})
-            count, held = count + 1, []
+            count, size, held = count + 1, 0, []
     if "".join(held).strip():
         yield Document("".join(held).strip("\n") + "\n", f"{name}:{count}", {"file": name})
 
@@ -148,23 +153,29 @@ def _parquet(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
         from pyarrow import ArrowException, parquet  # noqa: PLC0415
     except ImportError:
         raise InputError("kind parquet needs pyarrow: pip install 'hope-data[hf]'") from None
-    number = 0
+    number = size = 0
     try:
+        packed = path.stat().st_size
         file = parquet.ParquetFile(path)
         have = file.schema_arrow.names
         if missing := [field for field in manifest.fields if field not in have]:
             raise InputError(
                 f"{path}: no field {missing[0]!r} (it has {', '.join(have)}); set `fields` in the manifest"
             )
-        for batch in file.iter_batches(batch_size=1000, columns=manifest.fields):
+        # Few at a time: a packed row may be long.
+        for batch in file.iter_batches(batch_size=64, columns=manifest.fields):
             for row in batch.to_pylist():
                 where = f"{path}, row {number}"
-                yield Document(
-                    text_of(row, manifest.fields, manifest.joiner, where), f"{name}:{number}", {"file": name}
-                )
-                number += 1
-    except (ArrowException, OSError) as error:
-        raise InputError(f"{path}: is no readable parquet file ({str(error).splitlines()[0]})") from None
+                text = text_of(row, manifest.fields, manifest.joiner, where)
+                number, size = number + 1, size + len(text)
+                check_growth(where, size, packed)
+                yield Document(text, f"{name}:{number - 1}", {"file": name})
+    except InputError:
+        raise
+    # ValueError: text that is no UTF-8.
+    except (ArrowException, OSError, ValueError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}, row {number}: is no readable parquet file ({reason})") from None
 
 
 def _chunks(document: Document, size: int) -> Iterator[Document]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hope_data.errors import InputError
-from hope_data.tasks.base import Examples, Task, draw
+from hope_data.tasks.base import LARGEST, Examples, Task, draw
 from hope_data.tasks.copying import Compression, SelectiveCopying
 from hope_data.tasks.recall import MQAR, FuzzyRecall, InContextRecall, Needle, NoisyRecall
 from hope_data.tasks.states import Dyck, ModularAddition, Parity, PermutationS5
@@ -42,9 +42,16 @@ def build(values: Mapping[str, Any]) -> Task:
     for key, value in given.items():
         if key not in known:
             raise InputError(f"task {name}: unknown key '{key}'; known: {', '.join(known) or 'none'}")
-        too_small = isinstance(value, int) and not isinstance(value, bool) and value < 1
-        if type(value) is not known[key] or too_small:
-            raise InputError(
-                f"task {name}: '{key}' is {value!r}; it must be a {known[key].__name__}, positive"
-            )
+        if type(value) is not known[key] or not _fits(value):
+            allowed = {
+                int: f"a whole number from 1 to {LARGEST}",
+                float: "a number from 0 up to 1",
+                bool: "true or false",
+            }
+            raise InputError(f"task {name}: '{key}' is {str(value)[:40]!r}; it must be {allowed[known[key]]}")
     return kind(**given)
+
+
+def _fits(value: Any) -> bool:
+    # A number with a point is a share of the tokens.
+    return 0 <= value < 1 if type(value) is float else type(value) is bool or 1 <= value <= LARGEST

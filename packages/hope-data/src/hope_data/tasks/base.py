@@ -4,7 +4,7 @@ Letters: B sequences, T tokens.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from hope_data.errors import InputError
 
 Ints = npt.NDArray[np.int64]
 SPLITS = ("train", "val", "test")
+LARGEST = 1 << 25  # numbers of a batch: a quarter of a gigabyte
 
 
 class Examples(NamedTuple):
@@ -96,8 +97,32 @@ class OfPairs(Task):
 
 
 def draw(task: Task, split: str, seed: int, number: int, batch: int, length: int) -> Examples:
-    """Batch `number` of a split's endless stream: a function of the arguments alone."""
+    """Batch `number` of a split's endless stream: a function of the arguments alone.
+
+    Raises:
+        InputError: a size or seed that is negative or too large, or a length for which there is no example.
+    """
+    check_sizes(task, batch, length)
+    if seed < 0:
+        raise InputError(f"task {type(task).__name__}: seed {seed} must be 0 or more")
     return task.sample(np.random.default_rng([seed, SPLITS.index(split), number, length]), batch, length)
+
+
+def check_sizes(task: Task, batch: int, length: int) -> None:
+    """Refuse a batch that would fill the memory before anything of it is made."""
+    # Rows are as long as the sequence, or as the longest list that a dial of the task asks for.
+    dials = {field.name: getattr(task, field.name) for field in fields(task)}
+    numbers = {"batch": batch, "length": length, **{k: v for k, v in dials.items() if type(v) is int}}
+    for name, number in numbers.items():
+        if not 1 <= number <= LARGEST:
+            raise InputError(
+                f"task {type(task).__name__}: {name} {str(number)[:20]} must lie between 1 and {LARGEST}"
+            )
+    longest = max(number for name, number in numbers.items() if name != "batch")
+    if batch * longest > LARGEST:
+        raise InputError(
+            f"task {type(task).__name__}: a batch of {batch} times {longest} is too large; at most {LARGEST} in all"
+        )
 
 
 def need(condition: bool, task: Task, length: int, what: str) -> None:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hope_data.errors import InputError
 from hope_data.files import sha256_bytes
 from hope_data.loader import check_stream
-from hope_data.tasks.base import Examples, Task, draw
+from hope_data.tasks.base import Examples, Task, check_sizes, draw
 
 IGNORED = -100  # as torch's cross_entropy leaves out
 
@@ -51,6 +52,11 @@ class TaskLoader(Iterator[TaskBatch]):
     def __init__(
         self, name: str, task: Task, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
+        check_sizes(task, batch_size, length)
+        if not 0 <= rank < world or batch_size % world:
+            raise InputError(
+                f"task {name}: batch {batch_size} cannot be split over {world} processes (rank {rank})"
+            )
         self.corpora = [name]
         self._task, self._length, self._batch, self._seed = task, length, batch_size, seed
         self._mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)

@@ -1,0 +1,125 @@
+"""What a terminal gets: one line for a mistake, one for Ctrl-C, and no control characters of others."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hope_data.cli import main
+from hope_data.console import INTERRUPTED
+from hope_data.errors import harmless
+
+INTERRUPTS = int(os.environ.get("HOPE_INTERRUPTS", "2"))
+START = "import sys; from hope_data.cli import main; print('on', flush=True); sys.exit(main())"
+
+
+def interrupted(after: float, *command: object) -> subprocess.CompletedProcess[str]:
+    """Run a command and send SIGINT to all its processes, as a terminal does."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            START,
+            *map(str, command),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("step", ["filter", "shard", "tokenizer"])
+def test_ctrl_c_is_one_line(step: str, data: Path, many: Path, tmp_path: Path) -> None:
+    given = {
+        "filter": [many / "raw" / "m", "--workers", 2],
+        "shard": [many / "clean" / "m", "--tokenizer", many / "tokenizer", "--workers", 2],
+        "tokenizer": [data / "clean", "--vocab-size", 380],
+    }[step]
+    draw, ended = random.Random(0), 0
+    for k in range(INTERRUPTS):
+        done = interrupted(0.3 + draw.random(), step, *given, "--out", tmp_path / str(k))
+        assert "Traceback" not in done.stderr, done.stderr
+        if done.returncode == 0:
+            ended += 1
+            continue
+        assert (done.returncode, done.stderr) == (130, f"{INTERRUPTED}\n")
+    assert ended < INTERRUPTS
+
+
+def test_ctrl_c_ends_what_does_not_return_to_python() -> None:
+    code = (
+        "import sys, time; from hope_data import console; print('on', flush=True)\n"
+        # As a long call of a library: the handler in Python has no turn.
+        "import signal; signal.signal(signal.SIGINT, lambda *_: None)\n"
+        "sys.exit(console.run(lambda: time.sleep(60), whole_process=True))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.5)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == f"{INTERRUPTED}\n"
+    assert process.returncode == 130
+    assert 1.5 < time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([], "error: the following arguments are required: STEP; see hope-data --help"),
+        (["nosuch"], "error: argument STEP: invalid choice: 'nosuch'"),
+        (
+            ["shard", "x", "--workers", "0"],
+            "error: argument --workers: '0' is no whole number above zero; see",
+        ),
+        (["tasks", "parity", "--seed", "x"], "error: argument --seed: "),
+        (["acquire", "--out", "a\x1b[2Jb", "--x\x1b"], "error: "),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    command: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert error.startswith(message)
+    assert "\x1b" not in error
+
+
+def test_text_of_others_sends_the_terminal_no_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\u202egnp.exe\x9b31m"
+    (tmp_path / "a.jsonl").write_text('{"text": ' + json.dumps(f"{evil} 你好\u3000é\n\tend") + "}\n")
+    (tmp_path / "m.yaml").write_text(
+        f"kind: jsonl\nfiles: ['{tmp_path / 'a.jsonl'}']\nlicence: {json.dumps(evil)}\n"
+    )
+    assert main(["acquire", "--manifest", str(tmp_path / "m.yaml"), "--out", str(tmp_path / "o")]) == 0
+    capsys.readouterr()
+    assert main(["look", str(tmp_path / "o")]) == 0
+    seen = capsys.readouterr().out
+    assert not any(character in seen for character in "\x1b\x07\x9b\u202e")
+    assert "\\x1b]0;owned\\x07\\x1b[2J\\u202egnp.exe\\x9b31m 你好\u3000é\n\tend" in seen
+    assert main(["look", str(tmp_path / "no\nsuch\x1b")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/no\\nsuch\\x1b/provenance.json: ")
+    assert error.count("\n") == 1
+    assert harmless("a\nb\tc", keep="\n") == "a\nb\\tc"
