@@ -48,7 +48,7 @@ def build(values: Mapping[str, Any]) -> Task:
                 float: "a number from 0 up to 1",
                 bool: "true or false",
             }
-            raise InputError(f"task {name}: '{key}' is {str(value)[:40]!r}; it must be {allowed[known[key]]}")
+            raise InputError(f"task {name}: '{key}' is {repr(value)[:40]}; it must be {allowed[known[key]]}")
     return kind(**given)
 
 
