@@ -204,7 +204,7 @@ def test_vocabulary_is_resized(model: Any, size: int | None, tmp_path: Path) -> 
     shared = min(new, before.shape[-1])
     # The teach signal is a softmax over the vocabulary, so what HOPE writes after a segment changes a little.
     torch.testing.assert_close(after[:, :8, :shared], before[:, :8, :shared])
-    assert float(model(PROMPTS % 199, labels=PROMPTS % 199).loss) > 0
+    assert model(PROMPTS % 199, labels=PROMPTS % 199).loss.item() > 0
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(again(PROMPTS % 199).logits, after, rtol=0, atol=0)
