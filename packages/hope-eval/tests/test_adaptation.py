@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,13 @@ from hope_eval.adaptation.dials import (
 from hope_eval.adaptation.tune import tune
 from hope_eval.cli import main
 from hope_eval.lm import Scorer
-from hope_eval.models import HFModel, HopeModel
+from hope_eval.models import HFModel, HopeModel, load
 from hope_eval.tasks import perplexity
 from hope_eval.tasks.base import Context
 from hope_model import LanguageModel, ModelConfig, checkpoint, counting
 from hope_model.adapt import attach_memory
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 B, T, V = 2, 41, 320
 Build = Callable[..., Context]
@@ -335,3 +339,30 @@ def test_models_that_cannot_be_adapted_so(model: LanguageModel) -> None:
     once = wrap(HopeModel(plain_model()), NeuralCache())
     with pytest.raises(InputError, match="--adapt writes: CachedModel is adapted already"):
         wrap(once, Writes())
+
+
+def test_the_example_reads_a_folder_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    import hf_models
+
+    words = ["the hill and the tree", "a stone by the sea", "rain on the hill", "trees by the stone"]
+    text = " ".join(words[n * n % 4] for n in range(40))
+    (tmp_path / "text.txt").write_text(text)
+    folder = hf_models.save_model(tmp_path / "llama", "llama", [text], 300, length=64)
+    example = Path(__file__).parents[1] / "examples" / "adapt_a_pretrained_model.py"
+    plot = tmp_path / "plot.png"
+    given = [folder, tmp_path / "text.txt", "--plot", plot]
+    monkeypatch.setattr(sys, "argv", [str(example), *map(str, given)])
+    runpy.run_path(str(example), run_name="__main__")
+    said = capsys.readouterr().out.splitlines()
+    loaded = load(folder)
+    ids = loaded.tokenizer.encode(text)
+    windows = [ids[n : n + 65] for n in range(0, len(ids) - 1, 64)][max(1, len(ids) // 64 // 10) :]
+    nats = [-x for x in Scorer(loaded.model).token_logp(windows)]
+    bits = float(sum(x.sum() for x in nats)) / sum(map(len, nats)) / math.log(2) * len(ids) / len(text)
+    assert said[0].split()[:2] == ["plain", f"{bits:.4f}"]
+    assert [line.split("  ")[0].strip() for line in said] == ["plain", "writes", "neural cache"]
+    assert min(float(line.split(" bits")[0].split()[-1]) for line in said[1:]) < bits
+    assert plot.read_bytes()[:4] == b"\x89PNG"

@@ -44,8 +44,8 @@ class Writes(Adaptation):
 
     name: ClassVar[str] = "writes"
     grids: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "scale": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-        "period": (16, 32, 64, 128),
+        "scale": (0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 3.0),
+        "period": (4, 8, 16, 32, 64, 128),
         "bound": (0.1, 0.25, 0.5, 1.0),
     }
     scale: float = field(default=0.3, metadata=within(0, 1_000))
