@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 
-from hope_model import InputError, ModelConfig
+from hope_model import InputError, LanguageModel, ModelConfig
 from hope_model.ranges import check_ranges, one_of, within
 
 SMALL: dict[str, Any] = {"vocab_size": 8, "dim": 8, "head_dim": 4, "layers": 1}
@@ -58,6 +59,32 @@ def test_every_key_refuses_what_it_cannot_be_in_one_line(path: tuple[str, ...]) 
         assert message.startswith(f"model.{'.'.join(path)}"), (value, message)
         assert "\n" not in message
         assert len(message) < 200
+
+
+NUMBERS = [path for path, default in KEYS.items() if type(default) in (int, float)]
+
+
+@pytest.mark.parametrize("variant", ["hope", "titans_mac"])
+@pytest.mark.parametrize("path", NUMBERS, ids=".".join)
+def test_what_is_taken_runs(path: tuple[str, ...], variant: str) -> None:
+    for value in (0, 1, 2, 3, 0.5, 1e-30, 16, 4096):
+        if value == 4096 and path in (("layers",), ("dim",)):
+            continue
+        values = {"variant": variant, "cms": {"smallest": 2, "levels": 2}, path[-1]: value}
+        if path[1:]:
+            values |= {path[0]: {**values.get(path[0], {}), path[-1]: value}}
+            del values[path[-1]]
+        try:
+            config = ModelConfig.from_dict(SMALL | values)
+        except InputError:
+            continue
+        torch.manual_seed(0)
+        model = LanguageModel(config)
+        tokens = torch.randint(min(8, config.vocab_size), (1, 7))
+        logits, state = model(tokens)
+        assert model(tokens[:, :2], state)[0].isfinite().all(), value
+        torch.autograd.backward(logits.sum())
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()), value
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_folder_and_library_are_this_users_alone(folder: Path, umask: int) -> No
     finally:
         os.umask(before)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
     assert not kept(folder).stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     assert kept(folder).stem.endswith(hashlib.sha256(kept(folder).read_bytes()).hexdigest())
 

@@ -195,7 +195,8 @@ def _cache() -> Path | None:
     try:
         given = Path(os.environ.get("XDG_CACHE_HOME", ""))
         folder = (given if given.is_absolute() else Path.home() / ".cache") / "hope-model"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (*reversed(folder.parents), folder):  # `parents=True` would leave theirs to the umask
+            path.mkdir(mode=0o700, exist_ok=True)
         status = folder.stat()
         if status.st_uid != os.geteuid():
             message = f"{folder} belongs to another user"

@@ -95,6 +95,7 @@ class Kernel:
         """All outputs."""
         self._check_sizes(sizes)
         tensors = [x if x is None else x.contiguous() for x in (inputs[name] for name in self.inputs)]
+        self.check(sizes, dict(zip(self.inputs, tensors, strict=True)))
         keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
         outputs: tuple[Tensor, ...] = _apply(self, sizes, keep, *tensors)
         return outputs
@@ -106,20 +107,20 @@ class Kernel:
         each = self.compiled().number(f"{self.name}_record", itemsize, *(sizes[s] for s in self.record))
         return sizes["N"] * -(-(sizes["T"] // sizes["C"]) // self.chunks_a_record) * each
 
-    def run(self, part: str, sizes: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
-        """Check every tensor, then hand their addresses to the `forward` or `backward` in C++."""
-        first = next(iter(tensors.values()))
-        assert first is not None  # noqa: S101
-        if first.dtype not in SUFFIXES or first.device.type != "cpu":
-            raise TypeError(
-                f"{self.name}: tensors are {first.dtype} on {first.device}; kernels take float32 on a CPU"
-            )
+    def check(self, sizes: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
+        """Raise unless every tensor has its declared shape, the type and device of the first, and is contiguous."""
+        name, first = next(iter(tensors.items()))
+        if first is None or first.dtype not in SUFFIXES or first.device.type != "cpu":
+            kind = "missing" if first is None else f"{first.dtype} on {first.device}"
+            raise TypeError(f"{self.name}: {name} is {kind}; kernels take float32 or float64 on a CPU")
         for name, x in tensors.items():
             self._check(name, x, first, sizes)
+
+    def run(self, part: str, sizes: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
+        """Hand tensors that were checked, or made in their shapes, to `forward` or `backward` in C++."""
+        dtype = next(x.dtype for x in tensors.values() if x is not None)
         values = {name: sizes[name] for name in (*self.sizes, *self.numbers)}
-        self.compiled().run(
-            f"{self.name}_{part}", first.dtype, fill(self.arguments, values | tensors), sizes["N"]
-        )
+        self.compiled().run(f"{self.name}_{part}", dtype, fill(self.arguments, values | tensors), sizes["N"])
 
     def shape(self, name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Declared shape of an input, an output or the gradient of either (of what is shared: one per sequence)."""
@@ -189,7 +190,9 @@ class _Run(torch.autograd.Function):
         for name, x in inputs.items():
             new = saved[0].new_zeros if name in kernel.shared else saved[0].new_empty
             by_input[f"g_{name}"] = None if x is None else new(kernel.shape(f"g_{name}", sizes))
-        kernel.run("backward", sizes, inputs | {"records": records} | by_output | by_input)
+        tensors = inputs | {"records": records} | by_output | by_input
+        kernel.check(sizes, tensors)  # hooks may have changed what was saved, and gradients
+        kernel.run("backward", sizes, tensors)
         for name in kernel.shared:
             if inputs[name] is not None:
                 each = by_input[f"g_{name}"]
