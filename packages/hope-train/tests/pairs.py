@@ -21,8 +21,6 @@ import time
 import traceback
 from pathlib import Path
 
-from kills import wait
-
 from hope_model.counting import build_meta
 from hope_train import config as configuration
 from hope_train.cli import main
@@ -51,6 +49,11 @@ def start(config: Path, out: Path, said: Path, *flags: str) -> int:
         os._exit(status)
 
 
+def ended(child: int) -> int:
+    """Exit status of one, at its end."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def contents(out: Path) -> tuple[bytes, list[int]]:
     """Weights, and the steps of the log."""
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
@@ -68,7 +71,7 @@ def pair(config: TrainConfig, pairs: int, seed: int = 0) -> dict[str, int]:
             file = root / f"{number}.yaml"
             file.write_text(configuration.dump(dataclasses.replace(config, seed=number)))
             begin = time.monotonic()
-            assert wait([start(file, root / f"alone{number}", root / "said")], []) == [0], (
+            assert ended(start(file, root / f"alone{number}", root / "said")) == 0, (
                 root / "said"
             ).read_text()
             needed = time.monotonic() - begin
@@ -80,7 +83,7 @@ def pair(config: TrainConfig, pairs: int, seed: int = 0) -> dict[str, int]:
                 flags = ["--fresh-on-mismatch"] if draw.random() < 0.5 or place else []
                 children.append(start(root / f"{number}.yaml", out, root / f"said{place}", *flags))
                 time.sleep(draw.choice((0, draw.random() * needed)))
-            statuses = sorted(wait(children, []))
+            statuses = sorted(map(ended, children))
             assert statuses in ([0, 0], [0, 2]), [(root / f"said{n}").read_text() for n in range(2)]
             if statuses[1]:
                 lines = [(root / f"said{n}").read_text() for n in range(2)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hope_model.errors import InputError
 from hope_train import run
 from hope_train.cli import main
 from hope_train.config import TrainConfig, dump
@@ -88,6 +89,12 @@ def test_an_unknown_mode_of_a_tracker_is_found_before_anything_is_removed(
             1,
             "can't allocate memory; lower batch_size",
         ),
+        (
+            RuntimeError("No viable backend for attention"),
+            2,
+            "sdpa 'auto' does not serve this device, precision or",
+        ),
+        (InputError("\x1b]0;x\x07\nmore"), 2, "error: \\x1b]0;x\\x07 more"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
         (PermissionError(13, "Permission denied", "out"), 2, "out: Permission denied"),
         (KeyboardInterrupt(), 130, "interrupted"),
@@ -133,6 +140,17 @@ def test_a_tokenizer_smaller_than_the_vocabulary_trains_and_a_larger_one_is_name
         "tokenizer: 320 tokens, but model.vocab_size is 319; train a smaller tokenizer or enlarge the model's"
     )
     assert json.loads((tmp_path / "384/checkpoint/config.json").read_text())["vocab_size"] == 384
+
+
+def test_a_device_that_computes_nothing_is_refused(
+    tiny: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("meta", "cuda:9", "abacus", ""):
+        (tmp_path / "run.yaml").write_text(dump(dataclasses.replace(tiny, device=name)))
+        assert main(["run", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: device '{name}': ")
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -354,6 +354,10 @@ SIDECARS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "model": lambda values: values["config"].update(model=3),
     "more": lambda values: values.update(more=3),
     "processes": lambda values: values.update(processes=2),
+    "no steps": lambda values: values["config"].pop("steps"),
+    "position": lambda values: values.update(
+        loader={"samples": "x", "fingerprint": values["loader"]["fingerprint"]}
+    ),
     "hashes": lambda values: values.update(sha256={"a": 3}),
 }
 

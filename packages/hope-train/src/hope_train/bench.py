@@ -47,6 +47,8 @@ def bench(config: TrainConfig, steps: int, rounds: int) -> dict[str, float]:
     """
     if steps < 0 or rounds < 1:
         raise InputError(f"--steps {steps}, --rounds {rounds}: steps must be at least 0, rounds at least 1")
+    if config.data.task:
+        raise InputError("bench measures runs on text; leave data.task out")
     every, steps = config.checkpoint_every, steps or config.log.every
     config = dataclasses.replace(
         config,
@@ -116,8 +118,7 @@ def _checkpoint(run: Run) -> float:
 def _bare(run: Run) -> None:
     """The model alone: no loader, optimiser, clip, log; gradients thrown away."""
     config = run.config
-    if not isinstance(run.data.loader, Loader):
-        raise InputError("bench measures runs on text; leave data.task out")
+    assert isinstance(run.data.loader, Loader)  # noqa: S101
     batch = run.data.loader.samples(np.arange(config.batch_size))
     tokens = torch.from_numpy(batch.tokens).to(run.world.device)
     for part in tokens.chunk(config.accumulate):

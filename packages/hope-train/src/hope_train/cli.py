@@ -20,6 +20,7 @@ WRONG_PATH = (
     errno.ENAMETOOLONG, errno.EINVAL,
 )  # fmt: skip
 OUT_OF_MEMORY = re.compile("out of memory|n't allocate memory|not enough memory|nable to allocate")
+NO_ATTENTION = re.compile("No (viable backend|available kernel)")
 TOP = """\
 examples:
   hope-train compose --run hope --out runs/hope/config.yaml    what shall be trained
@@ -213,10 +214,14 @@ def _run(arguments: argparse.Namespace) -> int:
     except DivergedError as error:
         return _fail(error, 1)
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
-            raise
         reason = (str(error) or "no memory left").splitlines()[0]
-        return _fail(f"{reason}; lower batch_size or length, or raise accumulate", 1)
+        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(reason):
+            return _fail(f"{reason}; lower batch_size or length, or raise accumulate", 1)
+        if NO_ATTENTION.search(reason):
+            return _fail(
+                f"sdpa '{loaded.sdpa}' does not serve this device, precision or model; choose auto", 2
+            )
+        raise
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -275,7 +280,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _fail(error: object, status: int) -> int:
-    print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    text = " ".join(str(error).splitlines())
+    # A name may hold what a terminal would obey.
+    print("error:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in text), file=sys.stderr)
     return status
 
 

@@ -224,16 +224,20 @@ class TrainConfig:
         check_ranges(self, "")
         for part in self.run.split("/"):  # a study's runs are STUDY/ARM/UNIT
             check_name("run", part)
-        if self.parallel.startswith("zero") and self.optim.name != "adamw":
-            raise InputError(
-                f"'parallel' {self.parallel} slices matrices, which '{self.optim.name}' needs whole; "
-                "set optim.name to adamw or parallel to fsdp"
-            )
         if self.compile:
             from hope_model.blocks import compile_refusal  # noqa: PLC0415 (imports torch, for seconds)
 
             if reason := compile_refusal(self.model):
                 raise InputError(f"'compile': {reason}; leave it false")
+        self._check_sizes()
+        self._check_steps()
+        if self.parallel.startswith("zero") and self.optim.name != "adamw":
+            raise InputError(
+                f"'parallel' {self.parallel} slices matrices, which '{self.optim.name}' needs whole; "
+                "set optim.name to adamw or parallel to fsdp"
+            )
+
+    def _check_sizes(self) -> None:
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"'batch_size' {self.batch_size} cannot be split into 'accumulate' {self.accumulate}"
@@ -242,6 +246,13 @@ class TrainConfig:
             raise InputError(
                 f"'batch_size' {self.batch_size} x 'length' {self.length} tokens a step; at most {LENGTH:,} are allowed"
             )
+        if self.eval_windows * max(self.data.eval_lengths, default=1) > LENGTH:
+            raise InputError(
+                f"'eval_windows' {self.eval_windows} x 'data.eval_lengths' {max(self.data.eval_lengths)} tokens; "
+                f"at most {LENGTH:,} are allowed"
+            )
+
+    def _check_steps(self) -> None:
         if self.milestone_every and (
             not self.checkpoint_every or self.milestone_every % self.checkpoint_every
         ):

@@ -116,8 +116,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # not on `meta`, which computes nothing
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device '{name}': {str(error).splitlines()[0]}") from None
     return device
 

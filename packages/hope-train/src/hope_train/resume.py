@@ -131,4 +131,9 @@ def trained_on(saved: Saved, config: TrainConfig) -> str:
 
 
 def _pair(key: str, before: object, now: object) -> str:
-    return f"{key} {before} -> {now}"
+    return " ".join((key, _plain(before), "->", _plain(now)))
+
+
+def _plain(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() else repr(text)

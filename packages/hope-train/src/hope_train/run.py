@@ -229,7 +229,10 @@ def _open_sinks(run: Run, former: Former, out: Path, progress: Progress) -> tupl
     """The log and the trackers; a former run is removed when nothing else can be refused."""
     trackers = open_trackers(run.config, out, progress.attempt)
     if former.replaced:
-        for folder in (out / "checkpoint", out / "milestones"):
+        for folder in (
+            out / "milestones",
+            out / "checkpoint",
+        ):  # a kill in between finds it another run still
             if folder.exists():
                 files.remove(folder)
     log = Jsonl(out / LOG, progress.step, former.saved.log if former.saved else "")

@@ -153,8 +153,11 @@ def read(folder: Path) -> Saved | None:
         saved = strict(Saved, values, f"{folder / SIDECAR}: not the state of a run")
     except DataInputError as error:
         raise InputError(str(error)) from None
-    if not isinstance(saved.config.get("model"), dict):
-        raise InputError(f"{folder / SIDECAR}: not the state of a run: no model in its configuration")
+    for key, kind in {"run": str, "steps": int, "model": dict}.items():
+        if not isinstance(saved.config.get(key), kind):
+            raise InputError(f"{folder / SIDECAR}: not the state of a run: no {key} in its configuration")
+    if not isinstance(saved.loader.get("samples", saved.loader.get("batches")), int):
+        raise InputError(f"{folder / SIDECAR}: not the state of a run: no position in the data")
     return saved
 
 

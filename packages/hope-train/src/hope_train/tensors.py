@@ -55,10 +55,11 @@ class Reader:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
                     shape = file.get_slice(name).get_shape()
                     part = parts.get(name, {"shape": shape, "row": 0})
-                    self._where.setdefault(name, []).append((file, part["row"], shape))
-                    if self._shapes.setdefault(name, part["shape"]) != part["shape"]:
+                    whole = [int(size) for size in part["shape"]]
+                    self._where.setdefault(name, []).append((file, int(part["row"]), shape))
+                    if self._shapes.setdefault(name, whole) != whole:
                         raise InputError(f"{path}: '{name}' has another shape in another file")
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise InputError(f"{path}: cannot be read as safetensors: {error}") from None
 
     def shapes(self) -> dict[str, list[int]]:

@@ -252,7 +252,7 @@ class Display:
         if self._quiet:
             return
         if self._console.is_terminal:
-            self._console.print(text, highlight=False, soft_wrap=True)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()

@@ -90,9 +90,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: no such file, broken YAML (with its line), or something other than a mapping.
     """
     try:
-        if path.stat().st_size > LARGEST:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
             raise InputError(f"{path}: larger than {LARGEST:,} bytes; a configuration is a page of text")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(content.decode())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except RecursionError:
