@@ -12,12 +12,7 @@ from torch import Tensor
 
 from hope_model.observe import note
 from hope_model.ops.activations import ACTIVATIONS, NEGATIVE_SLOPES, l2norm, shrink_factor, soft_clip
-from hope_model.ops.deep_memory.native_span import (
-    SELF_MODIFYING,
-    TITANS,
-    native_self_modifying,
-    native_titans,
-)
+from hope_model.ops.deep_memory.kernels import self_modifying_kernel, titans_kernel
 from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
 from hope_model.ops.deep_memory.written_projection import written_projection
 from hope_model.ops.deep_memory.written_span import written_span
@@ -32,7 +27,6 @@ from hope_model.ops.gated_delta.chunk import (
     chunk_state,
     chunk_writes,
 )
-from hope_model.ops.native.function import Kernel
 
 
 class Layer(NamedTuple):
@@ -224,10 +218,8 @@ def titans_memory(
     """`titans_memory_naive`, a chunk at a time; `written=False` leaves the backward to autograd."""
     q_NdT, k_NdT, v_NdT = (x.transpose(-1, -2).contiguous() for x in (q_NTd, k_NTd, v_NTd))
     written = written and _has_written_backward(rules, gates, origin) and state.momentum is not None
-    native = written and _fits(
-        TITANS, gates, q_NdT, k_NdT, v_NdT, *state.now, *state.momentum or (), *origin or ()
-    )
-    whole_span = native_titans if native else written_span
+    kernel = titans_kernel(gates, rules, state, origin, q_NdT, k_NdT, v_NdT) if written else None
+    whole_span = kernel or written_span
     outputs = []
     lengths = _spans(state.position, q_NdT.shape[-1], rules.chunk)
     inputs = (torch.split(x, lengths, -1) for x in (q_NdT, k_NdT, v_NdT))
@@ -280,29 +272,21 @@ def self_modifying(
     x_NdT, q_NdT = (x.transpose(-1, -2).contiguous() for x in (x_NTd, q_NTd))
     outputs = []
     written = written and _has_written_backward(rules, gates, origin)
-    native = written and _fits(
-        SELF_MODIFYING, gates, x_NdT, q_NdT, *state.now, *readout, *(fixed or ()), *origin or ()
-    )
+    kernel = self_modifying_kernel(gates, readout, state, fixed, origin, x_NdT, q_NdT) if written else None
     first = tuple(W.contiguous() for W in origin or ())
-    lengths = (_spans if native else _pieces)(state.position, x_NdT.shape[-1], rules.chunk)
+    lengths = (_spans if kernel else _pieces)(state.position, x_NdT.shape[-1], rules.chunk)
     for x_NdC, q_NdC, gates_C in zip(
         torch.split(x_NdT, lengths, -1), torch.split(q_NdT, lengths, -1), _split(gates, lengths), strict=True
     ):
         whole = state.position % rules.chunk == 0
-        if native and whole and origin is not None:
-            o, state = native_self_modifying(x_NdC, q_NdC, gates_C, readout, state, rules, fixed, origin)
+        if kernel and whole and origin is not None:
+            o, state = kernel(x_NdC, q_NdC, gates_C, readout, state, rules, fixed, origin)
         elif written and whole:
             o, state, first = _written_chunk(x_NdC, q_NdC, gates_C, readout, state, fixed, first, rules)
         else:
             o, state = _plain_chunk(x_NdC, q_NdC, gates_C, readout, state, fixed, rules, origin)
         outputs.append(o)
     return torch.cat(outputs, -1).transpose(-1, -2), state
-
-
-def _fits(kernel: Kernel, gates: Gates, *tensors: Tensor | None) -> bool:
-    """Whether the kernel takes these: all of one type, one output strength for all memories."""
-    output = gates.output_NRT
-    return output is not None and output.shape[-2] == 1 and kernel.applies(*tensors, *gates)
 
 
 def _has_written_backward(rules: Rules, gates: Gates, origin: FastWeights | None) -> bool:

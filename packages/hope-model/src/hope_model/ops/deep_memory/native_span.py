@@ -1,4 +1,4 @@
-"""Whole chunks of both kinds of deep memory by their C++ kernels (`ops/native`), many chunks a call.
+"""Whole chunks of both kinds of deep memory by their kernels (C++: `ops/native`, Triton: `ops/triton`), many a call.
 
 Letters: N batch and heads, H heads, R memories, d head width, m hidden width, T tokens, C tokens of a chunk. First
 weights are one copy for the batch: sequence n has those of head n modulo H.
@@ -54,7 +54,8 @@ def _after(
     return MemoryState(now, state.start if position % rules.chunk else now, momentum, position)
 
 
-def native_titans(
+def titans_span(
+    kernel: Kernel,
     q_NdT: Tensor,
     k_NdT: Tensor,
     v_NdT: Tensor,
@@ -69,7 +70,7 @@ def native_titans(
     q, k, v = (_flat(x, 2) for x in (q_NdT, k_NdT, v_NdT))
     S2, S1, P2, P1, O2, O1 = (_flat(W, 2) for W in (*state.now, *state.momentum, *origin))
     (N, m, d), T = S2.shape, q.shape[-1]
-    o, S2, S1, P2, P1 = TITANS(
+    o, S2, S1, P2, P1 = kernel(
         {"N": N, "H": len(O2), "d": d, "m": m, "T": T, "C": min(rules.chunk, T)}
         | {"slope": NEGATIVE_SLOPES[rules.activation]},
         q=q, k=k, v=v, log_a=_flat(gates.log_a_NT, 1), log_theta=_flat(gates.log_theta_NT, 1),
@@ -79,7 +80,8 @@ def native_titans(
     return o.view(q_NdT.shape), _after(now, momentum, T, state, rules)
 
 
-def native_self_modifying(
+def self_modifying_span(
+    kernel: Kernel,
     x_NdT: Tensor,
     q_NdT: Tensor,
     gates: Gates,
@@ -100,7 +102,7 @@ def native_self_modifying(
     sizes = {"N": N, "H": H, "R": R, "F": R if F2 is None else F2.shape[1], "d": d, "m": m, "T": T}
     if sizes["F"] < len(BANK) - 1:
         raise ValueError(f"self_modifying: {sizes['F']} memories project; {len(BANK) - 1} must")
-    o, W2, W1, eta, alpha = SELF_MODIFYING(
+    o, W2, W1, eta, alpha = kernel(
         sizes | {"C": min(rules.chunk, T), "own": F2 is None, "eta_max": rules.eta_max}
         | {"slope": NEGATIVE_SLOPES[rules.activation]},
         x=_flat(x_NdT, 2), q=_flat(q_NdT, 2), output=_flat(gates.output_NRT, 1), W2=W2, W1=W1,

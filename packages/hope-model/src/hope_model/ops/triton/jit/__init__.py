@@ -1,0 +1,1 @@
+"""Functions that Triton compiles; nothing else imports it."""

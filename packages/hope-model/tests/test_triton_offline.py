@@ -1,0 +1,67 @@
+"""Triton's kernels compiled for GPUs that are not there: registers must not spill, tiles must fit shared memory."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hope_model.ops.triton.areas import EVERY
+from hope_model.ops.triton.launch import OPTIONS
+
+pytestmark = pytest.mark.skipif(
+    find_spec("triton") is None, reason="Triton is not installed (pip install triton)"
+)
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program may have on an A100, an H100
+KINDS = {"H": "i32", "T": "i32", "slope": "fp32", "eta_max": "fp32"}  # the other arguments are tensors
+# Widths of head and hidden layer, chunk; bytes of stack a thread: what is spilt, and what calls of steps save.
+KERNELS = {"titans_forward": (64, 32, 32, 0), "titans_backward": (64, 32, 32, 256)}
+
+
+def usage(
+    name: str, sizes: tuple[int, int, int], arch: int, precision: str, cubin: Path
+) -> tuple[int, int, int]:
+    """Registers and stack of a thread, shared memory of a program."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(import_module(f"hope_model.ops.triton.jit.{name}"), name)
+    d, m, C = sizes
+    constants = {"D": d, "M": m, "C": C, "B": C, "L": max(d, m) * C, "EVERY": EVERY, "P": precision}
+    types = {x: "constexpr" if x in constants else KINDS.get(x, "*fp32") for x in kernel.arg_names}
+    aligned = [n for n, x in enumerate(types) if types[x] == "*fp32" or x == "T"]
+    source = ASTSource(kernel, types, constants, {(n,): [["tt.divisibility", 16]] for n in aligned})
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=OPTIONS)
+    cubin.write_bytes(compiled.asm["cubin"])
+    command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.findall(rf"Function {name}:\s+REG:(\d+) STACK:(\d+)", text)[0]
+    return int(registers), int(stack), compiled.metadata.shared
+
+
+def each(*rest: Any) -> list[Any]:
+    """Every kernel; backwards take a minute to compile."""
+    return [pytest.param(name, *rest, marks=pytest.mark.long if "back" in name else ()) for name in KERNELS]
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("name", each())
+def test_a_kernel_fits(
+    name: str, arch: int, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    *sizes, most = KERNELS[name]
+    registers, stack, shared = usage(name, tuple(sizes), arch, "tf32", tmp_path / "cubin")
+    record_property("usage", f"{registers} registers, {stack} B of stack, {shared} B shared")
+    assert stack <= most
+    assert shared <= SHARED[arch]
+
+
+@pytest.mark.parametrize("name", each())
+def test_products_in_bf16(name: str, tmp_path: Path) -> None:
+    """The interpreter rounds operands itself: only here are they of that type."""
+    assert usage(name, (16, 16, 16), 90, "bf16", tmp_path / "cubin")[1] <= KERNELS[name][-1]
