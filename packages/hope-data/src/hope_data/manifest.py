@@ -139,15 +139,11 @@ def _check_numbers(path: Path, manifest: Manifest) -> None:
     for key, number in _numbers(manifest):
         upper = _UPPER.get(key, _LARGEST)
         if not 0 <= number <= upper:
-            raise InputError(f"{path}: key {key!r}: {_shown(number)} must lie between 0 and {upper}")
+            raise InputError(f"{path}: key {key!r}: {str(number)[:20]} must lie between 0 and {upper}")
     if not 0 < manifest.holdout < 0.5:
         raise InputError(
             f"{path}: key 'holdout': {manifest.holdout} must lie between 0 and 0.5, neither included"
         )
-
-
-def _shown(number: float) -> str:
-    return f"{number:.3g}" if abs(number) < 1e300 else "so large a number"
 
 
 def _numbers(settings: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -156,7 +156,7 @@ def _parquet(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
     number = size = 0
     try:
         packed = path.stat().st_size
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path, page_checksum_verification=True)
         have = file.schema_arrow.names
         if missing := [field for field in manifest.fields if field not in have]:
             raise InputError(
