@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -202,3 +203,82 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(step: str, data: Path,
     subprocess.run(command, check=True, capture_output=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in out.parent.iterdir()] == ["x"]
+
+
+def test_a_corpus_of_the_other_kind_is_refused_and_kept(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, clean = tmp_path / "raw" / "a", tmp_path / "clean" / "a"
+    shutil.copytree(data / "raw" / "a", raw)
+    shutil.copytree(data / "clean" / "a", clean)
+    out, tokenizer = str(tmp_path / "o" / "a"), ["--tokenizer", str(data / "tokenizer")]
+    for command, message in (
+        (
+            ["shard", str(raw), *tokenizer, "--out", out],
+            f"{raw}: is a raw corpus where a clean one is needed",
+        ),
+        (["tokenizer", str(raw), "--out", out], f"{raw}: is a raw corpus where a clean one is needed"),
+        (["filter", str(clean), "--out", out], f"{clean}: is a clean corpus where a raw one is needed"),
+        (
+            ["filter", str(raw), "--out", str(raw)],
+            f"{raw}: holds a raw corpus, which a clean one shall not replace",
+        ),
+        (
+            ["acquire", "--manifest", str(data / "a.yaml"), "--out", str(clean)],
+            f"{clean}: holds a clean corpus, which",
+        ),
+        (
+            ["bench", str(clean), *tokenizer, "--gigabytes", "1000000"],
+            "bench: needs 1100000 GB of scratch space, of",
+        ),
+        (
+            ["tokenizer", str(clean), "--weights", "a=nan", "--out", out],
+            "--weights a=nan: must be NAME=NUMBER",
+        ),
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}")
+        assert error.count("\n") == 1
+    assert len(list(documents.read(raw))) == 300
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"coverage": {"a": {"bytes_per_token": 0}}}', '{"coverage": 3}']
+)
+def test_a_guard_that_holds_no_coverage_is_one_line(
+    content: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "g.json").write_text(content)
+    command = [
+        "tokenizer",
+        str(data / "clean"),
+        "--guard",
+        str(tmp_path / "g.json"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(command) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path}/g.json: holds no coverage; --guard takes what `--json` wrote\n"
+    )
+
+
+def test_nested_evaluation_text_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "e.jsonl").write_text('{"text": "fine"}\n' + "[" * 100_000 + "\n")
+    command = [
+        "filter",
+        str(data / "raw" / "a"),
+        "--evaluation",
+        str(tmp_path / "e.jsonl"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/e.jsonl, line 2: is no JSON")
+    assert error.count("\n") == 1

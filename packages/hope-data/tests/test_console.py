@@ -86,9 +86,21 @@ def test_ctrl_c_ends_what_does_not_return_to_python() -> None:
         (["nosuch"], "error: argument STEP: invalid choice: 'nosuch'"),
         (
             ["shard", "x", "--workers", "0"],
-            "error: argument --workers: '0' is no whole number above zero; see",
+            "error: argument --workers: '0' is no whole number from 1 to 10000; see",
         ),
         (["tasks", "parity", "--seed", "x"], "error: argument --seed: "),
+        (
+            ["tasks", "parity", "--length", "9" * 5000],
+            "error: argument --length: '999999999999999999999999999999' is",
+        ),
+        (
+            ["tokenizer", "x", "--out", "y", "--worse", "nan"],
+            "error: argument --worse: 'nan' is no number from 0 to 1",
+        ),
+        (
+            ["tokenizer", "x", "--out", "y", "--vocab-size", "1" + "0" * 12],
+            "error: argument --vocab-size: '1000000000000'",
+        ),
         (["acquire", "--out", "a\x1b[2Jb", "--x\x1b"], "error: "),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from hope_data import sources
 from hope_data.config import Limits, Manifest
-from hope_data.documents import PROVENANCE, Document, Writer, utf8_length
+from hope_data.documents import PROVENANCE, Document, Writer, check_kind, utf8_length
 from hope_data.errors import InputError
 from hope_data.files import check_name, dump_sealed, sha256_bytes, sha256_file
 from hope_data.manifest import check_scale, load_manifest
@@ -111,6 +111,7 @@ def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
     """
     manifest = load_manifest(manifest_path)
     name = check_name("corpus", manifest_path.stem)
+    check_kind(out, "raw")
     limits = manifest.at(check_scale(manifest_path, manifest, scale))
     found = sources.files_of(manifest)
     hashes = _source_hashes(manifest, found)

@@ -253,6 +253,11 @@ def run(
     Returns:
         {"tokenise", "memory", "near_duplicates", "loader", "validate"}, plain numbers.
     """
+    needed = (gigabytes * 1e9 + megabytes * 4e6) * 1.1
+    if needed > (free := shutil.disk_usage(folder or tempfile.gettempdir()).free):
+        raise InputError(
+            f"bench: needs {needed / 1e9:.0f} GB of scratch space, of which {free / 1e9:.0f} are free"
+        )
     texts = _texts(clean)
     vocabulary = Tokenizer.load(tokenizer).vocab_size
     with _scratch(folder) as scratch:

@@ -2,7 +2,9 @@
 # ruff: noqa: PLC0415 — imports wait until a step needs them, so that every step starts fast
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,7 @@ def _weights(given: list[str] | None) -> dict[str, float]:
     for text in given or []:
         name, _, number = text.partition("=")
         try:
-            weights[name] = float(number)
+            weights[name] = _above_zero(number)
         except ValueError:
             raise InputError(f"--weights {text}: must be NAME=NUMBER, for example wikipedia=2") from None
     return weights
@@ -199,25 +201,42 @@ def _bench(args: argparse.Namespace) -> None:
     _json(args, record)
 
 
-def _count(text: str) -> int:
+def _count(text: str, most: int) -> int:
     """A whole number above zero, for argparse."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    if not text.isdecimal() or len(text) > 20 or not 0 < int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text[:30]!r} is no whole number from 1 to {most}")
     return int(text)
+
+
+def _above_zero(text: str) -> float:
+    if not 0 < (number := float(text)) < math.inf:
+        raise ValueError
+    return number
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return number
 
 
 def _path(metavar: str, text: str, **more: Any) -> dict[str, Any]:
     return {"type": Path, "metavar": metavar, "help": text, **more}
 
 
-def _number(text: str, default: int | None) -> dict[str, Any]:
-    return {"type": _count, "metavar": "N", "help": text, "default": default}
+def _number(text: str, default: int | None, most: int = 10**15) -> dict[str, Any]:
+    return {"type": partial(_count, most=most), "metavar": "N", "help": text, "default": default}
 
 
 _OUT = {"--out": _path("DIR", "folder to write", required=True)}
 _JSON = {"--json": _path("FILE", "also write the numbers as JSON")}
 _WORKERS = {
-    "--workers": _number("processes; the result does not depend on it (default 2)", 2),
+    "--workers": _number("processes; the result does not depend on it (default 2)", 2, 10_000),
     "--engine": {
         "choices": ["processes", "datatrove", "slurm"],
         "default": "processes",
@@ -268,7 +287,7 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
         {
             "clean": _path("CLEAN", "folders of `filter`, or a folder of them", nargs="+"),
             **_NAMES,
-            "--vocab-size": _number("tokens (default 32000)", 32_000),
+            "--vocab-size": _number("tokens (default 32000)", 32_000, 10**7),
             "--sample-bytes": _number("text to learn from (default 750 per token)", None),
             "--weights": {
                 "nargs": "+",
@@ -277,12 +296,12 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
             },
             "--guard": _path("JSON", "coverage to keep up with: `--json` of an earlier tokenizer"),
             "--worse": {
-                "type": float,
+                "type": _share,
                 "default": 0.02,
                 "metavar": "SHARE",
                 "help": "fail if a corpus has so much fewer bytes per token than in --guard (default 0.02)",
             },
-            "--threads": _number("part of the recipe: another N, another tokenizer (default 2)", 2),
+            "--threads": _number("part of the recipe: another N, another tokenizer (default 2)", 2, 1024),
             **_OUT,
             **_JSON,
         },

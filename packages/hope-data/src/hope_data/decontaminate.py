@@ -77,7 +77,7 @@ def _texts(path: Path) -> Iterator[str]:
     for number, line in lines(path):
         try:
             leaves = list(_strings(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: is no JSON ({error})") from None
         # A question is often in one field and its answer in another.
         yield from [*leaves, " ".join(leaves)]

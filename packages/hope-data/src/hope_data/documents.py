@@ -10,11 +10,12 @@ import zstandard
 
 from hope_data.compressed import lines
 from hope_data.errors import InputError
-from hope_data.files import load_sealed, plain_name, sha256_file
+from hope_data.files import conform, load_sealed, plain_name, sha256_file
 
 PROVENANCE = "provenance.json"
 # A line of a part: a document of the longest kind, every character of it escaped.
 INNER_LINE = 1 << 30
+_FORM = {"corpus": str, "documents": int, "bytes": int, "files": [str]}
 _BATCH_DOCUMENTS, _BATCH_CHARS = 256, 1 << 20
 
 
@@ -107,18 +108,41 @@ class Writer:
         return {"documents": self.documents, "bytes": self.bytes, "files": files}
 
 
-def provenance(folder: Path) -> dict[str, Any]:
+def provenance(folder: Path, kind: str = "") -> dict[str, Any]:
     """The sealed record of a folder of documents.
 
+    Args:
+        folder: of a corpus.
+        kind: the corpus must be `raw` or `clean`.
+
     Raises:
-        InputError: not such a folder, or damaged.
+        InputError: not such a folder, damaged, or a corpus of the other kind.
     """
-    record = load_sealed(
-        folder / PROVENANCE, "run `hope-data acquire` (raw) or `hope-data filter` (clean) for it"
-    )
+    remedy = "run `hope-data acquire` (raw) or `hope-data filter` (clean) for it"
+    record = load_sealed(folder / PROVENANCE, remedy)
+    conform(folder / PROVENANCE, record, _FORM, remedy)
+    if kind and kind != (found := _kind(record)):
+        raise InputError(f"{folder}: is a {found} corpus where a {kind} one is needed; {remedy}")
     for name in [*record["files"], *record.get("signatures", ())]:
         plain_name(folder / PROVENANCE, name)
     return record
+
+
+def _kind(record: dict[str, Any]) -> str:
+    # Only what has been filtered knows its splits.
+    return "clean" if "split" in record else "raw"
+
+
+def check_kind(out: Path, kind: str) -> None:
+    """Raise InputError if a corpus of the other kind, perhaps the one that is read, stands where `kind` is written."""
+    try:
+        found = _kind(provenance(out))
+    except InputError:
+        return
+    if found != kind:
+        raise InputError(
+            f"{out}: holds a {found} corpus, which a {kind} one shall not replace; name another --out"
+        )
 
 
 def read(folder: Path) -> Iterator[Document]:
@@ -141,8 +165,12 @@ def read_part(folder: Path, name: str) -> Iterator[Document]:
     if not path.is_file() or sha256_file(path) != provenance(folder)["files"][name]:
         raise InputError(f"{path}: is missing or damaged (sha256 differs); make the folder again")
     for _, line in lines(path, INNER_LINE):
-        row = json.loads(line)
-        yield Document(row["text"], row["id"], row["meta"])
+        try:
+            row = json.loads(line)
+            document = Document(row["text"], row["id"], row["meta"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise InputError(f"{path}: holds what is no document; make the folder again") from None
+        yield document
 
 
 def text_of(row: Mapping[str, Any], fields: list[str], joiner: str, where: str) -> str:

@@ -248,7 +248,8 @@ def run(
     Raises:
         InputError: an unfit input, or nothing is left.
     """
-    source = documents.provenance(raw)
+    source = documents.provenance(raw, "raw")
+    documents.check_kind(out, "clean")
     config = _thresholds(manifest) if manifest else FilterConfig.recorded(source["manifest"]["filter"])
     others = {folder.resolve().name: _signatures(folder) for folder in against or []}
     about = {

@@ -119,7 +119,7 @@ def shard(
     """
     corpus = check_name("corpus", out.absolute().name)
     tokenizer = Tokenizer.load(tokenizer_folder)
-    record = documents.provenance(clean)
+    record = documents.provenance(clean, "clean")
     parts = list(record["files"])
     provenance = {key: value for key, value in record.items() if key not in ("samples", "signatures")}
     task = _Shard(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import sentencepiece
 
 from hope_data import documents
 from hope_data.errors import InputError
-from hope_data.files import dump_sealed, load_sealed, sha256_bytes
+from hope_data.files import conform, dump_sealed, load_sealed, sha256_bytes
 from hope_data.publishing import new_folder
 from hope_data.splits import SplitRule
 
@@ -80,6 +81,7 @@ class Tokenizer:
         """
         folder = Path(folder)
         meta = load_sealed(folder / META, "train one with `hope-data tokenizer`")
+        conform(folder / META, meta, {"sha256": str}, "run `hope-data tokenizer` again")
         try:
             model = (folder / MODEL).read_bytes()
         except OSError as error:
@@ -130,7 +132,7 @@ class _Sample:
 
 def _sample(folder: Path, train_bytes: int, held_out_bytes: int) -> _Sample:
     """About so many bytes of a corpus's train and val documents, picked by content hash from all of it."""
-    record = documents.provenance(folder)
+    record = documents.provenance(folder, "clean")
     rule = SplitRule.from_dict(record["split"])
     sample = _Sample([], [])
     wanted = {"train": (sample.train, train_bytes), "val": (sample.held_out, held_out_bytes)}
@@ -265,10 +267,13 @@ class Guard:
         """
         try:
             coverage = json.loads(path.read_bytes())["coverage"]
-            return cls(path, {name: float(c["bytes_per_token"]) for name, c in coverage.items()}, worse)
+            known = {name: float(c["bytes_per_token"]) for name, c in coverage.items()}
+            if all(0 < number < math.inf for number in known.values()):
+                return cls(path, known, worse)
+            raise ValueError
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}; --guard takes what `--json` wrote") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(f"{path}: holds no coverage; --guard takes what `--json` wrote") from None
 
     def furthest_behind(self, coverage: dict[str, dict[str, float]]) -> tuple[str, float]:

@@ -125,7 +125,7 @@ class Work:
         Raises:
             InputError: a task's, or the engine left tasks undone.
         """
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(min(workers, 32)) as pool:
             earlier = list(pool.map(lambda i: self.result(step, i, check=True), range(count)))
         if todo := [i for i, result in enumerate(earlier) if result is None]:
             engine(Todo(self, step, task, todo), workers)
