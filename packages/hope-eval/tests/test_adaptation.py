@@ -124,10 +124,10 @@ def test_caches_are_the_formula_token_by_token(dials: Any, tokens: Tensor) -> No
 @pytest.mark.parametrize("rule", ["sgd", "rms"])
 def test_dynamic_evaluation_is_training_while_reading(rule: str, tokens: Tensor) -> None:
     """Real steps on a copy of the model, segment by segment, as eq. 5 to 8 have them."""
-    segment, rate, decay = 8, 0.02, 0.1
+    segment, rate, decay = 8, 0.02, 0.1  # epsilon 0.5
     texts = [torch.randint(5, 15, (26,), generator=torch.Generator().manual_seed(n)) for n in range(3)]
     inner = plain_model()
-    found, _ = wrap(HopeModel(inner), Dynamic(rule, rate, decay, segment), texts)(tokens[:1], None)
+    found, _ = wrap(HopeModel(inner), Dynamic(rule, rate, decay, segment, 0.5), texts)(tokens[:1], None)
     names = [name for name, _ in inner.named_parameters()]
     squares = {name: 0.0 * p.detach() for name, p in inner.named_parameters()}
     parts = [part for text in texts for part in torch.split(text, segment + 1) if len(part) > 1]
@@ -151,7 +151,7 @@ def test_dynamic_evaluation_is_training_while_reading(rule: str, tokens: Tensor)
             for (name, p), trained in zip(learner.named_parameters(), inner.parameters(), strict=True):
                 pull, step = decay * (trained - p), rate * p.grad
                 if rule == "rms":
-                    step = step / (roots[name] + 1e-8)
+                    step = step / (roots[name] + 0.5 * mean)
                     pull = (decay * roots[name] / mean).clamp(max=1) * (trained - p)
                 p += pull - step
                 p.grad = None

@@ -89,20 +89,22 @@ class NeuralCache(Adaptation):
 class Dynamic(Adaptation):
     """A gradient step on all weights after every `segment` tokens, and decay towards the trained weights.
 
-    `sgd`: w += -rate g + decay (w0 - w). `rms`: the step divided by the root mean square of g over training text,
-    the decay multiplied with it relative to its mean (Krause et al. 2018, eq. 5 to 8).
+    `sgd`: w += -rate g + decay (w0 - w). `rms`: the step divided by the root mean square of g over training text (plus
+    `epsilon` times its mean over all weights, since some have hardly any), the decay multiplied with it relative to its
+    mean (Krause et al. 2018, eq. 5 to 8).
     """
 
     name: ClassVar[str] = "dynamic"
     grids: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "rate": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
-        "decay": (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1),
-        "segment": (16, 32, 64, 128),
+        "rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
+        "decay": (0.0, 1e-3, 1e-2, 0.1),
+        "segment": (8, 16, 32, 64),
     }
     rule: str = field(default="rms", metadata=one_of("sgd", "rms"))
     rate: float = field(default=1e-3, metadata=within(0, 1_000))
     decay: float = field(default=0.0, metadata=within(0, 1))
     segment: int = field(default=32, metadata=within(1, 2**20))
+    epsilon: float = field(default=1.0, metadata=within(0, 1e6, above=True))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from hope_eval.models import HFModel, HopeModel, Places, copied
 from hope_model.state import State, detach
 from hope_model.tree import tensors
 
-SMALLEST = 1e-8  # added to root mean squares
 STATISTICS = 64  # segments of training text that the mean squares are taken over, at most
 
 Weights = Mapping[str, Tensor]
@@ -65,7 +64,7 @@ class DynamicModel:
                 squares[name] += g.square() / len(chosen)
         roots = {name: s.sqrt() for name, s in squares.items()}
         mean = sum(float(r.sum()) for r in roots.values()) / sum(r.numel() for r in roots.values())
-        self._rms = {name: r + SMALLEST for name, r in roots.items()}
+        self._rms = {name: r + self.dials.epsilon * mean for name, r in roots.items()}
         self._decay = {name: (self.dials.decay * r / mean).clamp(max=1) for name, r in roots.items()}
 
     def __call__(
