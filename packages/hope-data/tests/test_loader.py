@@ -3,6 +3,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,3 +204,21 @@ def test_any_world_sizes_in_turn_draw_each_window_once(
     # Half of a pass, in which no corpus can have begun its second.
     half = drawn[: sum(Loader(config, "train", 5).windows().values()) // 2]
     assert len({tuple(row) for row in half}) == len(half)
+
+
+@pytest.mark.parametrize(
+    "wrong", [0, -1, 10**9, 10**400, 1.5, "8", None, True, float("nan")], ids=lambda value: str(value)[:12]
+)
+def test_sizes_and_weights_have_ranges(wrong: Any, data: Path) -> None:
+    shards = str(data / "shards")
+    for config in (LoaderConfig(shards, batch_size=wrong), LoaderConfig(shards, length=wrong)):
+        with pytest.raises(InputError) as error:
+            Loader(config, "train", 0)
+        assert "it must be a whole number from 1 to 268435456" in str(error.value) or "over 268435456" in str(
+            error.value
+        )
+    with pytest.raises(InputError, match="loader: length is"):
+        eval_windows(data / "shards" / "a", wrong if wrong != 10**9 else 0, 4)
+    if wrong not in {10**9, 1.5}:
+        with pytest.raises(InputError, match="loader: weights must be positive"):
+            Loader(LoaderConfig(shards, {"a": 1.0, "b": wrong}, length=16), "train", 0)

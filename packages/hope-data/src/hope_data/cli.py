@@ -112,6 +112,7 @@ def _weights(given: list[str] | None) -> dict[str, float]:
 
 def _tokenizer(args: argparse.Namespace) -> None:
     from hope_data import tokenizer
+    from hope_data.publishing import exclusive
 
     folders = _clean_folders(args.clean, args.corpora)
     weights = _weights(args.weights)
@@ -120,9 +121,11 @@ def _tokenizer(args: argparse.Namespace) -> None:
         print(f"{args.guard}: no earlier coverage here, so there is nothing to keep up with")
     elif args.guard:
         guard = tokenizer.Guard.load(args.guard, args.worse)
-    meta = tokenizer.train(
-        folders, args.out, args.vocab_size, args.sample_bytes or 0, args.threads, weights, guard
-    )
+    # Held from the beginning: training takes minutes, of which a second process should not waste any.
+    with exclusive(args.out):
+        meta = tokenizer.train(
+            folders, args.out, args.vocab_size, args.sample_bytes or 0, args.threads, weights, guard
+        )
     for name, numbers in meta["coverage"].items():
         print(
             f"{name}: {numbers['bytes_per_token']:.2f} bytes/token, {numbers['fallback_share']:.2%} raw bytes"

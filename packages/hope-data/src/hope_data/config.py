@@ -105,9 +105,13 @@ class FilterConfig:
             InputError: written by another version of this package.
         """
         try:
-            return cls(**record)
+            config = cls(**record)
         except TypeError as error:
             raise InputError(f"filter {record}: {error}; run `hope-data acquire` again") from None
+        default = asdict(cls())
+        if wrong := [key for key, value in asdict(config).items() if type(value) is not type(default[key])]:
+            raise InputError(f"filter {record}: {wrong[0]} has another type; run `hope-data acquire` again")
+        return config
 
 
 @dataclass(frozen=True)

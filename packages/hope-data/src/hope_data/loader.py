@@ -6,7 +6,6 @@ an order that a keyed permutation gives anew for each pass over them.
 """
 
 import hashlib
-import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -138,6 +137,16 @@ def _pattern(shares: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], np
     return corpus[place], rank[place]
 
 
+def _check_sizes(batch_size: int, length: int) -> None:
+    for name, number in (("batch_size", batch_size), ("length", length)):
+        if type(number) is not int or not 1 <= number <= _LARGEST:
+            raise InputError(
+                f"loader: {name} is {repr(number)[:20]}; it must be a whole number from 1 to {_LARGEST}"
+            )
+    if batch_size * (length + 1) > _LARGEST:
+        raise InputError(f"loader: batch_size {batch_size} times length {length} is over {_LARGEST} tokens")
+
+
 class Loader(Iterator[Batch]):
     """Endless batches; `state_dict()` and `load_state_dict()` resume anywhere, for any number of ranks.
 
@@ -146,15 +155,7 @@ class Loader(Iterator[Batch]):
     """
 
     def __init__(self, config: LoaderConfig, split: str, seed: int, rank: int = 0, world: int = 1):
-        for name, number in (("batch_size", config.batch_size), ("length", config.length)):
-            if type(number) is not int or not 1 <= number <= _LARGEST:
-                raise InputError(
-                    f"loader: {name} is {number!r}; it must be a whole number from 1 to {_LARGEST}"
-                )
-        if config.batch_size * (config.length + 1) > _LARGEST:
-            raise InputError(
-                f"loader: batch_size {config.batch_size} times length {config.length} is over {_LARGEST} tokens"
-            )
+        _check_sizes(config.batch_size, config.length)
         if not 0 <= rank < world:
             raise InputError(f"loader: there is no rank {rank} of {world}")
         self.config, self.seed, self.rank, self.world = config, seed, rank, world
@@ -178,7 +179,9 @@ class Loader(Iterator[Batch]):
 
     @staticmethod
     def _open(config: LoaderConfig, split: str) -> list[Split]:
-        if any(not 0 < weight < math.inf for weight in config.weights.values()):
+        if any(
+            type(weight) not in (int, float) or not 0 < weight < 1e300 for weight in config.weights.values()
+        ):
             raise InputError(
                 f"loader: weights must be positive, got {config.weights}; leave a corpus out to skip it"
             )
@@ -262,6 +265,7 @@ def eval_windows(folder: str | Path, length: int, limit: int, split: str = "val"
     Raises:
         InputError: the split is shorter than one window.
     """
+    _check_sizes(1, length)
     opened = Split.open(folder, split)
     windows = Windows(opened, length)
     if windows.count < 1 or limit < 1:
@@ -269,4 +273,5 @@ def eval_windows(folder: str | Path, length: int, limit: int, split: str = "val"
             f"{folder}: {split} has {opened.n_tokens} tokens, no window of {length} + 1 (limit {limit})"
         )
     count = min(limit, windows.count)
+    _check_sizes(count, length)
     return np.array([windows[k * windows.count // count] for k in range(count)], np.int64)

@@ -4,10 +4,13 @@ datatrove and not Ray: it needs no cluster of its own beside Slurm, is made for 
 than a list of tasks that leave their results in a folder, so that merging is reading their records.
 """
 
+import os
 import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +51,21 @@ def local(todo: "Todo", workers: int) -> None:
         InputError: a task's.
     """
     workers = max(1, min(workers, len(todo.numbers)))
-    with tempfile.TemporaryDirectory() as logs:
+    with tempfile.TemporaryDirectory() as logs, _silent_children():
         LocalPipelineExecutor([Ranks(todo)], tasks=workers, workers=workers, logging_dir=logs).run()
+
+
+@contextmanager
+def _silent_children() -> Iterator[None]:
+    """Let processes that begin meanwhile write no tracebacks, as each would at Ctrl-C; what they raise comes here."""
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
 
 
 def slurm(todo: "Todo", workers: int, options: dict[str, str]) -> None:

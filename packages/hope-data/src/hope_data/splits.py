@@ -39,6 +39,10 @@ class SplitRule:
     def from_dict(cls, record: dict[str, Any]) -> Self:
         """The rule as a clean corpus's provenance records it."""
         try:
-            return cls(**record)
+            rule = cls(**record)
+            shares, ends = (rule.val, rule.test), (rule.lowest, rule.highest)
+            if all(0 <= share <= 0.5 for share in shares) and all(isinstance(end, str) for end in ends):
+                return rule
         except TypeError:
-            raise InputError(f"split rule {record}: unknown form; run `hope-data filter` again") from None
+            pass
+        raise InputError(f"split rule {record}: unknown form; run `hope-data filter` again")
