@@ -1,8 +1,9 @@
 # The three commands that matter: `make repro`, `make test`, `make check`. Everything lives in .venv.
 PYTHON ?= python3
-VENV := $(CURDIR)/.venv
-export PATH := $(VENV)/bin:$(PATH)
-export VIRTUAL_ENV := $(VENV)
+# Relative where make reads it: names of targets and prerequisites cannot hold a blank, folders above a clone can.
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # Containers often set it: each of the pipeline's processes would compile torch's Python anew, ten seconds a start.
 unexport PYTHONDONTWRITEBYTECODE
 # uv does not read pip's find-links; hand them on, so that a torch wheel lying on disk is taken.
@@ -21,6 +22,8 @@ $(VENV)/.done: pyproject.toml constraints.txt $(wildcard packages/*/pyproject.to
 setup: $(VENV)/.done  ## create .venv with the four packages and the tools
 
 repro: setup  ## run the pipeline: corpora, three models, evaluation, report
+	@# A killed dvc can leave its table of locks empty; then every dvc command fails.
+	@test -s .dvc/tmp/rwlock || rm -f .dvc/tmp/rwlock
 	dvc repro
 	@echo "report: $(CURDIR)/reports/results.md"
 

@@ -129,7 +129,9 @@ def test_verdicts_by_hand(tmp_path: Path) -> None:
 
 
 def test_fifteen_seeds_have_their_own_quantile() -> None:
-    found = data.paired(dict(enumerate([0.0, 1.0] * 8)), dict.fromkeys(range(16), 0.0), lower_is_better=True)
+    ours, theirs = dict(enumerate([0.0, 1.0] * 8)), dict.fromkeys(range(16), 0.0)
+    assert data.paired(ours, theirs, 9, lower_is_better=True) is None  # of nine documents nothing is said
+    found = data.paired(ours, theirs, 10, lower_is_better=True)
     assert found is not None
     assert found.half == pytest.approx(2.131450 * 0.1290994)  # t(15), not the t(9) at which a table ended
 
@@ -264,7 +266,7 @@ def streamed(way: str, last: float, forgetting: float) -> list[Value]:
     R = {"0>a": 3.0, "0>b": 3.0, "1>a": 2.0, "1>b": 3.0, "2>a": last, "2>b": 2.0}
     rows = [("bits_per_byte", f"{way} {cell}", v) for cell, v in R.items()]
     rows += [("forgetting", way, forgetting), ("backward_transfer", way, 0.0), ("forward_transfer", way, 0.0)]
-    return [Value(name, 32, 4, value, 0.1, None, group) for name, group, value in rows]
+    return [Value(name, 32, 5, value, 0.1, None, group) for name, group, value in rows]
 
 
 def test_a_stream_is_judged_by_way_of_learning(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def test_what_two_studies_share_is_estimated_once(tmp_path: Path, capsys: pytest
 
 
 def task(name: str, *metrics: tuple[str, str, float]) -> TaskResult:
-    items = Items({}, [], [], {})
+    items = Items({}, [0], [1.0], {})
     rows = [Metric(metric, group, value, None, 4, 1) for metric, group, value in metrics]
     return TaskResult(name, 1, {}, 0, "", 0, 0.0, rows, items)
 

@@ -135,10 +135,24 @@ def synthetic(tmp_path: Path) -> Callable[..., Path]:
         )
         path = tmp_path / "results" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(schema.dumps(result))
+        path.write_bytes(schema.sealed(result))
         return path
 
     return write
+
+
+@pytest.fixture
+def edited() -> Callable[..., Path]:
+    """Changes a result file, and seals it again as one would who wants to deceive."""
+
+    def change(path: Path, edit: Callable[[dict], object]) -> Path:
+        record = json.loads(path.read_text())
+        record.pop("seal")
+        edit(record)
+        path.write_bytes(schema.sealed(record))
+        return path
+
+    return change
 
 
 def _task(name: str, items: Items, fingerprint: str, chance: dict[str, float] | None = None) -> TaskResult:

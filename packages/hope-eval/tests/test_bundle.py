@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,12 +118,16 @@ def test_another_score_is_an_error(release: Path, tmp_path: Path) -> None:
 
 
 def test_other_weights_results_and_other_peoples_files_are_refused(
-    checkpoint_folder: Path, corpora: Path, pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint_folder: Path,
+    corpora: Path,
+    pack: Path,
+    edited: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    foreign = json.loads(pack.read_text())
-    foreign["checkpoint"]["sha256"] = "0" * 64
     other = tmp_path / "other.json"
-    other.write_text(json.dumps(foreign))
+    shutil.copy(pack, other)
+    edited(other, lambda record: record["checkpoint"].update(sha256="0" * 64))
     assert package(checkpoint_folder, other, tmp_path / "out", corpora) == 2
     assert "results of other weights" in capsys.readouterr().err
     mine = tmp_path / "mine"
@@ -133,3 +138,72 @@ def test_other_weights_results_and_other_peoples_files_are_refused(
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_named_as_a_path_writes_nothing_outside(
+    checkpoint_folder: Path,
+    corpora: Path,
+    pack: Path,
+    edited: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = tmp_path / "results" / "other.json"
+    other.parent.mkdir()
+    shutil.copy(pack, other)
+    for run in ("../../x", "..", "/etc/x", "a/b", ".hidden", "a\nb"):
+        edited(other, lambda record, run=run: record["checkpoint"].update(run=run))
+        assert package(checkpoint_folder, other, tmp_path / "out" / "release", corpora) == 2
+        said = capsys.readouterr().err
+        assert "a name is of letters" in said
+        assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nats": float("nan")}, "nats is nan, not a number above 0"),
+        ({"nats": True}, "nats is True, not a number above 0"),
+        ({"tolerance": float("nan")}, "tolerance is nan, not a number above 0 and at most 0.01"),
+        ({"tolerance": -1.0}, "tolerance is -1.0, not a number"),
+        ({"tolerance": 1e9}, "tolerance is 1000000000.0, not a number"),
+        ({"text": 3}, "text is no text of 1 to"),
+        ({"text": "x" * 200_000}, "text is no text of 1 to"),
+    ],
+)
+def test_a_sample_that_proves_nothing_is_refused(
+    release: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(release, copy)
+    sample = json.loads((copy / "sample.json").read_text())
+    (copy / "sample.json").write_text(json.dumps({**sample, **change}))
+    (copy / "SHA256SUMS").write_text(bundle._sums(copy))
+    with pytest.raises(InputError, match=message):
+        bundle.verify(copy)
+
+
+def test_links_and_names_that_leave_the_bundle_are_refused(release: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(release, copy)
+    for target in (copy / "config.json", tmp_path, Path("config.json"), tmp_path / "nowhere"):
+        link = copy / "results" / "link"
+        link.symlink_to(target)
+        with pytest.raises(InputError, match="link: is no plain file; a bundle holds no links"):
+            bundle.verify(copy)
+        link.unlink()
+    sums = (copy / "SHA256SUMS").read_text()
+    for name in ("/etc/passwd", "results/../../x", "./config.json", "a//b", "c:x", r"a\b", "", "SHA256SUMS"):
+        (copy / "SHA256SUMS").write_text(f"{sums}{'0' * 64}  {name}\n")
+        with pytest.raises(InputError, match="not a hash and a file of the bundle"):
+            bundle.verify(copy)
+    (copy / "SHA256SUMS").write_text(f"{sums}{'0' * 64}  Config.json\n")
+    with pytest.raises(
+        InputError, match=r"config\.json and Config\.json are one file where case does not count"
+    ):
+        bundle.verify(copy)
+    for line in ("0" * 63 + "  x", "G" * 64 + "  x", "0" * 64 + " x"):
+        (copy / "SHA256SUMS").write_text(f"{line}\n{sums}")
+        with pytest.raises(InputError, match="line 1: not a hash and a file"):
+            bundle.verify(copy)

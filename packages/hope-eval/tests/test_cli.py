@@ -69,11 +69,13 @@ def test_batches_change_no_number(corpora: Path, tmp_path: Path) -> None:
     ("fault", "message"),
     [
         ("checkpoint", "missing; is"),
-        ("shards", "no shards of corpus left, right"),
+        ("shards", "nowhere: no shards here; run `hope-data shard` first"),
         ("tokenizer", "train one with `hope-data tokenizer`"),
         ("task", "unknown task 'reading'; choose among perplexity, choice, passkey"),
         ("none", "unknown task ''; choose among"),
-        ("domain", "no shards of corpus middle"),
+        ("domain", "shards: no shards of corpus middle; there are left, right"),
+        ("length", "meta.json: length is '0', not a whole number of at least 1"),
+        ("corpora", "meta.json: corpora is no list of names"),
         ("model", "its tokenizer is 000000000000 (320 tokens), but"),
         ("weights", "does not match the hash"),
     ],
@@ -96,6 +98,8 @@ def test_unfit_input_is_one_line_and_leaves_nothing(
         extra = ["--domains", "middle"]
     elif fault == "model":
         meta.write_text(json.dumps({**json.loads(meta.read_text()), "tokenizer_sha256": "0" * 64}))
+    elif fault in ("length", "corpora"):
+        meta.write_text(json.dumps({**json.loads(meta.read_text()), fault: 0}))
     else:
         (copy / "model.safetensors").write_bytes(b"torn")
     assert run(corpora, tmp_path / "out" / "x.json", *extra, **changes) == 2
@@ -123,11 +127,12 @@ def test_compare_prints_paired_differences(
     assert main(["compare", str(a), str(b), "--json", str(out)]) == 0
     rows = {(row["metric"], row["group"]): row for row in json.loads(out.read_text())}
     row = rows["bits_per_byte", "all"]
-    assert row["verdict"] == "better"
+    assert row["difference"]["high"] < 0
+    assert "verdict" not in row
     assert row["difference"]["value"] == pytest.approx(row["a"] - row["b"])
     assert row["difference"]["value"] == pytest.approx(-0.1, abs=0.01)
-    assert rows["choice_accuracy", "all"]["verdict"] == "better"
-    assert rows["passkey_exact", "all"]["verdict"] == "no difference"
+    assert rows["choice_accuracy", "all"]["difference"]["low"] > 0
+    assert rows["passkey_exact", "all"]["difference"]["value"] == 0
     assert ("unigram_bits_per_byte", "all") not in rows
     text = capsys.readouterr().out
     assert f"{row['difference']['value']:.3f} ± {row['difference']['stderr']:.3f}" in text

@@ -37,7 +37,7 @@ def test_paired_difference_finds_what_separate_errors_hide() -> None:
     b = (documents + 0.02 + rng.normal(0, 0.02, 200)) * sizes
     found = paired(a, b, sizes, range(200))
     assert found.value == pytest.approx((a.sum() - b.sum()) / sizes.sum())
-    assert found.significant
+    assert found.high is not None
     assert found.high < 0
     assert ratio(a, sizes, range(200)).stderr > 0.02  # type: ignore[operator]
     # The bootstrap interval agrees with the linearised error.
@@ -56,5 +56,17 @@ def test_interval_covers_at_its_level() -> None:
 
 
 def test_equal_scores_are_no_difference() -> None:
-    found = paired([1.0, 2.0], [1.0, 2.0], [1.0, 1.0], [0, 1])
-    assert (found.value, found.low, found.high, found.significant) == (0.0, 0.0, 0.0, False)
+    found = paired([1.0, 2.0] * 5, [1.0, 2.0] * 5, [1.0] * 10, range(10))
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("documents", "interval"), [(9, None), (10, (1.0, 1.0))])
+def test_fewer_than_ten_documents_have_no_interval(
+    documents: int, interval: tuple[float, float] | None
+) -> None:
+    # Two items of each document: 18 items are still nine documents.
+    found = paired(
+        [2.0] * 2 * documents, [1.0] * 2 * documents, [1.0] * 2 * documents, [*range(documents)] * 2
+    )
+    assert (found.value, found.n, found.clusters) == (1.0, 2 * documents, documents)
+    assert ((found.low, found.high) if interval else found.low) == interval

@@ -113,7 +113,7 @@ def test_attention_refuses_more_than_it_allows(loaded: Loaded) -> None:
         (["--tasks", "niah_single_9"], "unknown task 'niah_single_9'; choose among niah_single_1"),
         (["--tasks", "niah_single_2"], "its haystack is text; name files with --text"),
         (["--lengths", "40"], "length 40 is too short; this prompt alone takes"),
-        (["--depths", "0,2"], "--depths 2: a depth is a share from 0 to 1"),
+        (["--depths", "0,2"], "argument --depths: '2': a depth is a share from 0 to 1"),
         (["--memorize-paths", "cms.7"], "this model has titans, cms.0, cms.1"),
         (["--memorize-oracle"], "an oracle would be told the values"),
     ],
@@ -212,5 +212,5 @@ def test_stories_are_read_and_scattered_to_exact_lengths(
     assert picked is not None
     assert (picked.n, picked.clusters, picked.chance) == (6, 3, pytest.approx(1 / 3))
     path.write_text("John went home.\n")
-    with pytest.raises(InputError, match="line 1: not 'NUMBER text'"):
+    with pytest.raises(InputError, match="line 1: does not begin with the number 1"):
         babi.read(path)

@@ -1,15 +1,19 @@
 """The page says what the numbers say, and the pictures are the same for the same numbers."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hope_data.files import dump_sealed, sha256_bytes
 from hope_eval import results as schema
 from hope_eval.cli import main
 from hope_eval.report import _notes, plots, training
+from hope_eval.tasks.perplexity import margins
 
 Write = Callable[..., Path]
 
@@ -31,8 +35,17 @@ def logs(tmp_path: Path) -> Path:
                 "gate_hit_rate_0": 1.0,
                 "gate_hit_rate_1": 0.5,
             }
-        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_log(folder / "log.jsonl", rows)
     return tmp_path / "runs"
+
+
+def write_log(path: Path, rows: list[dict]) -> None:
+    """As the trainer does; the checkpoint beside it knows the hash."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text)
+    sidecar = path.parent / "checkpoint" / "training.json"
+    sidecar.parent.mkdir(exist_ok=True)
+    sidecar.write_bytes(dump_sealed({"progress": {"step": 40}, "log": sha256_bytes(text.encode())}))
 
 
 def report(tmp_path: Path, *extra: str) -> tuple[int, Path]:
@@ -55,13 +68,22 @@ def test_page_holds_the_numbers_and_what_follows(synthetic: Write, tmp_path: Pat
                     assert schema.value(metric.value, metric.stderr) in text
     squeezed = " ".join(text.split())
     assert "| 1,234,567 | 1,024,000 | 250 | 2,048 | 80 | 3 | dddddddddddd |" in squeezed
-    assert "**Bits per byte** (95 %, paired): alpha is better than beta (-0.1" in text
-    assert "**Continuation choice** (95 %, paired): alpha is better than beta (" in text
+    said = re.search(
+        r"\*\*Bits per byte\*\*: alpha - beta (\S+) \[(\S+), (\S+)\], these weights, 200 documents\.", text
+    )
+    assert said
+    assert [float(x) for x in said.groups()] == pytest.approx([-0.1, -0.103, -0.097], abs=0.01)
     assert (
-        "**Passkey by greedy generation** (95 %, paired): alpha is not distinguishable from beta (0.000"
+        "**Passkey by greedy generation**: alpha - beta +0.000 [+0.000, +0.000], these weights, 60 prompts."
         in text
     )
-    assert "every run beats it on every domain by more than three standard errors" in text
+    assert not re.search(
+        r"\b(better|worse|distinguishable)\b", text.split("## Runs")[0].split("method is better")[1]
+    )
+    assert (
+        "these weights are more than three standard errors below it, on domains of 10 documents or more"
+        in text
+    )
     assert "above chance (0.25): alpha (+" in text
     assert "not clearly above chance (0.25): beta (" in text
     for name in ("loss", "inside", "perplexity", "choice", "passkey"):
@@ -70,11 +92,36 @@ def test_page_holds_the_numbers_and_what_follows(synthetic: Write, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("logs")
-def test_the_other_way_round_the_verdict_turns(synthetic: Write, tmp_path: Path) -> None:
+def test_the_other_way_round_the_difference_turns(synthetic: Write, tmp_path: Path) -> None:
     synthetic("alpha", 2.0, 0.6)
     synthetic("beta", 2.1, 0.26)
     _, out = report(tmp_path, "--runs", "beta", "alpha")
-    assert "**Bits per byte** (95 %, paired): beta is worse than alpha (0.1" in out.read_text()
+    assert "**Bits per byte**: beta - alpha +0.1" in out.read_text()
+
+
+@pytest.mark.usefixtures("logs")
+def test_nine_documents_claim_nothing(synthetic: Write, tmp_path: Path) -> None:
+    for name, bits in (("alpha", 2.0), ("beta", 2.5)):
+        path = synthetic(name, bits, 0.6)
+        result = schema.load(path)
+        task = result.tasks[0]
+        items = replace(
+            task.items,
+            labels={"domain": task.items.labels["domain"][:9]},
+            cluster=task.items.cluster[:9],
+            weight=task.items.weight[:9],
+            scores={key: values[:9] for key, values in task.items.scores.items()},
+        )
+        nine = replace(task, items=items, metrics=[*items.metrics(), *margins(items)])
+        path.write_bytes(schema.sealed(replace(result, tasks=[nine])))
+    _, out = report(tmp_path)
+    text = out.read_text()
+    assert re.search(r"alpha - beta -\d\.\d+ \(too few for an interval\), these weights, 9 documents", text)
+    assert "**Unigram**" not in text
+    row = next(
+        line for line in text.split("## Differences")[1].splitlines() if line.startswith("| Bits per byte")
+    )
+    assert [cell.strip() for cell in row.split("|")[5:8]] == ["-", "9", "9"]
 
 
 @pytest.mark.usefixtures("logs")
@@ -97,32 +144,71 @@ def test_runs_over_other_items_are_not_compared(synthetic: Write, tmp_path: Path
     assert "not measured on the same items as beta" in out.read_text()
 
 
+ROW = {"step": 1, "tokens": 10, "loss": 3.0, "tokens_per_s": 2.0}
+# What a log holds instead: rows to be sealed, or a change of its text.
+LOGS: dict[str, tuple[list[dict] | Callable[[str], str], str]] = {
+    "torn": (
+        lambda text: "\n".join(text.splitlines()[:2]) + "\n{torn",
+        "log.jsonl, line 3: not a row of the trainer",
+    ),
+    "empty": (lambda text: "", "log.jsonl: empty; train first"),
+    "digit": (
+        lambda text: text.replace('"loss": 3.8', '"loss": 3.7'),
+        "log.jsonl: was changed after it was written (its hash in",
+    ),
+    "gap": (
+        lambda text: "".join(text.splitlines(keepends=True)[:3] + text.splitlines(keepends=True)[4:]),
+        "log.jsonl: was changed after it was written (its hash in",
+    ),
+    "deep": (lambda text: "[" * 100_000, "log.jsonl, line 1: not a row of the trainer"),
+    "still": ([ROW, {**ROW, "tokens": 20, "tokens_per_s": 0.0}], "line 2: tokens_per_s is 0, not above 0"),
+    "nan": ([{**ROW, "loss": float("nan")}], "line 1: loss is nan: the run diverged there"),
+    "text": ([{**ROW, "loss": "3"}], "line 1: not a row of the trainer: loss is no number"),
+    "back": ([ROW, ROW], "line 2: tokens are 10.0, not more than before"),
+}
+
+
+@pytest.mark.usefixtures("logs")
+@pytest.mark.parametrize("fault", LOGS)
+def test_an_unfit_log_is_one_line_and_leaves_nothing(
+    synthetic: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    synthetic("alpha", 2.0, 0.6)
+    log, (change, message) = tmp_path / "runs" / "alpha" / "log.jsonl", LOGS[fault]
+    if callable(change):
+        log.write_text(change(log.read_text()))
+    else:
+        write_log(log, change)
+    refused(report(tmp_path), capsys.readouterr().err, message)
+
+
 @pytest.mark.usefixtures("logs")
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         ("results", "results: no result files here; run `hope-eval run --json` first"),
         ("runs", "no results of run 'delta' among alpha; evaluate it first"),
-        ("log", "log.jsonl, line 3: not a row of the trainer"),
-        ("empty", "log.jsonl: empty; train first"),
+        ("twice", "alpha.json is of a run of the same name; rename one of them"),
     ],
 )
 def test_unfit_input_is_one_line_and_leaves_nothing(
     synthetic: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str, message: str
 ) -> None:
-    path, log = synthetic("alpha", 2.0, 0.6), tmp_path / "runs" / "alpha" / "log.jsonl"
+    path, extra = synthetic("alpha", 2.0, 0.6), ["--runs", "delta"] if fault == "runs" else []
     if fault == "results":
         path.unlink()
-    if fault == "log":
-        log.write_text("\n".join(log.read_text().splitlines()[:2]) + "\n{torn")
-    if fault == "empty":
-        log.write_text("")
-    status, out = report(tmp_path, *(("--runs", "delta") if fault == "runs" else ()))
-    assert status == 2
-    said = capsys.readouterr().err
+    if fault == "twice":
+        (tmp_path / "other").mkdir()
+        shutil.copy(path, tmp_path / "other")
+        extra = ["--results", str(tmp_path / "results"), str(tmp_path / "other")]
+    refused(report(tmp_path, *extra), capsys.readouterr().err, message)
+
+
+def refused(outcome: tuple[int, Path], said: str, message: str) -> None:
+    assert outcome[0] == 2
     assert said.count("\n") == 1
     assert message in said
-    assert not out.parent.exists()
+    assert not outcome[1].parent.exists()
 
 
 def test_curve_by_hand(logs: Path) -> None:

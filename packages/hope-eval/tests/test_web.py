@@ -83,7 +83,7 @@ def with_suites(path: Path) -> None:
     pair = PairedDifference(
         "choice", "on", "choice_accuracy", "all", 0.5, 0.4, 0.1, 0.05, 0.01, 0.2, 200, 100
     )
-    path.write_text(schema.dumps(replace(result, tasks=[*result.tasks, *made], memorized=[pair])))
+    path.write_bytes(schema.sealed(replace(result, tasks=[*result.tasks, *made], memorized=[pair])))
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hope_data.publishing import write_atomic
 from hope_eval import results as schema
-from hope_eval.commands import Parsers, names, positive
+from hope_eval.arguments import names, positive, seed
+from hope_eval.commands import Parsers
 
 if TYPE_CHECKING:
     from hope_eval.adaptation import Adaptation
@@ -58,7 +59,7 @@ def add(commands: Parsers) -> None:
     parser.add_argument(
         "--length", type=positive, default=0, metavar="T", help="window; default: as in training"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the text; default: %(default)s")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the text; default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument(
         "--batch-tokens", type=positive, default=4096, metavar="N", help="default: %(default)s"

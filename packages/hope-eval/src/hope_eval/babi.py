@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from hope_data.errors import InputError
+from hope_eval.files import read_text
 from hope_eval.lm import Scorer, Tokens
 from hope_eval.models import TextTokenizer
+from hope_eval.names import as_name
 from hope_eval.results import Items, TaskResult, fingerprint
 from hope_eval.tasks.base import Stopwatch
-from hope_eval.zeroshot.mirror import read_text
 
 VERSION = 1
-LINE = re.compile(r"(\d+) (.*)")
-QUESTION = re.compile(r"(.*\?)\s*[\t|]\s*([^\t|]+)[\t|].*")
+LINE = re.compile(r"([0-9]{1,9}) (.*)")
+QUESTION = re.compile(r"(.*\?) *[\t|] *([^\t|]*[^\t| ]) *(?:[\t|].*)?")
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,29 @@ def read(path: Path) -> list[Question]:
     """Questions of a file in bAbI's format.
 
     Raises:
-        InputError: a line without a number, or no question at all (file and line named).
+        InputError: a line without its number, a question without its answer, or no question at all (file and line
+            named).
     """
     made: list[Question] = []
     facts: list[str] = []
+    before = 0
     for number, text in enumerate(read_text(path).splitlines(), 1):
         line = LINE.fullmatch(text.strip())
-        if not line:
+        if not line or int(line[1]) not in (1, before + 1):
             raise InputError(
-                f"{path}, line {number}: not 'NUMBER text'; bAbI's files have a number in every line"
+                f"{path}, line {number}: does not begin with the number {before + 1}, or 1 for a new story; bAbI's "
+                "files number the lines of every story"
             )
-        if line[1] == "1":
+        before = int(line[1])
+        if before == 1:
             facts = []
         asked = QUESTION.fullmatch(line[2])
         if asked:
             made.append(Question(tuple(facts), asked[1].strip(), asked[2].strip()))
+        elif re.search(r"[\t|]|\?\s*$", line[2]):
+            raise InputError(
+                f"{path}, line {number}: a question without its answer; bAbI's have question?, tab, answer, tab, facts"
+            )
         else:
             facts.append(line[2])
     if not made:
@@ -83,6 +92,11 @@ def prompt(tokenizer: TextTokenizer, asked: Question, length: int, text: Tokens,
         pieces += [hay[at:cut], part]
         at = cut
     return np.concatenate([*pieces, hay[at:], end])
+
+
+def task_name(path: Path) -> str:
+    """What a file's task is called, such as `babi_qa1`."""
+    return f"babi_{as_name(path.stem.split('_')[0])}"
 
 
 def run(
@@ -127,7 +141,7 @@ def run(
         {"label_accuracy": picked, "exact_match": written},
     )
     tokens, seconds = watch.stop()
-    name = f"babi_{path.stem.split('_')[0]}"
+    name = task_name(path)
     return TaskResult(
         task=name,
         version=VERSION,

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from hope_data.errors import InputError
+from hope_eval.files import read_text
 from hope_eval.lm import Scorer, Tokens
 from hope_eval.models import TextTokenizer
 from hope_eval.results import Items, TaskResult, fingerprint, rounded
 from hope_eval.tasks.base import Stopwatch
-from hope_eval.zeroshot.mirror import read_text
 
 VERSION, FIRST = 1, 256
 MARKS = ("*** START OF", "*** END OF")
@@ -24,9 +24,9 @@ def load_texts(paths: Sequence[Path]) -> dict[str, str]:
     """Texts by file name, without Project Gutenberg's header and footer.
 
     Raises:
-        InputError: a file that is missing, empty or not UTF-8.
+        InputError: a file that is missing, empty, too long or not UTF-8, or two of one name.
     """
-    made = {}
+    made: dict[str, str] = {}
     for path in (
         file for given in paths for file in (sorted(given.iterdir()) if given.is_dir() else [given])
     ):
@@ -35,9 +35,12 @@ def load_texts(paths: Sequence[Path]) -> dict[str, str]:
         text = _body(read_text(path))
         if not text.strip():
             raise InputError(f"{path}: holds no text; leave it out")
-        made[path.name.removesuffix(".gz").removesuffix(".txt")] = text
-    if not made:
-        raise InputError("--text: no .txt file given")
+        name = path.name.removesuffix(".gz").removesuffix(".txt")
+        if name in made:
+            raise InputError(f"{path}: another text is called {name}, too; rename one of them")
+        made[name] = text
+    if paths and not made:
+        raise InputError(f"{paths[0]}: no .txt file here; name others with --text")
     return made
 
 

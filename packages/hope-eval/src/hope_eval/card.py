@@ -1,10 +1,13 @@
 """The model card of a release, in the format of Hugging Face: front matter, then Markdown; every figure from a file."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hope_data.errors import InputError
+from hope_eval.escape import markdown, yaml
+from hope_eval.files import read_json
+from hope_eval.names import NAME
 from hope_eval.report.suites import MODES
 from hope_eval.report.tables import table
 from hope_eval.results import METRICS, Metric, Results, value
@@ -34,16 +37,22 @@ def corpora(names: Sequence[str], provenance: Path | None) -> list[tuple[str, st
     """Name, licence and source of every training corpus; `unknown` where nothing tells."""
     found = []
     for name in names:
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise InputError(
+                f"meta.json: corpora: {str(name)[:80]!r} is no name of a corpus; save the checkpoint again"
+            )
         path = provenance / name / "provenance.json" if provenance else None
-        record = json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
-        manifest = record.get("manifest", {})
-        packages = record.get("packages", {})
-        licences = [manifest.get("licence", ""), *(p.get("licence", "") for p in packages.values())]
-        source = manifest.get("source") or ", ".join(
-            f"{n} {p.get('version', '')}" for n, p in packages.items()
+        record = read_json(path, "run `hope-data acquire` again") if path and path.is_file() else {}
+        manifest, packages = record.get("manifest"), record.get("packages")
+        own = manifest if isinstance(manifest, dict) else {}
+        parts = packages if isinstance(packages, dict) else {}
+        parts = {part: about for part, about in parts.items() if isinstance(about, dict)}
+        licences = [own.get("licence", ""), *(about.get("licence", "") for about in parts.values())]
+        source = own.get("source") or ", ".join(
+            f"{n} {about.get('version', '')}" for n, about in parts.items()
         )
-        licence = "; ".join(dict.fromkeys(x for x in licences if x))
-        found.append((name, licence or "unknown", source or "unknown"))
+        licence = "; ".join(dict.fromkeys(str(x) for x in licences if x))
+        found.append((name, licence or "unknown", str(source) or "unknown"))
     return found
 
 
@@ -70,12 +79,13 @@ def page(pack: Results, meta: Mapping[str, Any], sources: Sequence[tuple[str, st
         ["tokenizer, SHA-256", about.tokenizer_sha256],
     ]
     measured = (
-        f"Measured by hope-eval {tool.hope_eval} ({tool.revision}), torch {tool.torch}, on {tool.device}."
+        f"Measured by hope-eval {markdown(tool.hope_eval)} ({markdown(tool.revision)}), torch {markdown(tool.torch)}, "
+        f"on {markdown(tool.device)}."
     )
     parts = [
         _front(about.run, about.variant, [name for name, *_ in sources]),
-        f"# {about.run}",
-        f"A {about.variant} language model of the HOPE lab, an open reproduction of *Nested Learning*.",
+        f"# {markdown(about.run)}",
+        f"A {markdown(about.variant)} language model of the HOPE lab, an open reproduction of *Nested Learning*.",
         table(["", "value"], size),
         "## Use",
         USE.format(run=about.run),
@@ -94,8 +104,9 @@ def page(pack: Results, meta: Mapping[str, Any], sources: Sequence[tuple[str, st
 def _front(run: str, variant: str, names: Sequence[str]) -> str:
     # Weights made of other people's text: what their licences ask is the reader's to judge, see the table.
     lines = ["license: other", "license_name: see-training-data", "library_name: hope-model", "language: en"]
-    lines += ["pipeline_tag: text-generation", f"model_name: {json.dumps(run)}"]
-    lines += [f"tags: [nested-learning, {variant.replace('_', '-')}]", f"corpora: {json.dumps(list(names))}"]
+    lines += ["pipeline_tag: text-generation", f"model_name: {yaml(run)}"]
+    lines += [f"tags: [nested-learning, {yaml(variant.replace('_', '-'))}]"]
+    lines += [f"corpora: [{', '.join(map(yaml, names))}]"]
     return "\n".join(["---", *lines, "---"])
 
 

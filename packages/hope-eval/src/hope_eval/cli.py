@@ -1,10 +1,9 @@
 """Console script of hope-eval."""
 
 import argparse
-import shlex
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -13,6 +12,9 @@ from hope_data.publishing import write_atomic
 from hope_eval import adapt_commands, long_commands, task_commands
 from hope_eval import commands as others
 from hope_eval import results as schema
+from hope_eval.arguments import Parser, device, names, positive, seed
+from hope_eval.escape import printable, terminal
+from hope_model.errors import InputError as ModelInputError
 
 EPILOG = """examples:
   hope-eval run --checkpoint runs/hope/checkpoint --shards data/shards --tokenizer data/tokenizer \\
@@ -24,26 +26,31 @@ EPILOG = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 on success, 2 where the input is at fault."""
+    """Run the command line; 0 on success, 2 where the input is at fault, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    # Packages above this one add commands: `ablations` and `replication` come with hope-study.
-    for entry in entry_points(group="hope_eval.commands", name=argv[0]) if argv else ():
-        status: int = entry.load()(argv[1:])
-        return status
-    arguments = _parser().parse_args(argv)
     try:
+        # Packages above this one add commands: `ablations` and `replication` come with hope-study.
+        for entry in entry_points(group="hope_eval.commands", name=argv[0]) if argv else ():
+            status: int = entry.load()(argv[1:])
+            return status
+        arguments = _parser().parse_args(argv)
         arguments.function(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (InputError, ModelInputError) as error:
+        return _fail(str(error), 2)
     except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
     return 0
 
 
+def _fail(reason: str, status: int) -> int:
+    print(f"error: {printable(reason)}", file=sys.stderr)
+    return status
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="hope-eval",
         description="Evaluate checkpoints, with error bars, and report what follows.",
         epilog=EPILOG,
@@ -90,15 +97,15 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--tasks", default="perplexity,choice,passkey", metavar="A,B", help="default: %(default)s"
     )
     run.add_argument("--domains", default="", metavar="A,B", help="corpora; default: those it was trained on")
-    run.add_argument("--limit", type=others.positive, metavar="N", help="fewer items, for a quick look")
+    run.add_argument("--limit", type=positive, metavar="N", help="fewer items, for a quick look")
     run.add_argument(
-        "--length", type=others.positive, default=0, metavar="T", help="window; default: as in training"
+        "--length", type=positive, default=0, metavar="T", help="window; default: as in training"
     )
-    run.add_argument("--seed", type=int, default=0, metavar="S", help="of the items; default: %(default)s")
-    run.add_argument("--device", default="cpu", help="default: %(default)s")
+    run.add_argument("--seed", type=seed, default=0, metavar="S", help="of the items; default: %(default)s")
+    run.add_argument("--device", type=device, default="cpu", help="default: %(default)s")
     run.add_argument(
         "--batch-tokens",
-        type=others.positive,
+        type=positive,
         default=4096,
         metavar="N",
         help="per forward pass; default: %(default)s",
@@ -113,7 +120,8 @@ def _add_suite(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "suite",
         help="all evaluators in one go, small: the pack of a checkpoint",
         description="Run every evaluator whose data is given, at sizes that a smoke model answers within minutes, "
-        "into one file. Each command is printed before it runs, to be repeated at other sizes.",
+        "into one file. Each command is printed before it runs, to be repeated at other sizes. After an interruption "
+        "the same command resumes: what was measured waits in a hidden folder beside the file.",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="one of ours")
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="its tokenizer")
@@ -129,29 +137,22 @@ def _add_suite(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _suite(arguments: argparse.Namespace) -> None:
-    from hope_eval.models import load  # noqa: PLC0415
-    from hope_eval.suite import Sizes, pieces  # noqa: PLC0415
+    from hope_eval.suite import run  # noqa: PLC0415 (torch is slow to import, --help is not)
 
-    model = load(arguments.checkpoint, arguments.tokenizer).model
-    bounded, writes = model.max_length is None, bool(getattr(model, "memories", ()))
-    # The former pack stays until the new one is whole.
-    whole = arguments.json
-    arguments.json = whole.with_name(whole.name + ".part")
-    arguments.json.unlink(missing_ok=True)
-    for command in pieces(arguments, Sizes(), bounded=bounded, writes=writes):
-        print(f"\nhope-eval {shlex.join(command)}", flush=True)
-        start = time.monotonic()
+    def call(command: list[str]) -> None:
         told = _parser().parse_args(command)
         told.function(told)
-        print(f"{time.monotonic() - start:.1f} s", flush=True)
-    arguments.json.replace(whole)
+
+    for line in run(arguments, call):
+        print(terminal(line), flush=True)
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     compare = commands.add_parser(
         "compare",
         help="paired differences between two results",
-        description="A minus B over the same items; 95 % intervals from a paired bootstrap over documents.",
+        description="A minus B over the same items; 95 % intervals from a paired bootstrap over documents, none below "
+        "ten. They hold for these weights: which method is better takes several training seeds.",
     )
     compare.add_argument("a", type=Path, metavar="A.json")
     compare.add_argument("b", type=Path, metavar="B.json")
@@ -232,7 +233,7 @@ def _stage2(arguments: argparse.Namespace) -> None:
     from hope_eval.report import stage2  # noqa: PLC0415
 
     stage2.write(arguments.packs, arguments.training, arguments.out)
-    print(arguments.out)
+    print(terminal(str(arguments.out)))
 
 
 def _package(arguments: argparse.Namespace) -> None:
@@ -240,15 +241,14 @@ def _package(arguments: argparse.Namespace) -> None:
 
     if arguments.verify:
         here, written = bundle.verify(arguments.verify)
-        print(
-            f"{arguments.verify}: whole; its sample scores {here:.4f} nats here, {written:.4f} where it was packed"
-        )
+        scores = f"{here:.4f} nats here, {written:.4f} where it was packed"
+        print(terminal(f"{arguments.verify}: whole; its sample scores {scores}"))
         return
     if not arguments.out:
         raise InputError("package: --out is missing; name the folder to write")
     given = [arguments.results, arguments.logs, arguments.provenance, arguments.tokenizer]
     bundle.package(bundle.Sources(arguments.checkpoint, *given), arguments.out)
-    print(arguments.out)
+    print(terminal(str(arguments.out)))
 
 
 def _add_paths(parser: argparse.ArgumentParser, flag: str, required: bool, text: str) -> None:
@@ -261,20 +261,20 @@ def _report(arguments: argparse.Namespace) -> None:
     report.write(
         arguments.results, arguments.logs, arguments.out, arguments.plots, arguments.runs, arguments.html
     )
-    print(arguments.out)
+    print(terminal(str(arguments.out)))
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from hope_eval.evaluate import Request, evaluate  # noqa: PLC0415 (torch is slow to import, --help is not)
 
-    former = others.former_of(arguments)
+    others.former_of(arguments.json, add=arguments.add)  # a file that cannot be added to is refused at once
     result = evaluate(
         Request(
             checkpoint=arguments.checkpoint,
             shards=arguments.shards,
             tokenizer=arguments.tokenizer,
-            tasks=others.names(arguments.tasks),
-            domains=others.names(arguments.domains),
+            tasks=names(arguments.tasks),
+            domains=names(arguments.domains),
             length=arguments.length,
             limit=arguments.limit,
             seed=arguments.seed,
@@ -284,9 +284,7 @@ def _run(arguments: argparse.Namespace) -> None:
             adapt=adapt_commands.adapt_of(arguments),
         )
     )
-    others.check_same(arguments.json, former, result.checkpoint.sha256)
-    pack = others.merge(former, result) if former else result
-    write_atomic(arguments.json, schema.dumps(pack).encode())
+    others.write(arguments.json, result, add=arguments.add)
     if arguments.metrics:
         write_atomic(arguments.metrics, schema.dumps(schema.headline(result)).encode())
     others.say(result)
@@ -298,5 +296,5 @@ def _compare(arguments: argparse.Namespace) -> None:
 
     rows = compare(schema.load(arguments.a), schema.load(arguments.b))
     if arguments.json:
-        write_atomic(arguments.json, schema.dumps([row.record() for row in rows]).encode())
+        write_atomic(arguments.json, schema.dumps([asdict(row) for row in rows]).encode())
     print(comparison_table(arguments.a.stem, arguments.b.stem, rows))

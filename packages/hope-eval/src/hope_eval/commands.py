@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from hope_data.errors import InputError
-from hope_data.publishing import write_atomic
+from hope_data.publishing import exclusive, write_atomic
 from hope_eval import results as schema
+from hope_eval.arguments import device, fraction, names, positive
+from hope_eval.escape import terminal
 
 if TYPE_CHECKING:
     from hope_eval.lm import Scorer
@@ -20,18 +22,6 @@ if TYPE_CHECKING:
     from hope_eval.models import Loaded
 
 Parsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-def positive(text: str) -> int:
-    """A positive whole number, as argparse takes it."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def names(text: str) -> list[str]:
-    """Parts of a list with commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +38,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--add", action="store_true", help="keep other tasks of FILE, which must be of the same weights"
     )
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--device", type=device, default="cpu", help="default: %(default)s")
     parser.add_argument(
         "--batch-tokens",
         type=positive,
@@ -68,9 +58,9 @@ def add_memorize(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memorize-steps", type=positive, metavar="N", help="read each context N times")
     group.add_argument("--memorize-paths", metavar="A,B", help="of titans, cms.0, cms.1 ...; default: all")
     group.add_argument(
-        "--memorize-threshold", type=float, metavar="X", help="smaller teach signals write nothing"
+        "--memorize-threshold", type=fraction, metavar="X", help="smaller teach signals write nothing"
     )
-    group.add_argument("--memorize-scale", type=float, metavar="X", help="strength of the CMS writes")
+    group.add_argument("--memorize-scale", type=fraction, metavar="X", help="strength of the CMS writes")
     group.add_argument("--memorize-carry", action="store_true", help="carry the state from item to item")
     group.add_argument(
         "--memorize-oracle", action="store_true", help="read correct answers too: an upper bound, no result"
@@ -85,11 +75,14 @@ def memorize_of(arguments: argparse.Namespace) -> "Memorize | None":
     wanted = {
         key: given[f"memorize_{key}"] for key in ("steps", "paths", "threshold", "scale", "carry", "oracle")
     }
+    paths = None if wanted["paths"] is None else tuple(names(wanted["paths"]))
+    if paths == ():
+        raise InputError("--memorize-paths: names none; leave it out for all of the model's")
     if not arguments.memorize and not any(value not in (None, False) for value in wanted.values()):
         return None
     return Memorize(
         steps=wanted["steps"] or 1,
-        paths=None if wanted["paths"] is None else tuple(names(wanted["paths"])),
+        paths=paths,
         threshold=wanted["threshold"],
         teach_scale=wanted["scale"],
         carry=wanted["carry"],
@@ -115,25 +108,33 @@ def evaluate(
     from hope_eval.progress import Display  # noqa: PLC0415
 
     start = time.monotonic()
-    former = former_of(arguments)
+    former, memorize = former_of(arguments.json, add=arguments.add), memorize_of(arguments)
     loaded = load(arguments.checkpoint, arguments.tokenizer, arguments.device)
     check_same(arguments.json, former, loaded.about.sha256)
     with Display() as display:
         scorer = Scorer(loaded.model, arguments.device, arguments.batch_tokens, display.advance)
         scorer.begin = display.begin
-        tasks, differences = run_tasks(scorer, memorize_of(arguments), lambda asked: run(loaded, asked))
+        tasks, differences = run_tasks(scorer, memorize, lambda asked: run(loaded, asked))
     seconds = round(time.monotonic() - start, 3)
     result = schema.Results(
         schema.SCHEMA, loaded.about, evaluator(arguments.device), tasks, seconds, differences
     )
-    write_atomic(arguments.json, schema.dumps(merge(former, result) if former else result).encode())
+    write(arguments.json, result, add=arguments.add)
     say(result)
     return result
 
 
-def former_of(arguments: argparse.Namespace) -> schema.Results | None:
+def former_of(path: Path, *, add: bool) -> schema.Results | None:
     """What the result file holds already, where it is to be kept."""
-    return schema.load(arguments.json) if arguments.add and arguments.json.is_file() else None
+    return schema.load(path) if add and path.is_file() else None
+
+
+def write(path: Path, result: schema.Results, *, add: bool = False) -> None:
+    """Write a result, or add it to the file; of several that add at once, each waits for the one before."""
+    with exclusive(path, wait=True):
+        former = former_of(path, add=add)
+        check_same(path, former, result.checkpoint.sha256)
+        write_atomic(path, schema.sealed(merge(former, result) if former else result))
 
 
 def check_same(path: Path, former: schema.Results | None, sha256: str) -> None:
@@ -147,7 +148,7 @@ def say(result: schema.Results) -> None:
     for task in result.tasks:
         for metric in task.metrics:
             if metric.group == "all":
-                print(f"{task.task}: {schema.line(metric)}")
+                print(terminal(f"{task.task}: {schema.line(metric)}"))
     say_differences(row for row in result.memorized if row.group == "all")
 
 
@@ -158,7 +159,7 @@ def say_differences(rows: Iterable[schema.PairedDifference]) -> None:
         what = f"memories written ({row.mode}) minus frozen"
         if row.mode not in ("on", "oracle"):
             what = f"adapted ({row.mode}) minus plain"
-        print(f"{row.task}, {what}: {row.metric}{group} {size} (n {row.n})")
+        print(terminal(f"{row.task}, {what}: {row.metric}{group} {size} (n {row.n})"))
 
 
 def merge(former: schema.Results, new: schema.Results) -> schema.Results:

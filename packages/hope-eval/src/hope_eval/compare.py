@@ -1,12 +1,15 @@
-"""Paired differences between result files, and what they allow one to say."""
+"""Paired differences between result files.
+
+Each file holds one training: its intervals say how surely these items tell these weights apart, and nothing of what
+another training seed would change. So no word here says which method is better.
+"""
 
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from hope_data.errors import InputError
 from hope_eval.estimates import Difference, paired, ratio
-from hope_eval.results import METRICS, Results, TaskResult
+from hope_eval.results import Results, TaskResult
 
 
 @dataclass(frozen=True)
@@ -21,16 +24,10 @@ class Comparison:
     difference: Difference
 
     @property
-    def verdict(self) -> str:
-        """What A is against B at 95 %: `better`, `worse` or `no difference`."""
-        if not self.difference.significant:
-            return "no difference"
-        lower = self.difference.value < 0
-        return "better" if lower == METRICS[self.metric].lower_is_better else "worse"
-
-    def record(self) -> dict[str, Any]:
-        """Flat form for JSON."""
-        return {**asdict(self), "verdict": self.verdict}
+    def interval(self) -> str:
+        """The bounds in words; a dash where there are too few documents for any."""
+        low, high = self.difference.low, self.difference.high
+        return "-" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
 
 
 def compare(a: Results, b: Results) -> list[Comparison]:

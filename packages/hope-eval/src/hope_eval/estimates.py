@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+# Of fewer clusters a bootstrap knows too little: no interval is given, and nothing is said to differ.
+LEAST = 10
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A minus B over the same items; `low` and `high` bound the bootstrap interval."""
+    """A minus B over the same items; `low` and `high` bound the bootstrap interval, None below `LEAST` clusters."""
 
     value: float
     stderr: float | None
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     clusters: int
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
 
 
 def ratio(scores: ArrayLike, weights: ArrayLike, clusters: ArrayLike) -> Estimate:
@@ -76,14 +73,16 @@ def paired(
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     d_G, w_G, n = _cluster_sums(difference, weights, clusters)
+    size, value = len(d_G), float(d_G.sum() / w_G.sum())
+    if size < LEAST:
+        return Difference(value, _stderr(d_G, w_G), None, None, n, size)
     rng = np.random.default_rng(seed)
-    size = len(d_G)
     draws: list[Floats] = []
     for start in range(0, resamples, 1000):
         counts_RG = rng.multinomial(size, np.full(size, 1 / size), min(1000, resamples - start))
         draws.append((counts_RG @ d_G) / (counts_RG @ w_G))
     low, high = np.quantile(np.concatenate(draws), [(1 - level) / 2, (1 + level) / 2])
-    return Difference(float(d_G.sum() / w_G.sum()), _stderr(d_G, w_G), float(low), float(high), n, size)
+    return Difference(value, _stderr(d_G, w_G), float(low), float(high), n, size)
 
 
 def _cluster_sums(scores: ArrayLike, weights: ArrayLike, clusters: ArrayLike) -> tuple[Floats, Floats, int]:

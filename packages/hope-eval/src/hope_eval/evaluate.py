@@ -14,14 +14,16 @@ import torch
 import hope_data
 import hope_eval
 import hope_model
+from hope_data import shards
 from hope_data.errors import InputError
-from hope_data.shards import Split, corpora
+from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
 from hope_eval.adaptation import Adaptation, adapted
 from hope_eval.adaptation.tune import training_texts
 from hope_eval.lm import Scorer
 from hope_eval.memorize import Memorize, both
 from hope_eval.models import HopeModel, check_tokenizer, describe
+from hope_eval.names import trained_length
 from hope_eval.progress import Display
 from hope_eval.results import SCHEMA, Checkpoint, Evaluator, Results, TaskResult
 from hope_eval.tasks import TASKS, USUAL
@@ -125,6 +127,7 @@ def opened(
     tokenizer = Tokenizer.load(request.tokenizer)
     prepare_cpu()
     model, meta = checkpoint.load(request.checkpoint, device=request.device)
+    trained = trained_length(request.checkpoint, meta, LENGTH)
     domains = _check(request, model, meta, tokenizer, splits)
     with Display() as display:
         context = Context(
@@ -136,7 +139,7 @@ def opened(
             ),
             tokenizer=tokenizer,
             domains=domains,
-            length=request.length or int(meta.get("length", LENGTH)),
+            length=request.length or trained,
             limit=request.limit,
             seed=request.seed,
             display=display,
@@ -169,8 +172,24 @@ def _check(
 ) -> dict[str, Path]:
     """Domains by name, once checkpoint, tokenizer and shards are known to belong together."""
     check_tokenizer(request.checkpoint, model, meta, tokenizer, request.tokenizer)
-    folders = corpora(request.shards, list(request.domains or meta.get("corpora", [])))
+    own = meta.get("corpora", [])
+    if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
+        raise InputError(f"{request.checkpoint / 'meta.json'}: corpora is no list of names; save it again")
+    folders = corpora(request.shards, list(request.domains or own))
     for folder in folders:
         for name in splits:
             Split.open(folder, name, tokenizer)
     return {folder.name: folder for folder in folders}
+
+
+def corpora(folder: Path, names: list[str]) -> list[Path]:
+    """Folders of shards by name, or all of them.
+
+    Raises:
+        InputError: none there, or a name that is not among them, which are listed.
+    """
+    there = sorted(path.name for path in shards.corpora(folder))
+    missing = [name for name in names if not (folder / name / shards.INDEX).is_file()]
+    if missing and len(there) > 0:
+        raise InputError(f"{folder}: no shards of corpus {', '.join(missing)}; there are {', '.join(there)}")
+    return shards.corpora(folder, names)

@@ -10,7 +10,9 @@ import numpy as np
 from hope_data.errors import InputError
 from hope_data.publishing import write_atomic
 from hope_eval import results as schema
-from hope_eval.commands import Parsers, add_memorize, add_model, evaluate, memorize_of, names, positive
+from hope_eval.arguments import depths, fraction, lengths, names, positive, seed, story_lengths
+from hope_eval.commands import Parsers, add_memorize, add_model, evaluate, memorize_of
+from hope_eval.escape import printable
 
 if TYPE_CHECKING:
     from hope_data.shards import Split
@@ -28,18 +30,6 @@ def add(commands: Parsers) -> None:
     _add_bench(commands)
 
 
-def lengths(text: str) -> list[int]:
-    """Token counts such as `512,8k,1M`."""
-    made = []
-    for part in names(text):
-        unit = {"k": 1024, "M": 1024**2}.get(part[-1], 1)
-        number = part[:-1] if unit > 1 else part
-        if not number.isdigit() or not int(number):
-            raise argparse.ArgumentTypeError(f"{part!r} is no length; write 512, 8k or 1M")
-        made.append(int(number) * unit)
-    return made
-
-
 def _add_needle(commands: Parsers) -> None:
     parser = commands.add_parser(
         "needle",
@@ -54,7 +44,9 @@ def _add_needle(commands: Parsers) -> None:
     parser.add_argument(
         "--lengths", type=lengths, default=[1024, 2048], metavar="A,B", help="tokens, as 512,8k,1M"
     )
-    parser.add_argument("--depths", default="0,0.25,0.5,0.75,1", metavar="A,B", help="default: %(default)s")
+    parser.add_argument(
+        "--depths", type=depths, default="0,0.25,0.5,0.75,1", metavar="A,B", help="default: %(default)s"
+    )
     parser.add_argument(
         "--repeats", type=positive, default=4, metavar="N", help="prompts per length and depth"
     )
@@ -62,37 +54,28 @@ def _add_needle(commands: Parsers) -> None:
         "--text", type=Path, nargs="+", default=[], metavar="PATH", help="haystacks: .txt or folders"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of the prompts; default: %(default)s"
+        "--seed", type=seed, default=0, metavar="S", help="of the prompts; default: %(default)s"
     )
     add_memorize(parser)
     parser.set_defaults(function=_needle)
 
 
 def _needle(arguments: argparse.Namespace) -> None:
-    from hope_eval import needle  # noqa: PLC0415
+    from hope_eval import books, needle  # noqa: PLC0415
 
-    depths = [float(part) for part in names(arguments.depths) if _is_share(part)]
-    settings = needle.Settings(arguments.lengths, depths, arguments.repeats)
+    texts = books.load_texts(arguments.text)
+    settings = needle.Settings(arguments.lengths, arguments.depths, arguments.repeats)
 
     def run(loaded: "Loaded", scorer: "Scorer") -> list[schema.TaskResult]:
         if scorer.memorize and scorer.memorize.oracle:
             raise InputError("needle: an oracle would be told the values; leave out --memorize-oracle")
-        hay = _hay(arguments.text, loaded)
+        hay = _hay(texts, loaded)
         tasks = names(arguments.tasks)
         for name in tasks:
             needle.check(scorer, name, settings, hay)
         return [needle.run(scorer, loaded.tokenizer, name, settings, hay, arguments.seed) for name in tasks]
 
     evaluate(arguments, run)
-
-
-def _is_share(text: str) -> bool:
-    try:
-        if 0 <= float(text) <= 1:
-            return True
-    except ValueError:
-        pass
-    raise InputError(f"--depths {text}: a depth is a share from 0 to 1")
 
 
 def _add_books(commands: Parsers) -> None:
@@ -117,9 +100,11 @@ def _books(arguments: argparse.Namespace) -> None:
     from hope_eval import books  # noqa: PLC0415
     from hope_eval.tasks.base import refuse_rereading  # noqa: PLC0415
 
+    texts = books.load_texts(arguments.text)
+
     def run(loaded: "Loaded", scorer: "Scorer") -> list[schema.TaskResult]:
         refuse_rereading(scorer, "books")
-        return books.run(scorer, loaded.tokenizer, books.load_texts(arguments.text), arguments.max_tokens)
+        return books.run(scorer, loaded.tokenizer, texts, arguments.max_tokens)
 
     evaluate(arguments, run)
 
@@ -140,24 +125,26 @@ def _add_babi(commands: Parsers) -> None:
         "--limit", type=positive, default=100, metavar="N", help="questions; default: %(default)s"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of what is drawn; default: %(default)s"
+        "--seed", type=seed, default=0, metavar="S", help="of what is drawn; default: %(default)s"
     )
     add_memorize(parser)
     parser.set_defaults(function=_babi)
 
 
-def story_lengths(text: str) -> list[int]:
-    """The same as `lengths`, with 0 for the story alone."""
-    return [0 if part == "0" else lengths(part)[0] for part in names(text)]
-
-
 def _babi(arguments: argparse.Namespace) -> None:
-    from hope_eval import babi  # noqa: PLC0415
+    from hope_eval import babi, books  # noqa: PLC0415
+
+    texts = books.load_texts(arguments.text)
+    tasks = [babi.task_name(path) for path in arguments.data]
+    if len(set(tasks)) < len(tasks):
+        raise InputError(
+            f"--data: several files make the task {max(tasks, key=tasks.count)}; give one of them"
+        )
 
     def run(loaded: "Loaded", scorer: "Scorer") -> list[schema.TaskResult]:
         if scorer.memorize and scorer.memorize.oracle:
             raise InputError("babi: an oracle is not defined here; leave out --memorize-oracle")
-        hay = _hay(arguments.text, loaded)
+        hay = _hay(texts, loaded)
         return [
             babi.run(scorer, loaded.tokenizer, path, arguments.lengths, hay, arguments.limit, arguments.seed)
             for path in arguments.data
@@ -166,11 +153,10 @@ def _babi(arguments: argparse.Namespace) -> None:
     evaluate(arguments, run)
 
 
-def _hay(paths: list[Path], loaded: "Loaded") -> "Tokens":
+def _hay(texts: dict[str, str], loaded: "Loaded") -> "Tokens":
     """Tokens of texts that hide something."""
     from hope_eval import books  # noqa: PLC0415
 
-    texts = books.load_texts(paths) if paths else {}
     parts = [books.tokens_of(loaded.tokenizer, text)[1:] for text in texts.values()]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
@@ -200,7 +186,7 @@ def _add_continual(commands: Parsers) -> None:
         default="memorize",
         help="memorize (state), train (weights, on a copy), or each: all that the model can, memories frozen too",
     )
-    parser.add_argument("--lr", type=float, default=1e-4, help="of AdamW; default: %(default)s")
+    parser.add_argument("--lr", type=fraction, default=1e-4, help="of AdamW; default: %(default)s")
     parser.add_argument("--tokens", type=positive, default=20_000, metavar="N", help="learned of each domain")
     parser.add_argument(
         "--held-out", type=positive, default=5_000, metavar="N", help="measured of each domain"
@@ -211,7 +197,7 @@ def _add_continual(commands: Parsers) -> None:
     parser.add_argument("--questions", type=positive, default=1, metavar="N", help="asked of each class")
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N domains or groups")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of what is drawn; default: %(default)s"
+        "--seed", type=seed, default=0, metavar="S", help="of what is drawn; default: %(default)s"
     )
     add_memorize(parser)
     parser.set_defaults(function=_continual)
@@ -245,8 +231,9 @@ def _continual(arguments: argparse.Namespace) -> None:
 
 
 def _domains(arguments: argparse.Namespace, loaded: "Loaded") -> "list[Domain]":
-    from hope_data.shards import Split, corpora  # noqa: PLC0415
+    from hope_data.shards import Split  # noqa: PLC0415
     from hope_eval import books, continual  # noqa: PLC0415
+    from hope_eval.evaluate import corpora  # noqa: PLC0415
     from hope_eval.models import HopeTokenizer  # noqa: PLC0415
 
     made, tokenizer = [], loaded.tokenizer
@@ -255,6 +242,10 @@ def _domains(arguments: argparse.Namespace, loaded: "Loaded") -> "list[Domain]":
             cut = text.rfind("\n", 0, len(text) * 9 // 10) + 1
             held = books.tokens_of(tokenizer, text[cut:])[: arguments.held_out + 1]
             size = len(tokenizer.decode(held[1:].tolist()).encode())
+            if not cut or not size:
+                raise InputError(
+                    f"{name}: too short for a domain; its last tenth is held out, in whole lines"
+                )
             made.append(
                 continual.Domain(
                     name, books.tokens_of(tokenizer, text[:cut])[: arguments.tokens], [(held, size)]
@@ -266,6 +257,8 @@ def _domains(arguments: argparse.Namespace, loaded: "Loaded") -> "list[Domain]":
     for folder in corpora(arguments.shards, names(arguments.corpora)):
         train, test = (Split.open(folder, name, tokenizer.inner) for name in ("train", "test"))
         held_out = _documents(test, tokenizer, arguments.held_out)
+        if not held_out:
+            raise InputError(f"{folder}: its test split holds no text; leave it out of --corpora")
         made.append(
             continual.Domain(folder.name, train.tokens[: arguments.tokens].astype(np.int64), held_out)
         )
@@ -318,4 +311,4 @@ def _bench(arguments: argparse.Namespace) -> None:
     rows = timing.bench(arguments.mirror, settings, arguments.checkpoint)
     if arguments.json:
         write_atomic(arguments.json, (json.dumps(rows, indent=1) + "\n").encode())
-    print(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    print(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows], printable))

@@ -17,6 +17,7 @@ from torch import Tensor
 from hope_data.errors import InputError
 from hope_data.files import sha256_bytes, sha256_file
 from hope_data.tokenizer import MODEL, Tokenizer
+from hope_eval.names import as_name, trained_length
 from hope_eval.results import Checkpoint
 from hope_model import LanguageModel, MemorySettings, checkpoint, counting
 from hope_model.blocks import variant_parts
@@ -256,7 +257,7 @@ def _load_ours(
         raise InputError(str(error)) from None
     tokenizer = Tokenizer.load(where or find_tokenizer(folder, str(meta.get("tokenizer_sha256", ""))))
     check_tokenizer(folder, model, meta, tokenizer, where or folder)
-    length = int(meta.get("length", length))
+    length = trained_length(folder, meta, length)
     about = describe(folder, model, meta)
     wrapped = HopeModel(model.to(dtype=dtype), device, length=length, tokens=tokenizer.vocab_size)
     return Loaded(wrapped, HopeTokenizer(tokenizer), about, length)
@@ -291,7 +292,7 @@ def check_tokenizer(
 def describe(folder: Path, model: LanguageModel, meta: dict[str, Any]) -> Checkpoint:
     """What results say of one of our checkpoints."""
     return Checkpoint(
-        run=str(meta.get("run", folder.resolve().parent.name)),
+        run=as_name(str(meta.get("run", folder.resolve().parent.name))),
         variant=model.config.variant,
         parameters=counting.parameters(model.config),
         seed=meta.get("seed"),
@@ -353,8 +354,8 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: 
     if inner.eos_token_id is None:
         raise InputError(f"{where or folder}: the tokenizer has no end-of-text token; set eos_token")
     about = Checkpoint(
-        run=folder.resolve().name,
-        variant=str(model.config.model_type),
+        run=as_name(folder.resolve().name),
+        variant=as_name(str(model.config.model_type)),
         parameters=sum(p.numel() for p in model.parameters()),
         seed=None,
         step=None,
@@ -389,7 +390,7 @@ def _load_exported(folder: Path, model: Any, where: Path | None, device: str, le
     else:
         tokenizer = Tokenizer.load(where or find_tokenizer(folder, str(meta.get("tokenizer_sha256", ""))))
     check_tokenizer(folder, inner, meta, tokenizer, where or folder)
-    length = int(meta.get("length", length))
+    length = trained_length(folder, meta, length)
     about = describe(folder, inner, meta)
     wrapped = HopeModel(inner, device, length=length, tokens=tokenizer.vocab_size)
     return Loaded(wrapped, HopeTokenizer(tokenizer), about, length)

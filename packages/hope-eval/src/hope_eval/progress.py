@@ -6,6 +6,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hope_eval.escape import printable
+
 
 class Display:
     """Bars that count tokens fed to the model."""
@@ -13,7 +15,7 @@ class Display:
     def __init__(self) -> None:
         console = Console(stderr=True)
         columns = (
-            TextColumn("{task.description:<12}"),
+            TextColumn("{task.description:<12}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
             TimeElapsedColumn(),
@@ -34,7 +36,7 @@ class Display:
 
     def begin(self, name: str, tokens: int) -> None:
         """Start the bar of a task that will feed about `tokens` tokens."""
-        self._current = self._bars.add_task(name, total=tokens)
+        self._current = self._bars.add_task(printable(name), total=tokens)
 
     def advance(self, tokens: int) -> None:
         """Count tokens."""

@@ -1,7 +1,8 @@
 """The result of an evaluation as one typed value: what was measured, on what, how surely.
 
 A file holds every item's score, so that two files over the same items can be compared in pairs. Loading is
-strict: an unknown or missing key, a wrong type or another schema version is an error that names file and key.
+strict: an unknown or missing key, a wrong type or another schema version is an error that names file and key, and
+a changed digit breaks the seal, a hash of all that the file holds.
 """
 
 import dataclasses
@@ -17,9 +18,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hope_data.errors import InputError
 from hope_data.files import sha256_bytes
+from hope_eval.escape import printable
 from hope_eval.estimates import ratio
+from hope_eval.names import check_count, check_labels, check_name
 
-SCHEMA = 1
+SCHEMA = 2
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -60,6 +63,12 @@ METRICS = {
 }
 
 
+def check_metric(name: str) -> None:
+    """Raise InputError unless a metric is known."""
+    if name not in METRICS:
+        raise InputError(f"no metric is called {name[:80]!r}; this hope-eval knows {', '.join(METRICS)}")
+
+
 @dataclass(frozen=True)
 class Metric:
     """One number.
@@ -83,6 +92,10 @@ class Metric:
     clusters: int
     chance: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse an unknown metric."""
+        check_metric(self.name)
+
 
 @dataclass(frozen=True)
 class Items:
@@ -102,11 +115,18 @@ class Items:
     scores: dict[str, list[float]]
 
     def __post_init__(self) -> None:
-        """Refuse columns of different lengths."""
+        """Refuse columns of different lengths, weights that cannot be, and labels that are not what they should be."""
         columns: dict[str, Sized] = {**self.labels, **self.scores, "weight": self.weight}
         for name, column in columns.items():
             if len(column) != len(self.cluster):
-                raise ValueError(f"{name} has {len(column)} entries, cluster {len(self.cluster)}")
+                raise InputError(f"{name} has {len(column)} entries, cluster {len(self.cluster)}")
+        if not self.cluster:
+            raise InputError("there are no items to score; take more text or a smaller --length")
+        if min(self.weight) <= 0:
+            raise InputError(f"weight {min(self.weight)} is not above 0")
+        for name in self.scores:
+            check_metric(name)
+        check_labels(self.labels)
 
     def groups(self) -> dict[str, list[int]]:
         """Item numbers of every group; `all` first, then each label's values in order of appearance."""
@@ -159,6 +179,10 @@ class TaskResult:
     items: Items
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Refuse a task whose name could lead out of a folder."""
+        check_name("task", self.task)
+
     def find(self, name: str, group: str = "all") -> Metric | None:
         """One of the metrics, if it was measured."""
         return next((m for m in self.metrics if (m.name, m.group) == (name, group)), None)
@@ -177,7 +201,7 @@ class PairedDifference:
         frozen: value without.
         difference: the first minus the second.
         stderr: of the difference, over clusters.
-        low: lower end of its 95 % bootstrap interval.
+        low: lower end of its 95 % bootstrap interval; None below ten clusters.
         high: upper end.
         n: items.
         clusters: independent documents (or prompts) among them.
@@ -192,10 +216,16 @@ class PairedDifference:
     frozen: float
     difference: float
     stderr: float | None
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     clusters: int
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown metric, and half an interval."""
+        check_metric(self.metric)
+        if (self.low is None) != (self.high is None):
+            raise InputError("an interval has two ends, or none")
 
 
 @dataclass(frozen=True)
@@ -213,6 +243,14 @@ class Checkpoint:
     config_sha256: str
     tokenizer_sha256: str
     revision: str
+
+    def __post_init__(self) -> None:
+        """Refuse a run or a variant whose name could lead out of a folder, and counts that are none."""
+        check_name("run", self.run)
+        check_name("variant", self.variant)
+        for key in ("parameters", "seed", "step", "tokens"):
+            if getattr(self, key) is not None:
+                check_count(key, getattr(self, key))
 
 
 @dataclass(frozen=True)
@@ -248,22 +286,45 @@ def load(path: Path) -> Results:
     """Read a result file.
 
     Raises:
-        InputError: no such file, no JSON, another schema version, unknown or missing keys, wrong types.
+        InputError: no such file, no JSON, another schema version, unknown or missing keys, wrong types, a changed
+            digit.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        version = json.loads(text)["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or f"not a result of `hope-eval run` ({error})"
+        data = path.read_bytes()
+        record = json.loads(data)
+        version, seal = record["schema"], record.pop("seal", "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"not a result of `hope-eval run` ({_short(error)})"
         raise InputError(f"{path}: {reason}") from None
     if version != SCHEMA:
-        raise InputError(f"{path}: schema {version}, this hope-eval reads {SCHEMA}; evaluate again")
+        raise InputError(f"{path}: schema {version!r}, this hope-eval reads {SCHEMA}; evaluate again")
     try:
-        return TypeAdapter(Results).validate_json(text)
+        result = TypeAdapter(Results).validate_json(json.dumps(record))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {where}: {first['msg'].lower()}; evaluate again") from None
+        raise InputError(f"{path}: {first_fault(error)}; evaluate again") from None
+    if sealed(record) != data:
+        raise InputError(
+            f"{path}: was changed after it was written (seal {str(seal)[:12]!r} does not fit); evaluate again"
+        )
+    return result
+
+
+def first_fault(error: ValidationError) -> str:
+    """What pydantic found first: the key, then what is wrong with it."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return printable(f"{where}: {message[:1].lower()}{message[1:]}"[:400])
+
+
+def _short(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)[:100]
+
+
+def sealed(value: Any) -> bytes:
+    """JSON with a `seal` at its end: the hash of everything before it."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    return dumps({**plain, "seal": sha256_bytes(dumps(plain).encode())}).encode()
 
 
 def dumps(value: Any) -> str:

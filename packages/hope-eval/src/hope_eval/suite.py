@@ -1,8 +1,24 @@
-"""Every evaluator on one checkpoint at small sizes: the commands that make its pack."""
+"""Every evaluator on one checkpoint at small sizes: the commands that make its pack.
+
+    .PACK.json.partial/HASH.json    result of a command that is done; its name is a hash of all that determines it
+
+The folder is left by an interruption, and the next run of the same suite resumes there. It goes once the pack is whole.
+"""
 
 import argparse
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
 
+from hope_data.errors import InputError
+from hope_data.files import sha256_bytes
+from hope_data.publishing import exclusive, write_atomic
+from hope_eval import results as schema
+from hope_eval.commands import merge
 from hope_eval.zeroshot.mirror import FILES
 
 
@@ -33,6 +49,67 @@ class Sizes:
     groups: int = 2
     shots: int = 2
     memorized: int = 100
+
+
+def run(given: argparse.Namespace, call: Callable[[list[str]], None]) -> Iterator[str]:
+    """Make the pack; yields what to tell people as it goes.
+
+    Args:
+        given: what `hope-eval suite` was told.
+        call: runs a command of `hope-eval`, given as its arguments.
+
+    Raises:
+        InputError: a command's, or another process makes the same pack.
+    """
+    from hope_eval.evaluate import revision  # noqa: PLC0415 (torch is slow to import)
+    from hope_eval.models import load  # noqa: PLC0415
+
+    loaded = load(given.checkpoint, given.tokenizer)
+    bounded, writes = loaded.model.max_length is None, bool(getattr(loaded.model, "memories", ()))
+    weights, code = loaded.about.sha256, revision()
+    del loaded
+    data = [given.shards, given.mirror, given.clinc150, *given.text, *given.babi]
+    whole, out = given.json, given.json.with_name(f".{given.json.name}.partial")
+    with exclusive(whole):
+        commands = pieces(given, Sizes(), bounded=bounded, writes=writes)
+        sources = _state(path for path in data if path)
+        parts = {}
+        for command in commands:
+            name = sha256_bytes(repr([command, weights, code, sources]).encode())[:16]
+            parts[out / f"{name}.json"] = command
+        for path in out.glob("*"):
+            if path not in parts:
+                path.unlink()
+        for path, command in parts.items():
+            yield f"\nhope-eval {shlex.join(command)}"
+            if _measured(path, weights):
+                yield "measured before the interruption"
+                continue
+            start = time.monotonic()
+            call([*_without_json(command), "--json", str(path)])
+            yield f"{time.monotonic() - start:.1f} s"
+        pack = reduce(merge, [schema.load(path) for path in parts])
+        write_atomic(whole, schema.sealed(pack))
+        shutil.rmtree(out)
+
+
+def _measured(path: Path, weights: str) -> bool:
+    """Whether a whole result of these weights is there."""
+    try:
+        return path.is_file() and schema.load(path).checkpoint.sha256 == weights
+    except InputError:
+        return False
+
+
+def _without_json(command: Sequence[str]) -> list[str]:
+    at = command.index("--json")
+    return [word for word in (*command[:at], *command[at + 2 :]) if word != "--add"]
+
+
+def _state(paths: Iterator[Path]) -> list[tuple[str, int, int]]:
+    """Name, size and time of every file of the data: other data make other results."""
+    files = (file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*"))))
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
 
 
 def pieces(given: argparse.Namespace, sizes: Sizes, *, bounded: bool, writes: bool) -> list[list[str]]:

@@ -4,17 +4,18 @@ import argparse
 import time
 from pathlib import Path
 
-from hope_data.publishing import write_atomic
 from hope_eval import results as schema
+from hope_eval.arguments import device, positive, relative_length, seed
 from hope_eval.commands import (
     Parsers,
     add_memorize,
     evaluator,
     memorize_of,
-    positive,
     run_tasks,
     say_differences,
+    write,
 )
+from hope_eval.escape import terminal
 
 
 def add(commands: Parsers) -> None:
@@ -31,7 +32,7 @@ def add(commands: Parsers) -> None:
     task.add_argument(
         "--lengths",
         nargs="+",
-        type=_length,
+        type=relative_length,
         default=["1x", "2x", "4x", "8x"],
         metavar="T",
         help="tokens, or 2x for twice the training length; default: 1x 2x 4x 8x",
@@ -40,21 +41,15 @@ def add(commands: Parsers) -> None:
         "--count", type=positive, default=256, metavar="N", help="sequences per length; default: %(default)s"
     )
     task.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of the sequences; default: %(default)s"
+        "--seed", type=seed, default=0, metavar="S", help="of the sequences; default: %(default)s"
     )
     task.add_argument(
         "--json", type=Path, required=True, metavar="FILE", help="the whole result, item by item"
     )
-    task.add_argument("--device", default="cpu", help="default: %(default)s")
+    task.add_argument("--device", type=device, default="cpu", help="default: %(default)s")
     task.add_argument("--batch-tokens", type=positive, default=4096, metavar="N", help="default: %(default)s")
     add_memorize(task)
     task.set_defaults(function=_task)
-
-
-def _length(text: str) -> str:
-    if not text.removesuffix("x").isdigit() or not int(text.removesuffix("x")):
-        raise argparse.ArgumentTypeError(f"{text!r} is no length; write 64 or 2x")
-    return text
 
 
 def _task(arguments: argparse.Namespace) -> None:
@@ -75,10 +70,10 @@ def _task(arguments: argparse.Namespace) -> None:
         done, differences = run_tasks(scorer, memorize_of(arguments), run)
     seconds = round(time.monotonic() - start, 3)
     result = schema.Results(schema.SCHEMA, about, evaluator(arguments.device), done, seconds, differences)
-    write_atomic(arguments.json, schema.dumps(result).encode())
+    write(arguments.json, result)
     for measured in done:
         for metric in measured.metrics:
             if metric.name == "task_accuracy":
-                print(f"{measured.task}, {metric.group}: {schema.line(metric)}")
+                print(terminal(f"{measured.task}, {metric.group}: {schema.line(metric)}"))
     rows = (row for row in differences if row.group != "all" and row.metric == "task_accuracy")
     say_differences(rows)

@@ -33,6 +33,10 @@ examples:
 
 `hope-train COMMAND --help` teaches each command.
 """
+FACTS = """\
+example:
+  hope-train facts --out data/facts                            what the pipeline's first stage does
+"""
 COMPOSE = """\
 examples:
   hope-train compose --run hope --out runs/hope/config.yaml
@@ -105,6 +109,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--print", dest="key", metavar="KEY", help="only this value, e.g. model.vocab_size")
     _composing(one)
 
+    eight = _parser(commands.add_parser, "facts", "Check params.yaml and write its values.", FACTS)
+    eight.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a file for each value")
+    eight.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
+    eight.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: %(default)s"
+    )
+
     two = _parser(commands.add_parser, "run", "Train a run, or resume it.", RUN)
     two.add_argument("config", type=Path, metavar="CONFIG", help="as `hope-train compose` writes it")
     two.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default: runs/NAME")
@@ -162,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     arguments = parser().parse_args(argv)
     commands = {"compose": _compose, "run": _run, "verify": _verify, "plan": _plan, "bench": _bench}
-    commands |= {"scales": _scales}
+    commands |= {"scales": _scales, "facts": _facts}
     try:
         return commands[arguments.command](arguments)
     except (DataInputError, ModelInputError) as error:
@@ -193,6 +204,13 @@ def _compose(arguments: argparse.Namespace) -> int:
         write_atomic(arguments.out, text.encode())
     else:
         sys.stdout.write(text)
+    return 0
+
+
+def _facts(arguments: argparse.Namespace) -> int:
+    from hope_train.facts import write  # noqa: PLC0415
+
+    write(arguments.params, arguments.conf, arguments.out)
     return 0
 
 

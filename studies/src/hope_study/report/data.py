@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 
 from scipy.stats import t as student
 
+from hope_eval.estimates import LEAST
 from hope_eval.results import METRICS
 from hope_model import counting
 from hope_study.ledger import Ledger
@@ -187,16 +188,23 @@ class Verdict:
 
 
 def verdict(study: StudyResults, arm: ArmResults, length: int) -> Verdict | None:
-    """Compare an arm with the first; None with fewer than three seeds in common."""
-    metric = study.metric
-    ours, theirs = ({s: v.value for s, v in a.values(metric, length).items()} for a in (arm, study.arms[0]))
-    return paired(ours, theirs, lower_is_better=METRICS[metric].lower_is_better)
+    """Compare an arm with the first; None as in `paired`."""
+    metric, sides = study.metric, [one.values(study.metric, length) for one in (arm, study.arms[0])]
+    asked = min((value.n for side in sides for value in side.values()), default=0)
+    ours, theirs = ({seed: value.value for seed, value in side.items()} for side in sides)
+    return paired(ours, theirs, asked, lower_is_better=METRICS[metric].lower_is_better)
 
 
-def paired(ours: dict[int, float], theirs: dict[int, float], *, lower_is_better: bool) -> Verdict | None:
-    """Return `better`, `worse` or `no difference` by seed; None with fewer than three seeds in common."""
+def paired(
+    ours: dict[int, float], theirs: dict[int, float], asked: int, *, lower_is_better: bool
+) -> Verdict | None:
+    """Return `better`, `worse` or `no difference` by seed.
+
+    None with fewer than three seeds in common, or where each number is of fewer than ten documents or sequences
+    (`asked`): seeds that agree on so few say little of others.
+    """
     seeds = sorted(ours.keys() & theirs.keys())
-    if len(seeds) < 3:
+    if len(seeds) < 3 or asked < LEAST:
         return None
     mean, error = mean_error([ours[seed] - theirs[seed] for seed in seeds])
     half = float(student.ppf(0.975, len(seeds) - 1)) * (error or 0.0)

@@ -66,7 +66,13 @@ def compared(
 ) -> Verdict | None:
     """`one` minus `other`, paired over seeds; an arm and a way each."""
     ours, theirs = measured(study, *one, measure), measured(study, *other, measure)
-    return paired(ours, theirs, lower_is_better=MEASURES[measure][1])
+    return paired(ours, theirs, _documents(*one), lower_is_better=MEASURES[measure][1])
+
+
+def _documents(arm: ArmResults, way: str) -> int:
+    """Return how many held-out documents all domains have: those of the first row of R."""
+    rows = [[v.n for v in r.metrics if v.group.startswith(f"{way} 0>")] for r in arm.seeds.values()]
+    return min((sum(row) for row in rows if row), default=0)
 
 
 def sentences(study: StudyResults) -> list[str]:

@@ -6,18 +6,19 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hope_data.errors import InputError
-from hope_data.publishing import write_atomic
+from hope_data.publishing import exclusive, write_atomic
 from hope_eval import results as schema
+from hope_eval.escape import markdown, printable
 from hope_eval.report import maps, plots, sources, suites, tables, training, verdicts, web
 from hope_eval.report.select import Named, done
 
 INTRODUCTION = """\
 Written by `hope-eval report`; every figure comes from files of `hope-eval run` and from training logs.
 Numbers are followed by ± one standard error over held-out documents: how well this text measures these
-weights, not how much another training seed would change them."""
+weights, not how much another training seed would change them. So nothing here says which method is better."""
 DIFFERENCES = """\
-Paired over the same items; intervals from a bootstrap over documents, not corrected for the number of
-comparisons."""
+Paired over the same items, of these weights. Intervals of 95 % from a bootstrap over documents (prompts of the
+passkey, rows of other tasks), not corrected for the number of comparisons; fewer than ten documents have none."""
 PASSKEY = """\
 A number hidden in held-out text, by tokens of the prompt; accuracy. Where all of n prompts failed (or all
 succeeded) the standard error is 0, yet rates up to 3/n away remain possible at 95 %."""
@@ -67,19 +68,20 @@ def write(
     Raises:
         InputError: a missing or unfit file, or a run without results.
     """
-    named = [(path.stem, schema.load(path)) for path in _chosen(_files(results), runs)]
+    named = [(printable(path.stem), schema.load(path)) for path in _chosen(_files(results), runs)]
     kept = {name for name, _ in named}
     curves = sorted(
         (c for c in map(training.load, training.find(logs)) if c.run in kept), key=lambda c: c.run
     )
-    more = maps.draw_all(named, folder) | sources.draw_all(named, folder)
-    pictures = [*plots.draw_all(named, curves, folder), *more]
-    images = {name: os.path.relpath(folder / name, out.parent) for name in pictures}
-    text = page(named, curves, images, more)
-    write_atomic(out, text.encode())
-    if web_page:
-        files = {quote(shown): folder / name for name, shown in images.items()}
-        write_atomic(web_page, web.page(text, suites.everything(named), files).encode())
+    with exclusive(out):
+        more = maps.draw_all(named, folder) | sources.draw_all(named, folder)
+        pictures = [*plots.draw_all(named, curves, folder), *more]
+        images = {name: os.path.relpath(folder / name, out.parent) for name in pictures}
+        text = page(named, curves, images, more)
+        write_atomic(out, text.encode())
+        if web_page:
+            files = {quote(shown): folder / name for name, shown in images.items()}
+            write_atomic(web_page, web.page(text, suites.everything(named), files).encode())
 
 
 def page(
@@ -95,7 +97,7 @@ def page(
         if done(named, task):
             table = tables.metric_table(named, task, names, label, against)
             parts += [f"## {title}", text, table, _picture(f"{task}.png", images)]
-    pictures = {name: f"![{alt}]({quote(images[name])})" for name, alt in (more or {}).items()}
+    pictures = {name: f"![{markdown(alt)}]({quote(images[name])})" for name, alt in (more or {}).items()}
     parts += sources.sections(named, pictures) + suites.sections(named, pictures)
     if len(named) > 1:
         parts += ["## Differences", DIFFERENCES, tables.pairs_table(compared)]
@@ -104,7 +106,7 @@ def page(
 
 
 def _picture(name: str, images: dict[str, str]) -> str:
-    return f"![{ALT[name]}]({images[name]})" if name in images else ""
+    return f"![{ALT[name]}]({quote(images[name])})" if name in images else ""
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -115,7 +117,10 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _chosen(files: Sequence[Path], runs: Sequence[str]) -> list[Path]:
-    by_name = {file.stem: file for file in files}
+    by_name: dict[str, Path] = {}
+    for file in files:
+        if by_name.setdefault(file.stem, file) != file:
+            raise InputError(f"{file}: {by_name[file.stem]} is of a run of the same name; rename one of them")
     missing = [run for run in runs if run not in by_name]
     if missing:
         raise InputError(f"no results of run '{missing[0]}' among {', '.join(by_name)}; evaluate it first")
@@ -127,7 +132,7 @@ def _notes(named: Named) -> str:
     runs: dict[str, list[str]] = {}
     for run, result in named:
         for line in dict.fromkeys(f"{task.task}: {note}" for task in result.tasks for note in task.notes):
-            runs.setdefault(line, []).append(run)
+            runs.setdefault(markdown(line), []).append(markdown(run))
     lines = [
         f"- {line}" + (f" ({', '.join(of)})" if len(of) < len(named) else "") for line, of in runs.items()
     ]

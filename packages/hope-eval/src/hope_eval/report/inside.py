@@ -1,5 +1,6 @@
 """What went on inside during training: gradients, updates, and the memories' own learning, from the trainer's log."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -53,7 +54,9 @@ def _panel(axes: Axes, name: str, curves: Sequence[Curve], colour: Mapping[str, 
     lines: dict[str, Line2D] = {}
     for curve in curves:
         for number, key in enumerate(_keys(curve, name)):
-            points = [(row["tokens"] / 1e6, row[key]) for row in curve.rows if key in row]
+            points = [
+                (row["tokens"] / 1e6, row[key]) for row in curve.rows if math.isfinite(row.get(key, math.nan))
+            ] or [(math.nan, math.nan)]
             style = LINES[number % len(LINES)]
             (line,) = axes.plot(*zip(*points, strict=True), style, color=colour[curve.run], linewidth=1.4)
             lines.setdefault(curve.run, line)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from hope_eval.escape import printable
 from hope_eval.needle import KINDS
 from hope_eval.report.plots import COLOURS, STYLE, WIDTH, save
 from hope_eval.report.select import Named
@@ -63,8 +64,8 @@ def matrix(name: str, task: TaskResult) -> Figure:
     _map(
         axes,
         cells,
-        domains,
-        rows,
+        list(map(printable, domains)),
+        list(map(printable, rows)),
         "viridis_r" if low else "viridis",
         (float(np.min(cells)), float(np.max(cells))),
     )

@@ -32,6 +32,8 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#E3E3E3",
     "legend.frameon": False,
     "legend.fontsize": 10,
+    # A dollar in a name is no mathematics.
+    "text.parse_math": False,
 }
 WIDTH, DPI = 9.0, 110
 

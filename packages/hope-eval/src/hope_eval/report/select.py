@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hope_eval.escape import printable
 from hope_eval.results import Metric, Results, TaskResult
 
 Named = Sequence[tuple[str, Results]]
@@ -26,4 +27,4 @@ def any_of(runs: Done, name: str, group: str) -> Metric | None:
 
 def plain(group: str) -> str:
     """A group as people read it: the value without its label."""
-    return group.split("=", 1)[-1]
+    return printable(group.split("=", 1)[-1])

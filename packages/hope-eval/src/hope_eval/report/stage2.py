@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from hope_data.errors import InputError
-from hope_data.publishing import write_atomic
+from hope_data.publishing import exclusive, write_atomic
 from hope_eval import results as schema
+from hope_eval.escape import markdown, printable
+from hope_eval.estimates import LEAST
+from hope_eval.files import read_json
 from hope_eval.report import verdicts
 from hope_eval.report.select import Named
 from hope_eval.report.tables import short, table
@@ -19,6 +21,9 @@ INTRODUCTION = """\
 Written by `hope-eval stage2` from the packs of `hope-eval suite` and the metrics of training. ± is one standard error
 over items; published numbers come without errors. **Rows of other sizes and token counts answer other questions**: the
 paper's models saw 30 and 100 billion tokens, ours what the last table says. Only rows of one table can be compared."""
+SAID = """\
+Differences with 95 % intervals, paired over the same items, not corrected for their number; in brackets documents or
+rows (fewer than ten have no interval). They are of these weights: one training each says nothing of another seed."""
 AVERAGED = (
     "Accuracies in %, HellaSwag and ARC-c by likelihood per character, as in the paper; average of the eight."
 )
@@ -73,11 +78,13 @@ def write(packs: Sequence[Path], training: Path, out: Path) -> None:
     """
     if not packs:
         raise InputError("no packs given; make them with `hope-eval suite`")
-    named = [(path.stem, schema.load(path)) for path in packs]
-    write_atomic(out, page(named, {name: _training(training, name) for name, _ in named}).encode())
+    named = [(printable(path.stem), schema.load(path)) for path in packs]
+    trained = {printable(path.stem): _training(training, path.stem) for path in packs}
+    with exclusive(out):
+        write_atomic(out, page(named, trained).encode())
 
 
-def page(named: Named, trained: Mapping[str, Mapping[str, Any]]) -> str:
+def page(named: Named, trained: Mapping[str, Mapping[str, float]]) -> str:
     """The Markdown page; `trained` has flat numbers of training by run."""
     published = json.loads(files("hope_eval.report").joinpath("published.json").read_text(encoding="utf-8"))
     head = ["", *(COLUMNS[name].title for name in COLUMNS), "average"]
@@ -87,6 +94,7 @@ def page(named: Named, trained: Mapping[str, Mapping[str, Any]]) -> str:
         "# Stage 2: our checkpoints against baselines and against the paper",
         INTRODUCTION,
         "## What the numbers say",
+        SAID,
         "\n".join(f"- {text}" for text in _sentences(named)),
         "## Ours",
         AVERAGED,
@@ -158,14 +166,13 @@ def _sentences(named: Named) -> Iterator[str]:
     for a, b, rows in verdicts.pairs(named):
         if a != named[0][0]:
             continue
-        said: dict[str, list[str]] = {"better": [], "worse": [], "no difference": []}
-        for row in rows:
-            if title := wanted.get((row.task, row.metric)):
-                delta = value(row.difference.value, row.difference.stderr)
-                said[row.verdict].append(f"{title} ({delta})" if row.verdict != "no difference" else title)
-        forms = {"better": "better at", "worse": "worse at", "no difference": "no difference at"}
-        parts = [f"{forms[word]} {', '.join(titles)}" for word, titles in said.items() if titles]
-        yield f"`{a}` against `{b}` (95 %, paired, not corrected for their number): {'; '.join(parts)}."
+        said = [
+            f"{title} {verdicts.measured(row.difference)} ({row.difference.clusters})"
+            for row in rows
+            if (title := wanted.get((row.task, row.metric)))
+        ]
+        if said:
+            yield f"{markdown(a)} - {markdown(b)}, these weights: {'; '.join(said)}."
     for name, result in named:
         above = [
             column.title
@@ -173,17 +180,18 @@ def _sentences(named: Named) -> Iterator[str]:
             if (m := _found(result, column))
             and m.chance is not None
             and m.stderr
+            and m.clusters >= LEAST
             and m.value - m.chance > 3 * m.stderr
         ]
         where = ", ".join(above) or "none of these tasks"
-        yield f"`{name}` is more than three standard errors above chance at {where}."
+        yield f"{markdown(name)} is more than three standard errors above chance at {where}."
 
 
-def _cost(name: str, result: schema.Results, trained: Mapping[str, Any]) -> list[str]:
+def _cost(name: str, result: schema.Results, trained: Mapping[str, float]) -> list[str]:
     about = result.checkpoint
     tokens = "-" if about.tokens is None else f"{about.tokens:,}"
     spent, flops = trained.get("step_seconds"), trained.get("flops_per_token")
-    speed = trained["tokens"] / spent if spent else trained.get("tokens_per_s")
+    speed = trained.get("tokens", 0.0) / spent if spent else trained.get("tokens_per_s")
     return [
         name,
         about.variant,
@@ -196,7 +204,8 @@ def _cost(name: str, result: schema.Results, trained: Mapping[str, Any]) -> list
     ]
 
 
-def _training(folder: Path, name: str) -> Mapping[str, Any]:
+def _training(folder: Path, name: str) -> dict[str, float]:
+    """Finite numbers of a training's metrics."""
     path = folder / f"train_{name}.json"
-    found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    found = read_json(path, "train again, or move it away") if path.is_file() else {}
+    return {k: float(v) for k, v in found.items() if type(v) in (int, float) and -1e300 < v < 1e300}

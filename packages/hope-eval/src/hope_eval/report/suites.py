@@ -12,8 +12,8 @@ OURS = ("perplexity", "choice", "passkey")
 ZERO_SHOT = """\
 Prompts and metrics are lm-eval's; no examples in the prompt; mean ± one standard error over rows."""
 MEMORIZED = """\
-The same items with memories written at test time and frozen; 95 % bootstrap intervals, paired.
-`oracle` read the correct answers and bounds what memorising could give; it is no result."""
+The same items with memories written at test time and frozen; 95 % bootstrap intervals, paired (none below ten
+documents). `oracle` read the correct answers and bounds what memorising could give; it is no result."""
 CONTINUAL = """\
 Rows of R come after learning a domain (row 0: before any); positive forgetting is bad, positive transfer good."""
 NEEDLES = "Share of the wanted values that greedy generation writes, by tokens of the prompt."
@@ -147,7 +147,7 @@ def _memorized(named: Named) -> str:
             f"{row.frozen:.3f}",
             f"{row.written:.3f}",
             value(row.difference, row.stderr),
-            f"{row.low:+.3f} to {row.high:+.3f}",
+            "-" if row.low is None or row.high is None else f"{row.low:+.3f} to {row.high:+.3f}",
             f"{row.n:,}",
         ]
         for name, result in named

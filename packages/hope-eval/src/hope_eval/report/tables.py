@@ -1,15 +1,17 @@
 """Markdown tables of results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hope_eval.compare import Comparison
+from hope_eval.escape import inline, printable
 from hope_eval.report.select import Named, any_of, done, groups, plain
 from hope_eval.report.training import Curve
 from hope_eval.results import METRICS, value
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; every column but the first is aligned to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], escape: Callable[[str], str] = inline) -> str:
+    """A Markdown table of plain texts; every column but the first is aligned to the right."""
+    header, rows = [escape(c) for c in header], [[escape(c) for c in row] for row in rows]
     # Two at least: a rule of one character is no table to Markdown.
     widths = [max(2, *(len(row[n]) for row in [header, *rows])) for n in range(len(header))]
 
@@ -80,9 +82,9 @@ def metric_table(results: Named, task: str, names: Sequence[str], label: str, ag
 
 
 def comparison_table(a: str, b: str, rows: Sequence[Comparison]) -> str:
-    """Differences of two runs."""
+    """Differences of two runs, for a terminal."""
     return table(
-        ["metric", "group", a, b, f"{a} - {b}", "95 % interval", "n", a],
+        ["metric", "group", a, b, f"{a} - {b}", "95 % interval", "n", "documents"],
         [
             [
                 _title(row),
@@ -90,19 +92,19 @@ def comparison_table(a: str, b: str, rows: Sequence[Comparison]) -> str:
                 f"{row.a:.3f}",
                 f"{row.b:.3f}",
                 *_difference(row),
-                row.verdict,
             ]
             for row in rows
         ],
+        printable,
     )
 
 
 def pairs_table(compared: Sequence[tuple[str, str, Sequence[Comparison]]]) -> str:
     """Differences of every two runs over all items."""
     return table(
-        ["metric", "A", "B", "A - B", "95 % interval", "n", "A is"],
+        ["metric", "A", "B", "A - B", "95 % interval", "n", "documents"],
         [
-            [_title(row), a, b, *_difference(row), row.verdict]
+            [_title(row), a, b, *_difference(row)]
             for metric in METRICS
             for a, b, rows in compared
             for row in rows
@@ -154,7 +156,7 @@ def short(revision: str) -> str:
 
 def _difference(row: Comparison) -> list[str]:
     found = row.difference
-    return [value(found.value, found.stderr), f"{found.low:+.3f} to {found.high:+.3f}", f"{found.n:,}"]
+    return [value(found.value, found.stderr), row.interval, f"{found.n:,}", f"{found.clusters:,}"]
 
 
 def _count(number: int | None) -> str:

@@ -1,12 +1,18 @@
 """Training curves from the trainer's `log.jsonl`."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from hope_data.errors import InputError
+from hope_data.files import load_sealed, sha256_bytes
+from hope_eval.escape import printable
+
+REMEDY = "train again, or leave the log out of --logs"
 
 
 @dataclass(frozen=True)
@@ -44,36 +50,71 @@ def load(path: Path) -> Curve:
     """Read a log.
 
     Raises:
-        InputError: missing, empty, or a line that is not a row (named by number).
+        InputError: missing, empty, or a line that is not a row, was changed, or holds a number that cannot be (named
+            by its number).
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', 'not text')}; train first") from None
-    rows = [_row(path, number, text) for number, text in enumerate(lines, 1)]
+    rows: list[dict[str, float]] = []
+    before = spent = 0.0
+    seconds = []
+    for number, text in enumerate(lines, 1):
+        row = _row(f"{path}, line {number}", text)
+        if row["tokens"] <= before:
+            raise InputError(
+                f"{path}, line {number}: tokens are {row['tokens']}, not more than before; {REMEDY}"
+            )
+        spent += (row["tokens"] - before) / row["tokens_per_s"]
+        before = row["tokens"]
+        rows.append(row)
+        seconds.append(spent)
     if not rows:
         raise InputError(f"{path}: empty; train first")
-    seconds, spent, before = [], 0.0, 0.0
-    for tokens, _, speed, _ in rows:
-        spent += (tokens - before) / speed
-        before = tokens
-        seconds.append(spent)
+    _check_hash(path, lines, rows)
     return Curve(
-        run=path.resolve().parent.name,
-        tokens=[row[0] for row in rows],
+        run=printable(path.resolve().parent.name),
+        tokens=[row["tokens"] for row in rows],
         seconds=seconds,
-        loss=[row[1] for row in rows],
+        loss=[row["loss"] for row in rows],
         validation=[
-            (row[0], at, row[3]) for row, at in zip(rows, seconds, strict=True) if row[3] is not None
+            (row["tokens"], at, row["val_loss"])
+            for row, at in zip(rows, seconds, strict=True)
+            if "val_loss" in row
         ],
-        tokens_per_s=median(row[2] for row in rows),
-        rows=[json.loads(text) for text in lines],
+        tokens_per_s=median(row["tokens_per_s"] for row in rows),
+        rows=rows,
     )
 
 
-def _row(path: Path, number: int, text: str) -> tuple[float, float, float, float | None]:
+def _check_hash(path: Path, lines: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
+    """Raise InputError where the checkpoint beside the log knows other rows."""
+    sidecar = path.parent / "checkpoint" / "training.json"
+    if not sidecar.is_file():
+        return
+    record = load_sealed(sidecar, REMEDY)
+    step = record["progress"]["step"]
+    known = "".join(f"{line}\n" for line, row in zip(lines, rows, strict=True) if row.get("step", 0) <= step)
+    if record.get("log") and sha256_bytes(known.encode()) != record["log"]:
+        raise InputError(
+            f"{path}: was changed after it was written (its hash in {sidecar} does not fit); {REMEDY}"
+        )
+
+
+def _row(where: str, text: str) -> dict[str, float]:
     try:
-        row = json.loads(text)
-        return row["tokens"], row["loss"], row["tokens_per_s"], row.get("val_loss")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}, line {number}: not a row of the trainer ({error}); train again") from None
+        row: dict[str, Any] = json.loads(text)
+        numbers = {key: float(number) for key, number in row.items() if type(number) in (int, float)}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise InputError(f"{where}: not a row of the trainer; {REMEDY}") from None
+    for key in ("tokens", "loss", "tokens_per_s"):
+        if key not in numbers:
+            raise InputError(f"{where}: not a row of the trainer: {key} is no number; {REMEDY}")
+    for key in ("tokens", "loss", "tokens_per_s", "val_loss"):
+        if not math.isfinite(numbers.get(key, 0.0)):
+            raise InputError(f"{where}: {key} is {numbers[key]}: the run diverged there; {REMEDY}")
+    for key in ("tokens", "tokens_per_s"):
+        if numbers[key] <= 0:
+            raise InputError(f"{where}: {key} is {numbers[key]:g}, not above 0; {REMEDY}")
+    return numbers

@@ -1,9 +1,11 @@
-"""Sentences that the numbers themselves decide."""
+"""Sentences that the numbers themselves decide: of these weights, not of the methods that trained them."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from hope_eval.compare import Comparison, compare_tasks, same_items
+from hope_eval.escape import markdown
+from hope_eval.estimates import LEAST, Difference
 from hope_eval.report.select import Named, done, plain
 from hope_eval.results import METRICS, value
 
@@ -14,6 +16,8 @@ COMPARED = {
     "passkey_choice": "passkey",
     "passkey_exact": "passkey",
 }
+# What the items of a task come from, each independent of the others.
+UNITS = {"perplexity": "documents", "choice": "documents", "passkey": "prompts"}
 
 
 Pairs = Sequence[tuple[str, str, Sequence[Comparison]]]
@@ -42,28 +46,32 @@ def sentences(results: Named, compared: Pairs) -> list[str]:
 
 
 def _against_others(first: str, compared: Pairs) -> Iterator[str]:
+    mine = [(name_b, rows) for name_a, name_b, rows in compared if name_a == first]
     for metric, task in COMPARED.items():
-        said: dict[str, list[str]] = {"better": [], "worse": [], "no difference": [], "other items": []}
-        measured = False
-        for name_a, name_b, rows in compared:
-            if name_a != first:
-                continue
-            row = next((row for row in rows if (row.task, row.metric) == (task, metric)), None)
-            if row is None:
-                said["other items"].append(name_b)
-            else:
-                measured = True
-                delta = value(row.difference.value, row.difference.stderr)
-                said[row.verdict].append(f"{name_b} ({delta})")
-        forms = {
-            "better": "better than",
-            "worse": "worse than",
-            "no difference": "not distinguishable from",
-            "other items": "not measured on the same items as",
+        rows = {
+            name: next((row for row in rows if (row.task, row.metric) == (task, metric)), None)
+            for name, rows in mine
         }
-        if measured:
-            parts = [f"{forms[verdict]} {_join(names)}" for verdict, names in said.items() if names]
-            yield f"**{METRICS[metric].title}** (95 %, paired): {first} is {'; '.join(parts)}."
+        said = [f"{difference(first, name, row)}" for name, row in rows.items() if row]
+        if said:
+            missing = [markdown(name) for name, row in rows.items() if row is None]
+            other = f"; not measured on the same items as {_join(missing)}" if missing else ""
+            yield f"**{METRICS[metric].title}**: {'; '.join(said)}{other}."
+
+
+def difference(a: str, b: str, row: Comparison) -> str:
+    """One comparison in words, such as `a - b -0.012 [-0.020, -0.004], these weights, 106 documents`."""
+    return (
+        f"{markdown(a)} - {markdown(b)} {measured(row.difference)}, these weights, {row.difference.clusters} "
+        + (UNITS.get(row.task, "rows"))
+    )
+
+
+def measured(found: Difference) -> str:
+    """A difference with its interval, such as `-0.012 [-0.020, -0.004]`."""
+    if found.low is None or found.high is None:
+        return f"{found.value:+.3f} (too few for an interval)"
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _unigram(results: Named) -> Iterator[str]:
@@ -71,15 +79,18 @@ def _unigram(results: Named) -> Iterator[str]:
         (metric.value, metric.stderr or 0.0, name, plain(metric.group))
         for name, task in done(results, "perplexity")
         for metric in task.metrics
-        if metric.name == "unigram_margin" and metric.group != "all"
+        if metric.name == "unigram_margin" and metric.group != "all" and metric.clusters >= LEAST
     ]
     if not margins:
         return
     low, stderr, run, domain = min(margins)
-    margin = f"{value(low, stderr)} bits per byte ({run}, {domain})"
-    clear = "every run beats it on every domain by more than three standard errors"
-    said = clear if low > 3 * stderr else "not every run beats it clearly on every domain"
-    yield f"**Unigram**: {said}; least margin {margin}."
+    margin = f"{value(low, stderr)} bits per byte ({markdown(run)}, {markdown(domain)})"
+    clear = all(size > 3 * error for size, error, *_ in margins)
+    said = "more than" if clear else "not everywhere more than"
+    yield (
+        f"**Unigram**: these weights are {said} three standard errors below it, on domains of {LEAST} documents "
+        f"or more; least margin {margin}."
+    )
 
 
 def _chance(results: Named, metric: str, task: str) -> Iterator[str]:
@@ -88,9 +99,9 @@ def _chance(results: Named, metric: str, task: str) -> Iterator[str]:
     for name, finished in done(results, task):
         found = finished.find(metric)
         chance = found.chance if found else None
-        if found and chance is not None and found.stderr:
+        if found and chance is not None and found.stderr and found.clusters >= LEAST:
             errors = (found.value - chance) / found.stderr
-            said[errors > 3].append(f"{name} ({errors:+.1f})")
+            said[errors > 3].append(f"{markdown(name)} ({errors:+.1f})")
     parts = [
         f"{'above' if clear else 'not clearly above'} chance ({chance:g}): {_join(names)}"
         for clear, names in said.items()

@@ -6,7 +6,6 @@
 says where the rows come from.
 """
 
-import gzip
 import json
 import re
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_data.errors import InputError
+from hope_eval.files import read_text
 from hope_eval.zeroshot.rows import Row, read
 
 Doc = dict[str, Any]
@@ -296,16 +296,3 @@ def write_tasks(folder: Path, mirror: Path, tasks: list[str], limit: int | None 
             ),
         ]
         (folder / f"{task}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def read_text(path: Path) -> str:
-    """A text file, packed or not.
-
-    Raises:
-        InputError: unreadable, torn or not UTF-8.
-    """
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable ({error}); fetch it again") from None
