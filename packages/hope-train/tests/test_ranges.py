@@ -114,6 +114,8 @@ MESSAGES = {
     "log: {wandb: maybe}": "log.wandb is 'maybe'; choose one of offline, online, disabled",
     "batch_size: 16777216": "'batch_size' 16777216 x 'length' 512 tokens a step; at most 1,073,741,824 are allowed",
     "data: {weights: {a: 0}}": "data.weights['a'] is 0.0; it must be above 0 and at most 1e+12",
+    "data: {corpora: 1}": "data.corpora is 1; it must be a list",
+    "data: {corpora: [1]}": "data.corpora[0] is 1; it must be text",
     "data: {corpora: [../a]}": "data.corpora is '../a'" + NAMES,
     "run: ../../esc": "run is '..'" + NAMES,
     "lengths: {0: 100}": "'lengths' {0: 100}: 'length' 512 cannot be cut into it",

@@ -51,6 +51,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse names that are no folders of `shards`."""
+        check_ranges(self, "data")
         for key, names in {"data.corpora": self.corpora, "data.weights": list(self.weights)}.items():
             for name in names:
                 check_name(key, name)
