@@ -93,6 +93,27 @@ def test_a_kill_between_the_two_renames_is_undone(tmp_path: Path, monkeypatch: p
     assert (out / "file").read_text() == "out"
 
 
+def test_a_folder_that_is_away_between_two_renames_is_not_taken_for_somebody_elses(tmp_path: Path) -> None:
+    """One process replaces a folder again and again; the other is refused because it is busy, and for nothing else."""
+    out = tmp_path / "out"
+    code = "import sys; from pathlib import Path; from hope_data.publishing import exclusive, new_folder\n"
+    code += "out = Path(sys.argv[1])\nfor _ in range(400):\n"
+    code += "  with exclusive(out, wait=True), new_folder(out, 'marker') as f: (f / 'marker').touch()"
+    child = subprocess.Popen([sys.executable, "-c", code, str(out)])
+    refused = 0
+    while child.poll() is None:
+        try:
+            with new_folder(out, "marker") as folder:
+                (folder / "marker").touch()
+        except InputError as error:
+            refused += 1
+            assert "is writing it" in str(error)  # noqa: PT017 (any number of times)
+    assert child.returncode == 0
+    assert refused
+    assert (out / "marker").exists()
+    assert hidden(tmp_path) == []
+
+
 def test_writers_of_one_file_never_tear_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
     code = "import sys; from pathlib import Path; from hope_data.publishing import write_atomic\n"

@@ -30,6 +30,8 @@ SOUND = [
     "ABCDEFGZÁÄČĎÉÍĹĽŇÓÔŔŠŤÚÝŽáäčďéíĺľňóôŕšťúýž",  # alphabets, which look like UTF-8 in Windows-1250
     "ĄąĆćĘęŁłŃńÓóŚśŹźŻż čšžČŠŽ ĆćČčĐđŠšŽž",
     "“A CAMPEÃ” «AMANHû VOILÀ… “CAFÉ” ÇA OÙ",
+    'AMANHÃ—DISSE A IRMÃ”\n“Foi\na IRMÃ”.\nÉ *IRMÃ”*, «hoje\ne AMANHÃ».\nMANHÃ – "A IRMÃ–"',
+    "“KLASÖR AÇ”I, ”JÄÄ”ksi",
     "Ñandú, Þór, Ærø, Œuvre, ŞİĞ, Straße",
     "┌──┬──┐ │ ├──┼──┤ ▀▄█ ░▒▓",
     "¯\\_(ツ)_/¯ ( ͡° ͜ʖ ͡°) (╯°□°)╯︵ ┻━┻ ಠ_ಠ",
@@ -40,6 +42,8 @@ BROKEN = [
     ("你好 “schÃ¶n” 世界", "你好 “schön” 世界"),
     ("Blokkstørrelse må vÃ¦re delbart", "Blokkstørrelse må være delbart"),
     ("dÃ©jÃ\xa0 vu, itâ€™s â€œfineâ€\x9d â€“ yes", "déjà vu, it’s “fine” – yes"),
+    ("3Ã—4, MÃ—N, aÃ—b, GRÃ–SSE, ESPAÃ‘A, Î”x", "3×4, M×N, a×b, GRÖSSE, ESPAÑA, Δx"),
+    ("METRÃ” E CAFÃ‰", "METRÔ E CAFÉ"),
     ("é and â\x80\x93 here", "é and – here"),
     ("Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "привет"),
     ("ä½\xa0å¥½", "你好"),

@@ -93,7 +93,9 @@ def _clean_folders(folders: list[Path], names: list[str] | None) -> dict[str, Pa
         )
         if not inner:
             raise InputError(f"{folder}: no clean corpus here; run `hope-data filter` first")
-        found.update({path.name: path for path in inner if not path.name.startswith(".")})
+        for path in (path for path in inner if not path.name.startswith(".")):
+            if found.setdefault(path.name, path) != path:
+                raise InputError(f"{path}: is named as {found[path.name]}; give one of them, or rename it")
     if missing := sorted(set(names or []) - set(found)):
         raise InputError(f"{folders[0]}: no clean corpus {', '.join(missing)}; run `hope-data filter` for it")
     return {name: found[name] for name in sorted(names or found)}

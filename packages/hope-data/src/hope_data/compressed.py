@@ -17,6 +17,8 @@ _STEP = 512
 LONGEST_LINE = 64 << 20
 # Text compresses 3 to 20 times. A bomb is looked for once this much has come out.
 _MOST_TIMES, _HARMLESS = 300, 64 << 20
+# Even an empty line takes memory and time: bytes that it counts for.
+_PER_LINE = 16
 
 
 class _Zstd(io.RawIOBase):
@@ -78,7 +80,7 @@ def lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes]
     try:
         with path.open("rb") as packed, _unpacked(packed, path.suffix) as file:
             while line := file.readline(longest + 1):
-                number, size = number + 1, size + len(line)
+                number, size = number + 1, size + len(line) + _PER_LINE
                 if len(line) > longest:
                     raise InputError(
                         f"{path}, line {number}: longer than {longest >> 20} MiB; cut it into several documents"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hope_data.compressed import lines
-from hope_data.documents import Document
+from hope_data.documents import Document, json_of
 from hope_data.errors import InputError
 from hope_data.files import sha256_file
 from hope_data.rules import Rule, Verdict
@@ -29,7 +29,9 @@ _SETS, _VOCABULARY, _GRAMS = "evaluation.json", "evaluation.words.txt", "evaluat
 
 
 def _plain(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".zst")
+    """Its name without .gz or .zst; suffixes in lower case, as files from elsewhere may have them in upper case."""
+    plain = Path(path.stem if path.suffix.lower() in (".gz", ".zst") else path.name)
+    return plain.stem + plain.suffix.lower()
 
 
 def find(paths: list[Path]) -> list[tuple[str, Path]]:
@@ -75,12 +77,10 @@ def _texts(path: Path) -> Iterator[str]:
         yield "".join(line.decode("utf-8", "replace") for _, line in lines(path))
         return
     for number, line in lines(path):
-        try:
-            leaves = list(_strings(json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: is no JSON ({error})") from None
-        # A question is often in one field and its answer in another.
-        yield from [*leaves, " ".join(leaves)]
+        if line.strip():
+            leaves = list(_strings(json_of(line, f"{path}, line {number}")))
+            # A question is often in one field and its answer in another.
+            yield from [*leaves, " ".join(leaves)]
 
 
 def _grams(ids: npt.NDArray[np.uint64], weights: Weights) -> Hashes:

@@ -173,6 +173,21 @@ def read_part(folder: Path, name: str) -> Iterator[Document]:
         yield document
 
 
+def json_of(line: bytes, where: str) -> Any:
+    """Parse a line of somebody else's JSON.
+
+    Raises:
+        InputError: it holds none, or in another encoding.
+    """
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: is no UTF-8 ({error.reason}); convert it with iconv") from None
+    # RecursionError: brackets by the thousand.
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: is no JSON ({error}); mend or remove the line") from None
+
+
 def text_of(row: Mapping[str, Any], fields: list[str], joiner: str, where: str) -> str:
     """The text of a row: its fields, strings or lists of strings, joined.
 

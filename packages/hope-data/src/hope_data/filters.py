@@ -250,6 +250,8 @@ def run(
     """
     source = documents.provenance(raw, "raw")
     documents.check_kind(out, "clean")
+    if out.resolve() in {folder.resolve() for folder in against or []}:
+        raise InputError(f"{out}: is read by this command, and would be lost; name another --out")
     config = _thresholds(manifest) if manifest else FilterConfig.recorded(source["manifest"]["filter"])
     others = {folder.resolve().name: _signatures(folder) for folder in against or []}
     about = {

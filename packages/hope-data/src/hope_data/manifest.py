@@ -42,7 +42,7 @@ def load_manifest(path: Path) -> Manifest:
     try:
         manifest: Any = OmegaConf.to_object(OmegaConf.merge(schema, given))
     except OmegaConfBaseException as error:
-        key = str(error.full_key or error.key)
+        key = str(error.full_key or error.key or _unfit(schema, given))
         if isinstance(error, ConfigKeyError | ConfigAttributeError):
             parent = OmegaConf.select(schema, key.rpartition(".")[0]) if "." in key else schema
             known = ", ".join(map(str, parent)) if isinstance(parent, DictConfig) else "none"
@@ -51,6 +51,16 @@ def load_manifest(path: Path) -> Manifest:
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"{path}: a key has a value of the wrong type ({error}); see docs/data.md") from None
     return _checked(path, manifest)
+
+
+def _unfit(schema: DictConfig, given: DictConfig) -> str:
+    """The first key whose value has another form; OmegaConf does not always name it."""
+    for key in given:
+        try:
+            OmegaConf.merge(schema, OmegaConf.masked_copy(given, str(key)))
+        except OmegaConfBaseException:
+            return str(key)
+    return ""
 
 
 def _read(path: Path) -> DictConfig:

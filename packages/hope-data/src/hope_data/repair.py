@@ -14,6 +14,8 @@ _C1, _C1_WITHOUT_LINE_END = re.compile(r"[\x80-\x9f]"), re.compile(r"[\x80-\x84\
 # A run of what Windows-1252 can say, without white space; and what may stand beside a word in sound text.
 _WESTERN = re.compile("[!-~\x80-\xff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]+")
 _BESIDE = "“”„‘’‚«»‹›…–—.,;:!?()[]\"'"
+# A capital and what may stand behind its word: IRMÃ”, AMANHÃ—DISSE, “AÇ”I. Other signs must say that it is broken.
+_DOUBTFUL = re.compile(r"(?<=[A-ZÀ-Þ]{2})Ã(?:—|[”»’–](?!\w))|[Ä-ÍÒ-ß]”(?=\w)")
 # The mark at the beginning of a file of UTF-8, read as Windows-1252: none of its text.
 _SIGNATURE = re.compile("^ï»¿", re.MULTILINE)
 _WESTERN_EUROPE = {"latin-1", "sloppy-windows-1252"}
@@ -77,7 +79,10 @@ def _undone_word(match: re.Match[str]) -> str:
 def _undone(text: str) -> str:
     """The text with a wrong decoding of all of it undone, if there can be no doubt."""
     import ftfy  # noqa: PLC0415
+    from ftfy.badness import is_bad  # noqa: PLC0415
 
+    if (rest := _DOUBTFUL.sub("", text)) != text and not is_bad(rest):
+        return text
     # ftfy would take what U+FFFD has replaced for a byte.
     if "\ufffd" in text:
         return text

@@ -1,6 +1,5 @@
 """Documents from files and from the Hugging Face hub, one iterator per kind of manifest."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,7 @@ from typing import Any
 from hope_data import hub, installed
 from hope_data.compressed import LONGEST_LINE, check_growth, lines
 from hope_data.config import Manifest
-from hope_data.documents import Document, text_of, utf8_length
+from hope_data.documents import Document, json_of, text_of, utf8_length
 from hope_data.errors import InputError
 from hope_data.source_files import Found, find
 
@@ -91,12 +90,7 @@ def _jsonl(path: Path, name: str, manifest: Manifest) -> Iterator[Document]:
         where = f"{path}, line {number}"
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: is no UTF-8 ({error.reason}); convert it with iconv") from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: is no JSON ({error}); mend or remove the line") from None
+        row = json_of(line, where)
         if not isinstance(row, dict):
             raise InputError(f"{where}: is no JSON object with a text field")
         yield Document(

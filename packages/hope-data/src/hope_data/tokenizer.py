@@ -266,11 +266,15 @@ class Guard:
             InputError: no such file, or none of that kind.
         """
         try:
-            coverage = json.loads(path.read_bytes())["coverage"]
-            known = {name: float(c["bytes_per_token"]) for name, c in coverage.items()}
+            record = json.loads(path.read_bytes())
+            if "seal" in record:
+                record = load_sealed(path, "name another file with --guard")
+            known = {name: float(c["bytes_per_token"]) for name, c in record["coverage"].items()}
             if all(0 < number < math.inf for number in known.values()):
                 return cls(path, known, worse)
             raise ValueError
+        except InputError:
+            raise
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}; --guard takes what `--json` wrote") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -291,7 +295,7 @@ class Guard:
     def check(self, coverage: dict[str, dict[str, float]]) -> None:
         """Raise InputError if a corpus that both know has too few bytes per token."""
         name, lost = self.furthest_behind(coverage)
-        if lost > self.worse:
+        if not lost <= self.worse:
             raise InputError(
                 f"tokenizer: {name} has {coverage[name]['bytes_per_token']:.3f} bytes per token, {lost:.1%} less than "
                 f"the {self.bytes_per_token[name]:.3f} of {self.source} (at most {self.worse:.1%} allowed); look at "
@@ -331,8 +335,10 @@ def train(
     if not folders:
         raise InputError("tokenizer: no clean corpus given; run `hope-data filter` first")
     given = weights or dict.fromkeys(folders, 1.0)
-    if sorted(given) != sorted(folders) or min(given.values()) <= 0:
-        raise InputError(f"tokenizer: weights {given} must name {', '.join(folders)}, each above 0")
+    if sorted(given) != sorted(folders) or not all(1e-6 <= weight <= 1e6 for weight in given.values()):
+        raise InputError(
+            f"tokenizer: weights {given} must name {', '.join(folders)}, each between 0.000001 and 1000000"
+        )
 
     def learn(size: int) -> tuple[dict[str, _Sample], bytes]:
         unit = (sample_bytes or 750 * size) / sum(given.values())
@@ -342,7 +348,8 @@ def train(
         return samples, _fit([text for sample in samples.values() for text in sample.train], size, threads)
 
     try:
-        samples, model = learn(vocab_size)
+        # Beyond these sentencepiece reads no number; nothing of that size fits.
+        samples, model = learn(min(max(vocab_size, 2), 1 << 27))
     except _Unfit as error:
         raise _with_remedy(error, vocab_size, learn) from None
     tokenizer = Tokenizer(model)

@@ -25,9 +25,9 @@ _LETTERS = (
     (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x1B00, 0x1B7F),
     (0xA980, 0xA9FF), (0xAA60, 0xAADF), (0x116D0, 0x1174F),
 )  # fmt: skip
-# Soft hyphens, joiners, direction and variation marks: a copy may have lost them.
+# Soft hyphens, breaks without a hyphen, joiners, direction and variation marks: a copy may have lost them.
 _INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u200c-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]"
+    "[\u00ad\u034f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]"
 )
 _ASCII_WORD = re.compile(r"\w+")
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)
