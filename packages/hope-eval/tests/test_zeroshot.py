@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,7 @@ def test_model_arguments_are_those_of_the_command(checkpoint_folder: Path) -> No
 def test_unfit_input_is_one_line_and_leaves_nothing(
     hf_folder: Path,
     mirror: Path,
+    edited: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     fault: str,
@@ -244,9 +246,7 @@ def test_unfit_input_is_one_line_and_leaves_nothing(
     else:
         out = tmp_path / "x.json"
         assert main(command(hf_folder, copy, out, extra)) == 0
-        told = json.loads(out.read_text())
-        told["checkpoint"]["sha256"] = "0" * 64
-        out.write_text(json.dumps(told))
+        edited(out, lambda record: record["checkpoint"].update(sha256="0" * 64))
         extra.append("--add")
         capsys.readouterr()
     before = out.read_bytes() if out.exists() else None

@@ -55,15 +55,14 @@ def _some(folder: Path, pairs: Pairs, label: str, count: int, rng: np.random.Gen
 
 
 def _clinc(folder: Path) -> tuple[Groups, Pairs, Pairs]:
-    path = find(folder, "domains.json")
+    whole, path = find(folder, "data_full.json"), find(folder, "domains.json")
     groups = []
     for name, labels in read_json(path, AGAIN).items():
         if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
             raise InputError(f"{path}: {name[:80]!r} is no list of intents; {AGAIN}")
         groups.append((name, [_plain(label) for label in labels]))
-    path = find(folder, "data_full.json")
-    data = read_json(path, AGAIN)
-    return groups, list(_intents(path, data, "train")), list(_intents(path, data, "test"))
+    data = read_json(whole, AGAIN)
+    return groups, list(_intents(whole, data, "train")), list(_intents(whole, data, "test"))
 
 
 def _intents(path: Path, data: dict[str, Any], split: str) -> Iterator[tuple[str, str]]:
