@@ -97,7 +97,7 @@ def test_a_folder_that_is_away_between_two_renames_is_not_taken_for_somebody_els
     """One process replaces a folder again and again; the other is refused because it is busy, and for nothing else."""
     out = tmp_path / "out"
     code = "import sys; from pathlib import Path; from hope_data.publishing import exclusive, new_folder\n"
-    code += "out = Path(sys.argv[1])\nfor _ in range(400):\n"
+    code += "out = Path(sys.argv[1])\nfor _ in range(100):\n"
     code += "  with exclusive(out, wait=True), new_folder(out, 'marker') as f: (f / 'marker').touch()"
     child = subprocess.Popen([sys.executable, "-c", code, str(out)])
     refused = 0
