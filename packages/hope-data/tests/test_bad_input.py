@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from hope_data import compressed, documents
+from hope_data import compressed, decontaminate, documents
 from hope_data.cli import main
 from hope_data.errors import InputError
 from hope_data.files import dump_sealed, load_sealed
@@ -64,6 +64,12 @@ def bomb(folder: Path) -> tuple[str, str, str]:
     return "a.jsonl.zst", "jsonl", "times its size (a decompression bomb?)"
 
 
+def bomb_of_empty_lines(folder: Path) -> tuple[str, str, str]:
+    """Lists of lines take memory, however short they are: 64 MB for these."""
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"\n" * (8 << 20)))
+    return "a.txt.gz", "text", "times its size (a decompression bomb?)"
+
+
 def cut_gz(folder: Path) -> tuple[str, str, str]:
     whole = gzip.compress(b"".join(json.dumps({"text": f"{i} {PROSE}"}).encode() + b"\n" for i in range(500)))
     (folder / "a.jsonl.gz").write_bytes(whole[: len(whole) * 2 // 3])
@@ -77,7 +83,18 @@ def cut_zst(folder: Path) -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize(
-    "make", [invalid_utf8, no_text_field, empty_file, empty_gz, long_line, bomb, cut_gz, cut_zst]
+    "make",
+    [
+        invalid_utf8,
+        no_text_field,
+        empty_file,
+        empty_gz,
+        long_line,
+        bomb,
+        bomb_of_empty_lines,
+        cut_gz,
+        cut_zst,
+    ],
 )
 def test_is_one_line_and_leaves_nothing(
     make: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -266,19 +283,48 @@ def test_a_guard_that_holds_no_coverage_is_one_line(
     )
 
 
-def test_nested_evaluation_text_is_one_line(
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"[" * 100_000, "is no JSON (maximum recursion depth exceeded"),
+        (b'{"q": "caf\xe9"}', "is no UTF-8 (invalid continuation byte); convert it with iconv"),
+        (b'{"q": ', "is no JSON (Expecting value: line 1 column 7 (char 6)); mend or remove the line"),
+    ],
+)
+def test_bad_evaluation_text_is_one_line(
+    line: bytes, says: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "e.jsonl").write_bytes(b'\n{"text": "fine"}\n' + line)
+    raw, out = str(data / "raw" / "a"), str(tmp_path / "out")
+    assert main(["filter", raw, "--out", out, "--evaluation", str(tmp_path / "e.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/e.jsonl, line 3: {says}")
+    assert error.count("\n") == 1
+
+
+def test_suffixes_in_capitals_are_unpacked_and_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("A.TXT", "B.TXT.GZ"):
+        raw = (PROSE + name).encode()
+        (tmp_path / "source" / name).write_bytes(gzip.compress(raw) if "GZ" in name else raw)
+    assert acquire(tmp_path, "source", "text") == 0
+    texts = [row.text for row in documents.read(tmp_path / "out" / "o")]
+    assert texts == [f"{PROSE}{name}\n" for name in ("A.TXT", "B.TXT.GZ")]
+    assert [name for name, _ in decontaminate.find([tmp_path / "source"])] == ["A", "B"]
+
+
+def test_what_a_command_reads_is_kept_and_no_corpus_hides_another(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "e.jsonl").write_text('{"text": "fine"}\n' + "[" * 100_000 + "\n")
-    command = [
-        "filter",
-        str(data / "raw" / "a"),
-        "--evaluation",
-        str(tmp_path / "e.jsonl"),
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    assert main(command) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path}/e.jsonl, line 2: is no JSON")
-    assert error.count("\n") == 1
+    raw, clean, copy = str(data / "raw" / "b"), tmp_path / "clean" / "a", tmp_path / "copy" / "a"
+    for folder in (clean, copy):
+        shutil.copytree(data / "clean" / "a", folder)
+    out = clean / ".." / "a"
+    assert main(["filter", raw, "--against", str(clean), "--out", str(out)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {out}: is read by this command, and would be lost; name another --out\n"
+    )
+    assert len(list(documents.read(clean))) == 300
+    assert main(["tokenizer", str(clean), str(copy), "--out", str(tmp_path / "t")]) == 2
+    assert capsys.readouterr().err == f"error: {copy}: is named as {clean}; give one of them, or rename it\n"

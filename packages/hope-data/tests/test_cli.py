@@ -59,6 +59,12 @@ def manifest(folder: Path, text: str) -> Path:
         ("kind: [\n", "is no YAML"),
         ("- a\n", "is no mapping"),
         ("kind: text\nfiles: [x]\nholdout: 0.7\n", "key 'holdout'"),
+        ("kind: text\nfiles: {a: b}\n", "key 'files': Cannot merge DictConfig with ListConfig"),
+        (
+            "kind: text\nfiles: [x]\nscales: [smoke]\n",
+            "key 'scales': Cannot merge DictConfig with ListConfig",
+        ),
+        ("kind: text\nfiles: [x]\nfilter: 7\n", "key 'filter': Merge error: int is not a subclass"),
         ("kind: text\nfiles: [x]\nseparator: '('\n", "key 'separator'"),
         ("kind: text\nfiles: ['${oc.env:HOPE_NO_SUCH_VARIABLE}']\n", "HOPE_NO_SUCH_VARIABLE"),
     ],

@@ -179,7 +179,7 @@ def test_coverage_is_of_held_out_text(data: Path, tok: Tokenizer) -> None:
     assert covered["fallback_share"] == 0
 
 
-@pytest.mark.parametrize(("size", "kind"), [(30_000, "large"), (500, "large"), (270, "small"), (5, "small")])
+@pytest.mark.parametrize(("size", "kind"), [(10**11, "large"), (500, "large"), (270, "small"), (1, "small")])
 def test_a_vocabulary_that_does_not_fit_names_one_that_does(
     size: int, kind: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,8 +216,8 @@ def test_weights_decide_how_much_of_each_corpus_it_learns_from(data: Path, tmp_p
     sizes = meta["sample_bytes"]
     assert sizes["a"] == pytest.approx(30_000, rel=0.25)
     assert sizes["b"] == pytest.approx(10_000, rel=0.25)
-    for weights in ({"a": 1.0}, {"a": 1.0, "b": 0.0}):
-        with pytest.raises(InputError, match="must name a, b, each above 0"):
+    for weights in ({"a": 1.0}, *({"a": 1.0, "b": b} for b in (0.0, float("nan"), float("inf"), 1e-320))):
+        with pytest.raises(InputError, match=r"must name a, b, each between 0\.000001 and 1000000"):
             tokenizer.train(folders, tmp_path / "u", 350, 40_000, 1, weights)
 
 
@@ -246,4 +246,8 @@ def test_guard_fails_when_coverage_worsens(
     assert "x.json: has none of these corpora" in capsys.readouterr().out
     (tmp_path / "x.json").write_text("[]")
     assert train(400, "--guard", tmp_path / "x.json") == 2
+    sealed = (tmp_path / "t" / "tokenizer.json").read_text()
+    (tmp_path / "x.json").write_text(re.sub('("bytes_per_token": )[0-9]', r"\g<1>0", sealed))
+    assert train(400, "--guard", tmp_path / "x.json") == 2
+    assert "x.json: is damaged" in capsys.readouterr().err
     assert train(400, "--weights", "a") == 2
