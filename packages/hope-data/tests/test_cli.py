@@ -150,7 +150,7 @@ def test_json_and_table(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_closed_pipe_and_full_disk_are_no_traceback(data: Path) -> None:
     script = "import sys; from hope_data.cli import main; sys.exit(main())"
-    look = f"{sys.executable} -c '{script}' look {data / 'clean' / 'a'} --count 99 --width 9999"
+    look = f"'{sys.executable}' -c '{script}' look {data / 'clean' / 'a'} --count 99 --width 9999"
     assert subprocess.run(f"{look} | head -1", shell=True, capture_output=True, check=True).stderr == b""  # noqa: S602
     if Path("/dev/full").exists():
         done = subprocess.run(f"{look} > /dev/full", shell=True, capture_output=True, text=True, check=False)  # noqa: S602

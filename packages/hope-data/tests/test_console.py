@@ -52,7 +52,8 @@ def test_ctrl_c_is_one_line(step: str, data: Path, many: Path, tmp_path: Path) -
     for k in range(INTERRUPTS):
         done = interrupted(0.3 + draw.random(), step, *given, "--out", tmp_path / str(k))
         assert "Traceback" not in done.stderr, done.stderr
-        if done.returncode == 0:
+        # A signal while the interpreter shuts down, after the command, ends it by that signal.
+        if done.returncode == 0 or (done.returncode == -signal.SIGINT and (tmp_path / str(k)).exists()):
             ended += 1
             continue
         assert (done.returncode, done.stderr) == (130, f"{INTERRUPTED}\n")

@@ -51,7 +51,7 @@ def exclusive(out: Path, *, wait: bool = False) -> Iterator[None]:
     if held in _HELD:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    absent = not path.parent.exists()
     lock = path.with_name(f".{path.name}.lock")
     handle = _acquire(lock, out, wait=wait)
     _HELD.add(held)
@@ -65,12 +65,19 @@ def exclusive(out: Path, *, wait: bool = False) -> Iterator[None]:
         # Removed while it is held: whoever waits for this file sees that it has gone, and makes its own.
         lock.unlink(missing_ok=True)
         os.close(handle)
+        if absent:  # a folder made for the lock alone goes with it
+            with suppress(OSError):
+                path.parent.rmdir()
 
 
 def _acquire(lock: Path, out: Path, *, wait: bool) -> int:
     while True:
-        # Never through a link, which another user could have put into a shared folder.
-        handle = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Never through a link, which another user could have put into a shared folder.
+            handle = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
+        except FileNotFoundError:  # the folder went with another process's lock
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same(handle, lock):
@@ -148,10 +155,10 @@ def new_folder(out: Path, marker: str) -> Iterator[Path]:
     Raises:
         InputError: `out` holds somebody else's files, or another process is writing it.
     """
-    check_replaceable(out, marker)
     try:
         with temporary_folder(out) as folder:
             recover_folder(out)
+            # Not before the lock is held: between two renames of another process `out` is away.
             check_replaceable(out, marker)
             yield folder
             replace_folder(folder, out)
