@@ -104,6 +104,11 @@ def test_a_missing_field_is_named(task: str, tmp_path: Path) -> None:
         ),
         ("winogrande", {"sentence": "It was _"}, "is not a text with the gap _"),
         ("winogrande", {"answer": "3"}, "field 'answer': \"3\" is not one of 1, 2"),
+        (
+            "hellaswag",
+            {"activity_label": "Cook", "ctx_a": "A man.", "ctx_b": "\ud800"},
+            "field 'ctx_b': \"\\ud800\" is not valid Unicode",
+        ),
         ("boolq", {"answer": "yes"}, "field 'answer': \"yes\" is not true or false"),
         ("boolq", {"answer": 1}, "field 'answer': 1 is not true or false"),
         ("arc_easy", {"answerKey": "F"}, "field 'answerKey': \"F\" is not one of A, B, C, D, E"),
@@ -193,12 +198,16 @@ def test_labels_of_piqa_in_a_file_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs hope-eval[lm-eval]")
 @pytest.mark.parametrize("task", ROWS)
 def test_fields_that_no_task_reads_may_hold_anything(task: str, tmp_path: Path) -> None:
-    extras = [{"id": 1, "x": "a", "deep": {"y": 1}}, {"id": "b", "x": "c", "deep": [2]}, {"x": "d"}]
+    extras = [
+        {"id": 1, "x": "a", "deep": {"y": 1}, "odd": "\ud800"},
+        {"id": "b", "x": "c", "deep": [2], "odd": "b"},
+        {"x": "d", "odd": "c"},
+    ]
     put(tmp_path, task, *({**ROWS[task], **extra} for extra in extras))
     [(_, table)] = mirror.dataset(str(tmp_path), task).items()
     assert len(table) == 3
     assert table.column_names == [
-        *(name for name in mirror.rows(tmp_path, task)[0] if name not in ("id", "deep"))
+        *(name for name in mirror.rows(tmp_path, task)[0] if name not in ("id", "deep", "odd"))
     ]
 
 

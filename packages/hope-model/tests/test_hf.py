@@ -85,6 +85,14 @@ def test_tokenizer_is_lossless_and_id_for_id(exported: Path, tokenizer: Path) ->
     assert theirs.decode([*theirs.encode("the hill"), 1], skip_special_tokens=True) == "the hill"
 
 
+def test_ids_beyond_the_tokenizer_are_no_text(exported: Path) -> None:
+    """A vocabulary resized to a multiple of 64 lets `generate` draw them."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    ids = tokenizer.encode("the hill")
+    beyond = tokenizer.vocab_size + 3
+    assert tokenizer.decode([beyond, *ids, beyond]) == "the hill"
+
+
 def test_refusals_say_what_to_do(exported: Path) -> None:
     """What a Llama can do and a recurrent state cannot."""
     model = transformers.AutoModelForCausalLM.from_pretrained(exported)

@@ -109,6 +109,20 @@ def test_batches_padded_on_the_right_train_as_their_rows(folder: Path, model: An
     assert loss == pytest.approx(nats / (23 + 8 + 16 + 2), rel=1e-5)
 
 
+def test_batches_padded_on_the_left_train_as_their_rows(folder: Path, model: Any, tmp_path: Path) -> None:
+    """Trainer counts the token after padding as a target, which it is not."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    data = [{"input_ids": row["input_ids"].tolist()} for row in rows(24, 9, 17, 3)]
+    loss, _ = step(model, data, tmp_path, collator, per_device_train_batch_size=4)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        each = [torch.tensor([row["input_ids"]]) for row in data]
+        nats = sum(float(model(row, labels=row).loss) * (row.shape[1] - 1) for row in each)
+    assert loss == pytest.approx(nats / (23 + 8 + 16 + 2), rel=1e-5)
+
+
 def test_trainer_evaluates_and_its_checkpoint_resumes(folder: Path, model: Any, tmp_path: Path) -> None:
     trainer = train(model, rows(24, 24), tmp_path, per_device_train_batch_size=2)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from hope_model.blocks import VARIANTS
 from hope_model.config import WINDOWED
 from hope_model.state import repeat, select
 from hope_model.stream import load_state, save_state
-from hope_model.tree import tensors
+from hope_model.tree import tensors, tree_map
 
 B = 2
 TOKENS = torch.randint(16, (B, 40), generator=torch.Generator().manual_seed(0))
@@ -194,6 +194,35 @@ def test_a_state_with_several_damaged_parts_is_refused(data: Any) -> None:
     for path, leaf in data.draw(st.lists(st.sampled_from(list(leaves(state))), min_size=1, max_size=3)):
         mutant = replaced(mutant, path, data.draw(st.sampled_from(mutations(leaf))))
     refusal(lambda: model(TOKENS[:, : data.draw(st.integers(1, 9))], mutant))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (Tensor.to_sparse, "layout torch.sparse_coo, not of torch.strided"),
+        (partial(Tensor.to, dtype=torch.float8_e5m2), "is of torch.float8_e5m2, not of torch.float32"),
+        (Tensor.double, "is of torch.float64, not of torch.float32"),
+    ],
+)
+@pytest.mark.parametrize("variant", ["hope", "transformer"])
+def test_tensors_that_no_layer_computes_with_are_refused(
+    variant: str, change: Callable[[Tensor], Tensor], said: str
+) -> None:
+    model = build(variant)
+    state = after(model, 7)
+    spoilt = tree_map(lambda x: change(x) if x.dim() > 2 else x, state)
+    assert said in refusal(lambda: model(TOKENS[:, 7:], spoilt))
+
+
+@pytest.mark.parametrize("variant", ["hope", "titans", "titans_mac", "gated_deltanet", "transformer"])
+def test_tokens_that_are_none_are_refused(variant: str) -> None:
+    model = build(variant)
+    wrong = (TOKENS[:, :0], TOKENS[:0], TOKENS[0], TOKENS[None], TOKENS.float(), TOKENS > 3)
+    for tokens in wrong:
+        said = refusal(lambda: model(tokens))  # noqa: B023
+        assert said.startswith(
+            f"tokens are {tokens.dtype} of shape {list(tokens.shape)}; give int64 of shape"
+        )
 
 
 def test_other_things_than_states_are_refused() -> None:

@@ -16,10 +16,12 @@ from transformers import (
 )
 
 from hope_data.errors import InputError
+from hope_model.ranges import shown
 
 MOST = 256  # tokens where a task does not say, as everywhere in lm-eval
 # Of transformers, which lm-eval's `hf` samples with.
 TOP_K = 50
+COLDEST = 1e-30  # a logit by less is no number of float32
 ALLOWED = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p", "num_beams")
 
 
@@ -67,6 +69,12 @@ def parse(options: Mapping[str, Any]) -> Options:
     Raises:
         InputError: an unknown option, or a value out of its range.
     """
+    if not isinstance(options, Mapping):
+        raise InputError(f"generation_kwargs is {shown(options)}; it must be a mapping of options to values")
+    if not isinstance(options.get("do_sample"), int | None):
+        raise InputError(
+            f"generation_kwargs: do_sample is {shown(options['do_sample'])}; it must be true or false"
+        )
     try:
         given: dict[str, Any] = dict(normalize_gen_kwargs({**options}, MOST))
         unknown = sorted(given.keys() - set(ALLOWED))
@@ -83,14 +91,18 @@ def parse(options: Mapping[str, Any]) -> Options:
             1.0 if top_p is None else float(top_p),
             0.0 if min_p is None else float(min_p),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"generation_kwargs {dict(options)}: {error}") from None
     if unknown:
         raise InputError(f"generation_kwargs: {unknown[0]} is not built; leave it out: {', '.join(ALLOWED)}")
     ranges = {
         "max_gen_toks": (steps, steps >= 0, "0 or more"),
         "num_beams": (beams, beams == 1, "1; beam search is not built"),
-        "temperature": (temperature, 0 < temperature < float("inf") or not given["do_sample"], "above 0"),
+        "temperature": (
+            temperature,
+            COLDEST <= temperature < float("inf") or not given["do_sample"],
+            f"at least {COLDEST}",
+        ),
         "top_k": (made.top_k, made.top_k >= 0, "0 (all) or more"),
         "top_p": (made.top_p, 0 < made.top_p <= 1, "above 0 and at most 1"),
         "min_p": (made.min_p, 0 <= made.min_p <= 1, "between 0 and 1"),

@@ -92,7 +92,7 @@ def _device(value: Any) -> str:
     # lm-eval asks for cuda:0 unless told otherwise, and its own models then take what there is.
     if device.type == "cuda" and not torch.cuda.is_available():
         return "cpu"
-    if device.type not in ("cpu", "cuda") or (device.index or 0) >= max(1, torch.cuda.device_count()):
+    if device.type not in ("cpu", "cuda") or not 0 <= (device.index or 0) < max(1, torch.cuda.device_count()):
         raise InputError(f"device is {value!r}; here is cpu and {torch.cuda.device_count()} of cuda")
     return str(device)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hope_model.blocks import Block
 from hope_model.config import ModelConfig
+from hope_model.errors import InputError
 from hope_model.layers.basic import linear
 from hope_model.layers.cms import CMS, CMSState
 from hope_model.state import BlockState, MemorySettings, Pending, State, Teach, detach
@@ -66,8 +67,10 @@ class LanguageModel(nn.Module):
             hidden: takes every block's output [B, n, D], one tuple for each segment.
 
         Raises:
-            InputError: The state is of another model, batch, precision or device; the message names the tensor.
+            InputError: The state is of another model, batch, precision or device; the message names the tensor. Or
+                there is no token.
         """
+        self.check_tokens(tokens_BT)
         if state is None:
             state = self.initial(len(tokens_BT))
         elif not torch.compiler.is_compiling():
@@ -93,6 +96,15 @@ class LanguageModel(nn.Module):
             outputs.append(logits)
             t = end
         return torch.cat(outputs, 1), state
+
+    @staticmethod
+    def check_tokens(tokens_BT: Tensor) -> None:
+        """Raise `InputError` unless these are whole numbers [B, T], one at least."""
+        if tokens_BT.dim() != 2 or not tokens_BT.numel() or tokens_BT.dtype not in (torch.int64, torch.int32):
+            raise InputError(
+                f"tokens are {tokens_BT.dtype} of shape {list(tokens_BT.shape)}; "
+                "give int64 of shape [sequences, tokens], one of each at least"
+            )
 
     def check(self, state: State, batch: int | None = None) -> None:
         """Raise `InputError`, which names the tensor and both shapes, unless a state fits this model and batch."""

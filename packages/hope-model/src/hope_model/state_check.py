@@ -200,9 +200,12 @@ def _check_tensor(name: str, part: Any, like: _Like, place: tuple[Any, ...]) -> 
         raise InputError(f"{name} is {_kind(part)}, not a tensor of shape {list(like.shape)}")
     if part.shape != like.shape:
         raise InputError(f"{name} has shape {list(part.shape)}, not {list(like.shape)}")
-    wanted = {"precise": precise, "int": torch.int64}.get(like.kind)
-    if part.dtype != wanted if wanted else not part.is_floating_point():
-        raise InputError(f"{name} is of {part.dtype}, not of {wanted or 'a floating-point type'}")
+    floats = tuple(dict.fromkeys((precise, torch.float32, torch.bfloat16, torch.float16)))
+    allowed = {"precise": (precise,), "int": (torch.int64,)}.get(like.kind, floats)
+    if part.dtype not in allowed:
+        raise InputError(f"{name} is of {part.dtype}, not of {' or '.join(map(str, allowed))}")
+    if part.layout != torch.strided:
+        raise InputError(f"{name} is of layout {part.layout}, not of {torch.strided}")
     if part.device != device:
         raise InputError(f"{name} is on {part.device}, the model on {device}")
 

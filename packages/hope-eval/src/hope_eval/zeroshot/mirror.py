@@ -51,8 +51,8 @@ def _hellaswag(row: Row) -> Doc:
     """Where only the joined `ctx` is left: activity before the first colon, the unfinished sentence as ctx_b."""
     doc = {**row.values, "label": int(row.one_of("label", "0123")), "endings": row.texts("endings", 4)}
     if "ctx_a" in row:
-        if not isinstance(row["ctx_b"], str):
-            row.refuse("ctx_b", "a text")
+        if row["ctx_b"] != "":
+            row.text("ctx_b")
         return {**doc, **{name: row.text(name) for name in ("activity_label", "ctx_a")}}
     activity, _, text = row.text("ctx").partition(": ")
     ends = [found.end() for found in re.finditer(r"[.!?\])\"']\s+", text)]
@@ -252,9 +252,11 @@ def dataset(mirror: str, task: str, limit: int | None = None, **_: object) -> di
 
 
 def _uniform(values: list[Any]) -> bool:
-    """Whether all are texts, or all numbers that a column holds."""
+    """Whether all are texts, or all numbers that a column holds; a lone surrogate is no text."""
     kinds = {type(value) for value in values}
-    return kinds in ({str}, {bool}) or (kinds == {int} and all(-(2**63) <= n < 2**63 for n in values))
+    if kinds == {str}:
+        return not any(re.search("[\ud800-\udfff]", text) for text in values)
+    return kinds == {bool} or (kinds == {int} and all(-(2**63) <= n < 2**63 for n in values))
 
 
 def pages(joined: str) -> list[str]:

@@ -113,6 +113,8 @@ class HopeCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def without_first(self, labels_BT: Tensor) -> Tensor:
         """Labels without those of padding on the left and of the token after it, which nothing predicts."""
+        if all(start == 0 for _, start, _ in self.groups):
+            return labels_BT
         labels_BT = labels_BT.clone()
         for rows, start, _ in self.groups:
             labels_BT[list(rows), : max(0, start + 1 - self.seen + labels_BT.shape[1])] = -100

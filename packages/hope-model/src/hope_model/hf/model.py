@@ -129,6 +129,7 @@ class HopeForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin
         """
         _refuse_unusable(input_ids, past_key_values, attention_mask, kwargs)
         assert input_ids is not None  # noqa: S101
+        self.model.check_tokens(input_ids)
         cache = HopeCache() if past_key_values is None else past_key_values
         ends = cache.begin(input_ids, attention_mask)
         if ends and use_cache:
@@ -142,7 +143,11 @@ class HopeForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin
             logits_BTV = logits_BTV.masked_fill(ids >= self.config.tokenizer_size, -torch.inf)
         loss = None
         if labels is not None:
-            labels = cache.without_first(labels)
+            given, labels = labels, cache.without_first(labels)
+            if kwargs.get("num_items_in_batch") is not None and labels is not given:
+                # Trainer has counted the tokens after padding, too, which are no targets.
+                kept, counted = ((x[:, 1:] != -100).sum().clamp(min=1) for x in (labels, given))
+                kwargs["num_items_in_batch"] = kwargs["num_items_in_batch"] * kept / counted
             loss = self.loss_function(
                 logits=logits_BTV, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )

@@ -70,7 +70,8 @@ class HopeTokenizer(transformers.PreTrainedTokenizer):  # type: ignore[misc]
         return int(self._sp.piece_to_id(token))
 
     def _convert_id_to_token(self, index: int) -> str:
-        return str(self._sp.id_to_piece(index))
+        # Ids of a vocabulary that was resized beyond the tokenizer's are no text, as in transformers' own.
+        return str(self._sp.id_to_piece(index)) if index < self.vocab_size else ""
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces; bytes are joined before they are decoded."""
