@@ -348,8 +348,8 @@ def train(
         return samples, _fit([text for sample in samples.values() for text in sample.train], size, threads)
 
     try:
-        # Beyond these sentencepiece reads no number; nothing of that size fits.
-        samples, model = learn(min(max(vocab_size, 2), 1 << 27))
+        # Of one token sentencepiece does not say that it is too few.
+        samples, model = learn(max(vocab_size, 2))
     except _Unfit as error:
         raise _with_remedy(error, vocab_size, learn) from None
     tokenizer = Tokenizer(model)
