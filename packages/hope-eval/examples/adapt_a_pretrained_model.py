@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from hope_eval.adaptation import parse, wrap
-from hope_eval.lm import Scorer
-from hope_eval.models import load
+from hope_eval.scoring.adaptation import parse, wrap
+from hope_eval.scoring.load import load
+from hope_eval.scoring.scorer import Scorer
 
 CACHE = "neural_cache:strength={},sharpness={}"
 TRIED = {

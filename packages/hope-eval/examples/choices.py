@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from hope_data.errors import InputError
 from hope_data.shards import Split, corpora
 from hope_data.tokenizer import Tokenizer
-from hope_eval.harness import HopeLM
+from hope_eval.lm_eval_bridge import mirror
+from hope_eval.lm_eval_bridge.model import HopeLM
 from hope_eval.report.tables import table
-from hope_eval.zeroshot import mirror
 
 TASKS = "piqa,hellaswag,winogrande,arc_easy,arc_challenge,boolq,social_iqa,commonsense_qa,openbookqa"
 Rows = list[NDArray[np.float64]]  # one row a question: log-likelihood of every answer

@@ -14,9 +14,9 @@ import torch
 from hope_data.cli import main as hope_data
 from hope_data.tokenizer import Tokenizer
 from hope_eval import results as schema
-from hope_eval.lm import Scorer
 from hope_eval.progress import Display
 from hope_eval.results import Checkpoint, Evaluator, Items, Results, TaskResult
+from hope_eval.scoring.scorer import Scorer
 from hope_eval.tasks.base import Context
 from hope_eval.tasks.perplexity import margins
 from hope_model import LanguageModel, ModelConfig, checkpoint

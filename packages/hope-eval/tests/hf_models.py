@@ -77,7 +77,7 @@ def load_tasks(folder: Path, tasks: tuple[str, ...], limit: int | None = None) -
 
     from lm_eval.tasks import TaskManager
 
-    from hope_eval.zeroshot import mirror
+    from hope_eval.lm_eval_bridge import mirror
 
     with tempfile.TemporaryDirectory() as made:
         mirror.write_tasks(Path(made), folder, list(tasks), limit)

@@ -20,9 +20,10 @@ from hope_data.errors import InputError
 from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
 from hope_eval import results as schema
-from hope_eval.adaptation import adapted, parse, wrap
-from hope_eval.adaptation.compare import flops_per_token
-from hope_eval.adaptation.dials import (
+from hope_eval.cli import main
+from hope_eval.scoring.adaptation import adapted, parse, wrap
+from hope_eval.scoring.adaptation.compare import flops_per_token
+from hope_eval.scoring.adaptation.dials import (
     ADAPTATIONS,
     Adaptation,
     Dynamic,
@@ -31,12 +32,11 @@ from hope_eval.adaptation.dials import (
     UnigramCache,
     Writes,
 )
-from hope_eval.adaptation.tune import tune
-from hope_eval.cli import main
-from hope_eval.lm import Scorer
-from hope_eval.models import HFModel, HopeModel, load
+from hope_eval.scoring.load import HFModel, HopeModel, load
+from hope_eval.scoring.scorer import Scorer
 from hope_eval.tasks import perplexity
 from hope_eval.tasks.base import Context
+from hope_eval.tasks.tune import tune
 from hope_model import LanguageModel, ModelConfig, checkpoint, counting
 from hope_model.adapt import attach_memory
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hope_data.errors import InputError
-from hope_eval import babi, books, class_data, files
+from hope_eval import files
 from hope_eval.cli import main
+from hope_eval.tasks import babi, books, class_data
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from hope_data.errors import InputError
-from hope_eval import bundle
 from hope_eval import results as schema
 from hope_eval.cli import main
+from hope_eval.release import bundle
 
 
 @pytest.fixture(scope="module")

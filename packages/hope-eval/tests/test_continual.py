@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from hope_data.errors import InputError
-from hope_eval import class_data, continual, memorize
 from hope_eval import results as schema
 from hope_eval.cli import main
-from hope_eval.lm import Scorer
-from hope_eval.memorize import Memorize
-from hope_eval.models import HopeModel, load
 from hope_eval.results import Items
-from hope_eval.tasks import choice, perplexity
+from hope_eval.scoring import memorize
+from hope_eval.scoring.load import HopeModel, load
+from hope_eval.scoring.memorize import Memorize
+from hope_eval.scoring.scorer import Scorer
+from hope_eval.tasks import choice, class_data, continual, perplexity
 from hope_eval.tasks.base import Context
 from hope_model import LanguageModel, MemorySettings
 

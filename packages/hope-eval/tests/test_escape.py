@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hope_eval import card
 from hope_eval import results as schema
 from hope_eval.cli import main
 from hope_eval.escape import code, inline, markdown, printable, terminal, yaml
+from hope_eval.release import card
 from hope_eval.report.tables import table
 from hope_eval.results import PairedDifference
 

@@ -19,7 +19,7 @@ from lm_eval.api.instance import Instance
 
 from hope_data.errors import InputError
 from hope_data.tokenizer import Tokenizer
-from hope_eval.harness import HopeLM
+from hope_eval.lm_eval_bridge.model import HopeLM
 from hope_model import LanguageModel
 from hope_model.errors import InputError as ModelInputError
 
@@ -275,7 +275,7 @@ def test_the_command_lm_eval_says_what_is_wrong_in_one_line(
     """Only what a user can mend; any other exception stays as it is."""
     from lm_eval._cli import HarnessCLI
 
-    import hope_eval.plugin  # noqa: F401
+    import hope_eval.lm_eval_bridge.plugin  # noqa: F401
 
     def run(_: argparse.Namespace) -> None:
         raise error

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from hope_data.errors import InputError
-from hope_eval import lm
-from hope_eval.lm import Scorer
+from hope_eval.scoring import scorer as lm
+from hope_eval.scoring.scorer import Scorer
 from hope_model import LanguageModel
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from hope_data.errors import InputError
 from hope_eval.cli import main
-from hope_eval.zeroshot import mirror
+from hope_eval.lm_eval_bridge import mirror
 
 CHOICES = {"text": ["a", "b", "c", "d", "e"], "label": ["A", "B", "C", "D", "E"]}
 ROWS: dict[str, dict[str, Any]] = {

@@ -23,11 +23,11 @@ from lm_eval.api.instance import Instance
 
 from hope_data.errors import InputError
 from hope_data.tokenizer import Tokenizer
-from hope_eval import generation
 from hope_eval.cli import main
-from hope_eval.harness import HopeLM
-from hope_eval.models import load
-from hope_eval.zeroshot import run as suite
+from hope_eval.lm_eval_bridge import generation
+from hope_eval.lm_eval_bridge import run as suite
+from hope_eval.lm_eval_bridge.model import HopeLM
+from hope_eval.scoring.load import load
 from hope_model import LanguageModel, ModelConfig, checkpoint, hf
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hope_data.errors import InputError
-from hope_eval import babi, books, needle
 from hope_eval import results as schema
 from hope_eval.cli import main
-from hope_eval.lm import Fork, Scorer
-from hope_eval.models import HopeModel, Loaded, load
+from hope_eval.scoring.load import HopeModel, Loaded, load
+from hope_eval.scoring.scorer import Fork, Scorer
+from hope_eval.tasks import babi, books, needle
 from hope_model import LanguageModel, ModelConfig, checkpoint
 
 

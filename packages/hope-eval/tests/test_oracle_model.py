@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from hope_data.tokenizer import Tokenizer
-from hope_eval import babi, continual, needle
-from hope_eval.lm import Scorer
-from hope_eval.models import HopeTokenizer, Places
-from hope_eval.tasks import choice, passkey
+from hope_eval.scoring.load import HopeTokenizer, Places
+from hope_eval.scoring.scorer import Scorer
+from hope_eval.tasks import babi, choice, continual, needle, passkey
 from hope_eval.tasks.base import Context
 
 Rule = Callable[[tuple[int, ...]], int]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from hope_eval.prefixes import Request, common, plan
+from hope_eval.scoring.batching import Request, common, plan
 
 
 def ones(_: int) -> int:

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import hf_models
 from hf_models import assert_same, samples
 
-from hope_eval.harness import HopeLM
-from hope_eval.zeroshot import mirror
+from hope_eval.lm_eval_bridge import mirror
+from hope_eval.lm_eval_bridge.model import HopeLM
 
 ROWS = Path(__file__).parents[4] / "shared" / "data" / "eval"
 if not ROWS.is_dir():

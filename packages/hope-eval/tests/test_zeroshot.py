@@ -17,7 +17,7 @@ import safetensors.torch
 
 from hope_eval import results as schema
 from hope_eval.cli import main
-from hope_eval.models import load
+from hope_eval.scoring.load import load
 
 if any(importlib.util.find_spec(name) is None for name in ("lm_eval", "transformers")):
     pytest.skip("lm-eval is not installed: pip install 'hope-eval[lm-eval]'", allow_module_level=True)
@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import hf_models
 from hf_models import assert_same, hf_lm, load_tasks, samples
 
-from hope_eval.harness import HopeLM
-from hope_eval.zeroshot import mirror as mirrors
-from hope_eval.zeroshot import run as suite
+from hope_eval.lm_eval_bridge import mirror as mirrors
+from hope_eval.lm_eval_bridge import run as suite
+from hope_eval.lm_eval_bridge.model import HopeLM
 from hope_model import hf
 
 TASKS = ("piqa", "arc_easy", "boolq", "hellaswag", "lambada_openai")
@@ -183,7 +183,7 @@ def test_the_command_lm_eval_knows_hope(tmp_path: Path) -> None:
 
     The command itself reads thousands of task files first: half a minute for the same answer.
     """
-    asked = "import sys; print('hope_eval.plugin' in sys.modules)"
+    asked = "import sys; print('hope_eval.lm_eval_bridge.plugin' in sys.modules)"
     for name, known in (("lm_eval", True), ("other", False)):
         script = tmp_path / name
         script.write_text(
@@ -191,7 +191,7 @@ def test_the_command_lm_eval_knows_hope(tmp_path: Path) -> None:
         )
         done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[0] == str(known)
-        assert ("hope_eval.harness.HopeLM" in done.stdout) == known
+        assert ("hope_eval.lm_eval_bridge.model.HopeLM" in done.stdout) == known
 
 
 def test_model_arguments_are_those_of_the_command(checkpoint_folder: Path) -> None:

@@ -11,7 +11,7 @@ from hope_eval.arguments import names, positive, seed
 from hope_eval.commands import Parsers
 
 if TYPE_CHECKING:
-    from hope_eval.adaptation import Adaptation
+    from hope_eval.scoring.adaptation import Adaptation
 
 NAMES = "writes, neural_cache, unigram_cache, dynamic, off"
 
@@ -27,7 +27,7 @@ def add_adapt(parser: argparse.ArgumentParser) -> None:
 
 def adapt_of(arguments: argparse.Namespace) -> "Adaptation | None":
     """What the option asks for; None without it."""
-    from hope_eval.adaptation import parse  # noqa: PLC0415 (torch is slow to import, --help is not)
+    from hope_eval.scoring.adaptation import parse  # noqa: PLC0415 (torch is slow to import, --help is not)
 
     return parse(arguments.adapt) if arguments.adapt else None
 
@@ -68,9 +68,9 @@ def add(commands: Parsers) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> None:
-    from hope_eval.adaptation import parse  # noqa: PLC0415 (torch is slow to import, --help is not)
-    from hope_eval.adaptation.tune import tune  # noqa: PLC0415
     from hope_eval.evaluate import Request, opened  # noqa: PLC0415
+    from hope_eval.scoring.adaptation import parse  # noqa: PLC0415 (torch is slow to import, --help is not)
+    from hope_eval.tasks.tune import tune  # noqa: PLC0415
 
     start = parse(arguments.adapt)
     request = Request(

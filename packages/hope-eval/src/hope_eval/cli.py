@@ -237,7 +237,7 @@ def _stage2(arguments: argparse.Namespace) -> None:
 
 
 def _package(arguments: argparse.Namespace) -> None:
-    from hope_eval import bundle  # noqa: PLC0415
+    from hope_eval.release import bundle  # noqa: PLC0415
 
     if arguments.verify:
         here, written = bundle.verify(arguments.verify)

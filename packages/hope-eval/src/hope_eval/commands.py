@@ -17,9 +17,9 @@ from hope_eval.arguments import device, fraction, names, positive
 from hope_eval.escape import terminal
 
 if TYPE_CHECKING:
-    from hope_eval.lm import Scorer
-    from hope_eval.memorize import Memorize
-    from hope_eval.models import Loaded
+    from hope_eval.scoring.load import Loaded
+    from hope_eval.scoring.memorize import Memorize
+    from hope_eval.scoring.scorer import Scorer
 
 Parsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -69,7 +69,7 @@ def add_memorize(parser: argparse.ArgumentParser) -> None:
 
 def memorize_of(arguments: argparse.Namespace) -> "Memorize | None":
     """What the options ask for; None without any."""
-    from hope_eval.memorize import Memorize  # noqa: PLC0415
+    from hope_eval.scoring.memorize import Memorize  # noqa: PLC0415
 
     given = vars(arguments)
     wanted = {
@@ -94,7 +94,7 @@ def run_tasks(
     scorer: "Scorer", memorize: "Memorize | None", run: "Callable[[Scorer], list[schema.TaskResult]]"
 ) -> tuple[list[schema.TaskResult], list[schema.PairedDifference]]:
     """Once as trained, or twice with memories frozen and written."""
-    from hope_eval.memorize import both  # noqa: PLC0415
+    from hope_eval.scoring.memorize import both  # noqa: PLC0415
 
     return both(scorer, memorize, run) if memorize else (run(scorer), [])
 
@@ -103,9 +103,9 @@ def evaluate(
     arguments: argparse.Namespace, run: "Callable[[Loaded, Scorer], list[schema.TaskResult]]"
 ) -> schema.Results:
     """Load the model, run, write the result file, print its headlines."""
-    from hope_eval.lm import Scorer  # noqa: PLC0415
-    from hope_eval.models import load  # noqa: PLC0415
     from hope_eval.progress import Display  # noqa: PLC0415
+    from hope_eval.scoring.load import load  # noqa: PLC0415
+    from hope_eval.scoring.scorer import Scorer  # noqa: PLC0415
 
     start = time.monotonic()
     former, memorize = former_of(arguments.json, add=arguments.add), memorize_of(arguments)
@@ -209,10 +209,10 @@ def _zeroshot(arguments: argparse.Namespace) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval draws bars wherever it is
     try:
-        from hope_eval.harness import HopeLM  # noqa: PLC0415
+        from hope_eval.lm_eval_bridge.model import HopeLM  # noqa: PLC0415
     except ImportError as error:
         raise InputError(f"zeroshot needs lm-eval ({error.name}); pip install 'hope-eval[lm-eval]'") from None
-    from hope_eval.zeroshot import run as suite  # noqa: PLC0415
+    from hope_eval.lm_eval_bridge import run as suite  # noqa: PLC0415
 
     def run(loaded: "Loaded", scorer: "Scorer") -> list[schema.TaskResult]:
         lm = HopeLM(loaded, max_length=arguments.max_length, batch_tokens=arguments.batch_tokens)

@@ -18,16 +18,16 @@ from hope_data import shards
 from hope_data.errors import InputError
 from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
-from hope_eval.adaptation import Adaptation, adapted
-from hope_eval.adaptation.tune import training_texts
-from hope_eval.lm import Scorer
-from hope_eval.memorize import Memorize, both
-from hope_eval.models import HopeModel, check_tokenizer, describe
 from hope_eval.names import trained_length
 from hope_eval.progress import Display
 from hope_eval.results import SCHEMA, Checkpoint, Evaluator, Results, TaskResult
+from hope_eval.scoring.adaptation import Adaptation, adapted
+from hope_eval.scoring.load import HopeModel, check_tokenizer, describe
+from hope_eval.scoring.memorize import Memorize, both
+from hope_eval.scoring.scorer import Scorer
 from hope_eval.tasks import TASKS, USUAL
 from hope_eval.tasks.base import Context
+from hope_eval.tasks.tune import training_texts
 from hope_model import LanguageModel, checkpoint
 from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError as ModelInputError

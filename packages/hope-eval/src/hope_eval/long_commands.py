@@ -16,9 +16,9 @@ from hope_eval.escape import printable
 
 if TYPE_CHECKING:
     from hope_data.shards import Split
-    from hope_eval.continual import Domain
-    from hope_eval.lm import Scorer, Tokens
-    from hope_eval.models import HopeTokenizer, Loaded
+    from hope_eval.scoring.load import HopeTokenizer, Loaded
+    from hope_eval.scoring.scorer import Scorer, Tokens
+    from hope_eval.tasks.continual import Domain
 
 
 def add(commands: Parsers) -> None:
@@ -61,7 +61,7 @@ def _add_needle(commands: Parsers) -> None:
 
 
 def _needle(arguments: argparse.Namespace) -> None:
-    from hope_eval import books, needle  # noqa: PLC0415
+    from hope_eval.tasks import books, needle  # noqa: PLC0415
 
     texts = books.load_texts(arguments.text)
     settings = needle.Settings(arguments.lengths, arguments.depths, arguments.repeats)
@@ -97,7 +97,7 @@ def _add_books(commands: Parsers) -> None:
 
 
 def _books(arguments: argparse.Namespace) -> None:
-    from hope_eval import books  # noqa: PLC0415
+    from hope_eval.tasks import books  # noqa: PLC0415
     from hope_eval.tasks.base import refuse_rereading  # noqa: PLC0415
 
     texts = books.load_texts(arguments.text)
@@ -132,7 +132,7 @@ def _add_babi(commands: Parsers) -> None:
 
 
 def _babi(arguments: argparse.Namespace) -> None:
-    from hope_eval import babi, books  # noqa: PLC0415
+    from hope_eval.tasks import babi, books  # noqa: PLC0415
 
     texts = books.load_texts(arguments.text)
     tasks = [babi.task_name(path) for path in arguments.data]
@@ -155,7 +155,7 @@ def _babi(arguments: argparse.Namespace) -> None:
 
 def _hay(texts: dict[str, str], loaded: "Loaded") -> "Tokens":
     """Tokens of texts that hide something."""
-    from hope_eval import books  # noqa: PLC0415
+    from hope_eval.tasks import books  # noqa: PLC0415
 
     parts = [books.tokens_of(loaded.tokenizer, text)[1:] for text in texts.values()]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
@@ -204,7 +204,7 @@ def _add_continual(commands: Parsers) -> None:
 
 
 def _continual(arguments: argparse.Namespace) -> None:
-    from hope_eval import class_data, continual  # noqa: PLC0415
+    from hope_eval.tasks import class_data, continual  # noqa: PLC0415
 
     if arguments.classes and not arguments.data:
         raise InputError("--classes: name the folder of the labelled texts with --data")
@@ -232,9 +232,9 @@ def _continual(arguments: argparse.Namespace) -> None:
 
 def _domains(arguments: argparse.Namespace, loaded: "Loaded") -> "list[Domain]":
     from hope_data.shards import Split  # noqa: PLC0415
-    from hope_eval import books, continual  # noqa: PLC0415
     from hope_eval.evaluate import corpora  # noqa: PLC0415
-    from hope_eval.models import HopeTokenizer  # noqa: PLC0415
+    from hope_eval.scoring.load import HopeTokenizer  # noqa: PLC0415
+    from hope_eval.tasks import books, continual  # noqa: PLC0415
 
     made, tokenizer = [], loaded.tokenizer
     if arguments.text:
@@ -300,7 +300,7 @@ def _add_bench(commands: Parsers) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     try:
-        from hope_eval import bench as timing  # noqa: PLC0415
+        from hope_eval.lm_eval_bridge import bench as timing  # noqa: PLC0415
     except ImportError as error:
         raise InputError(f"bench needs lm-eval ({error.name}); pip install 'hope-eval[lm-eval]'") from None
     from hope_eval.report.tables import table  # noqa: PLC0415

@@ -19,7 +19,7 @@ from hope_data.files import sha256_bytes
 from hope_data.publishing import exclusive, write_atomic
 from hope_eval import results as schema
 from hope_eval.commands import merge
-from hope_eval.zeroshot.mirror import FILES
+from hope_eval.lm_eval_bridge.mirror import FILES
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run(given: argparse.Namespace, call: Callable[[list[str]], None]) -> Iterato
         InputError: a command's, or another process makes the same pack.
     """
     from hope_eval.evaluate import revision  # noqa: PLC0415 (torch is slow to import)
-    from hope_eval.models import load  # noqa: PLC0415
+    from hope_eval.scoring.load import load  # noqa: PLC0415
 
     loaded = load(given.checkpoint, given.tokenizer)
     bounded, writes = loaded.model.max_length is None, bool(getattr(loaded.model, "memories", ()))

@@ -53,8 +53,8 @@ def add(commands: Parsers) -> None:
 
 
 def _task(arguments: argparse.Namespace) -> None:
-    from hope_eval.lm import Scorer  # noqa: PLC0415
     from hope_eval.progress import Display  # noqa: PLC0415
+    from hope_eval.scoring.scorer import Scorer  # noqa: PLC0415
     from hope_eval.tasks import synthetic  # noqa: PLC0415
 
     start = time.monotonic()

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hope_eval.escape import printable
-from hope_eval.needle import KINDS
 from hope_eval.report.plots import COLOURS, STYLE, WIDTH, save
 from hope_eval.report.select import Named
 from hope_eval.report.suites import base
 from hope_eval.results import TaskResult
+from hope_eval.tasks.needle import KINDS
 
 Grid = Sequence[Sequence[float]]
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from hope_eval.needle import KINDS
 from hope_eval.report.select import Named
 from hope_eval.report.tables import short, table
 from hope_eval.results import METRICS, Metric, TaskResult, value
+from hope_eval.tasks.needle import KINDS
 
 MODES = ("on", "oracle")  # of memorisation; other differences are of adaptations
 OURS = ("perplexity", "choice", "passkey")

@@ -12,9 +12,9 @@ import numpy as np
 from hope_data.errors import InputError
 from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
-from hope_eval.lm import Scorer, Tokens
 from hope_eval.progress import Display
 from hope_eval.results import Items, TaskResult, fingerprint
+from hope_eval.scoring.scorer import Scorer, Tokens
 
 
 @dataclass(frozen=True)

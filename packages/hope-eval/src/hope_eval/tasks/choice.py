@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hope_data.errors import InputError
-from hope_eval.lm import Scorer, Tokens
 from hope_eval.results import Items, TaskResult
+from hope_eval.scoring.scorer import Scorer, Tokens
 from hope_eval.tasks.base import Clock, Context, finish
 
 NAME, VERSION = "choice", 2

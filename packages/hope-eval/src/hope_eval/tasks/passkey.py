@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hope_data.errors import InputError
-from hope_eval.lm import Tokens
 from hope_eval.results import Items, TaskResult
+from hope_eval.scoring.scorer import Tokens
 from hope_eval.tasks.base import Clock, Context, finish
 
 NAME, VERSION = "passkey", 1

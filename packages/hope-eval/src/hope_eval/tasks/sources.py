@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hope_eval.lm import Tokens
 from hope_eval.results import Items, rounded
+from hope_eval.scoring.scorer import Tokens
 
 CLASSES = ("new", "seen", "bigram seen", "trigram seen")
 

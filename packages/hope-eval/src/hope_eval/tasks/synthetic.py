@@ -10,9 +10,9 @@ import numpy as np
 
 from hope_data import tasks
 from hope_data.errors import InputError
-from hope_eval.lm import Scorer
-from hope_eval.models import describe
 from hope_eval.results import Checkpoint, Items, TaskResult, fingerprint
+from hope_eval.scoring.load import describe
+from hope_eval.scoring.scorer import Scorer
 from hope_eval.tasks.base import Stopwatch, refuse_rereading
 from hope_model import LanguageModel, checkpoint
 from hope_model.cpu import prepare_cpu

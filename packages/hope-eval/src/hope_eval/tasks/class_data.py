@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from hope_data.errors import InputError
-from hope_eval.continual import Labelled
 from hope_eval.files import read_json, read_text
-from hope_eval.zeroshot.mirror import find
+from hope_eval.lm_eval_bridge.mirror import find
+from hope_eval.tasks.continual import Labelled
 
 Pairs = list[tuple[str, str]]
 Groups = list[tuple[str, list[str]]]

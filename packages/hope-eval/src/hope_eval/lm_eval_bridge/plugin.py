@@ -16,7 +16,7 @@ from hope_data.errors import InputError
 from hope_model.errors import InputError as ModelInputError
 
 if "hope" not in model_registry:
-    model_registry.register("hope", target="hope_eval.harness:HopeLM")
+    model_registry.register("hope", target="hope_eval.lm_eval_bridge.model:HopeLM")
 
 _execute = HarnessCLI.execute
 
@@ -27,7 +27,7 @@ def _execute_plainly(self: HarnessCLI, args: Namespace) -> None:
     except (InputError, ModelInputError) as error:
         message = str(error)
     except OSError as error:
-        if "hope_eval.harness" not in sys.modules or not _of_data_set(error):
+        if "hope_eval.lm_eval_bridge.model" not in sys.modules or not _of_data_set(error):
             raise
         reason = " ".join(str(error).split())[:160]
         message = (

@@ -15,7 +15,7 @@ from typing import Any
 
 from hope_data.errors import InputError
 from hope_eval.files import read_text
-from hope_eval.zeroshot.rows import Row, read
+from hope_eval.lm_eval_bridge.rows import Row, read
 
 Doc = dict[str, Any]
 
@@ -288,7 +288,7 @@ def write_tasks(folder: Path, mirror: Path, tasks: list[str], limit: int | None 
         lines = [
             f'include: {json.dumps(str(stock / source.yaml))[:-1]}.yaml"',
             f"task: {task}",
-            "custom_dataset: !function hope_eval.zeroshot.mirror.dataset",
+            "custom_dataset: !function hope_eval.lm_eval_bridge.mirror.dataset",
             f"dataset_kwargs: {json.dumps(given)}",
             # Zero-shot needs the rows that are asked and no others.
             *(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hope_data.errors import InputError
-from hope_eval.adaptation.cache import CachedModel
-from hope_eval.adaptation.dials import Adaptation, Dynamic, NeuralCache, Off, UnigramCache, Writes
-from hope_eval.adaptation.dynamic import DynamicModel
-from hope_eval.models import CausalModel, HFModel, HopeModel, Places
+from hope_eval.scoring.adaptation.cache import CachedModel
+from hope_eval.scoring.adaptation.dials import Adaptation, Dynamic, NeuralCache, Off, UnigramCache, Writes
+from hope_eval.scoring.adaptation.dynamic import DynamicModel
+from hope_eval.scoring.load import CausalModel, HFModel, HopeModel, Places
 from hope_model import MemorySettings
 from hope_model.adapt import AttachedMemory, AttachedState, attach_memory
 from hope_model.errors import InputError as ModelInputError

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hope_eval.models import HFModel, HopeModel, Places
+from hope_eval.scoring.load import HFModel, HopeModel, Places
 
 ROWS = 128  # positions at a time: [B, ROWS, V] probabilities
 

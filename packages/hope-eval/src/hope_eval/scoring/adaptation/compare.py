@@ -10,12 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hope_data.errors import InputError
-from hope_eval.adaptation.dials import Adaptation
-from hope_eval.adaptation.wrap import AdaptedModel, state_bytes, wrap
-from hope_eval.lm import Scorer
-from hope_eval.memorize import differences
-from hope_eval.models import HopeModel
 from hope_eval.results import PairedDifference, TaskResult
+from hope_eval.scoring.adaptation.dials import Adaptation
+from hope_eval.scoring.adaptation.wrap import AdaptedModel, state_bytes, wrap
+from hope_eval.scoring.load import HopeModel
+from hope_eval.scoring.memorize import differences
+from hope_eval.scoring.scorer import Scorer
 from hope_model import counting
 
 

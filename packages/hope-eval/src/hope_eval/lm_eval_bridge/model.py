@@ -1,7 +1,7 @@
 """lm-eval's seam: the model `hope`, one `TemplateLM` for our checkpoints and for those of transformers.
 
 lm_eval --model hope --model_args pretrained=runs/hope/checkpoint --tasks piqa
-python -c "import hope_eval.harness"    # registers it in a program of one's own
+python -c "import hope_eval.lm_eval_bridge.model"    # registers it in a program of one's own
 """
 
 import os
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hope_data.errors import InputError
-from hope_eval import generation, model_arguments
-from hope_eval.lm import Scorer
-from hope_eval.models import HopeTokenizer, Loaded, load
-from hope_eval.prefixes import Request
+from hope_eval.lm_eval_bridge import arguments, generation
+from hope_eval.scoring.batching import Request
+from hope_eval.scoring.load import HopeTokenizer, Loaded, load
+from hope_eval.scoring.scorer import Scorer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -38,7 +38,7 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
     Args:
         pretrained: folder of a checkpoint of ours or of transformers; or what `models.load` returned.
         tokenizer: its folder, where it is not found by its hash.
-        options: see `model_arguments.Arguments`.
+        options: see `lm_eval_bridge.arguments.Arguments`.
 
     Raises:
         InputError: an unknown or unfit argument, or a folder that cannot be loaded.
@@ -53,7 +53,7 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         super().__init__()
         if pretrained is None:
             raise InputError("pretrained is missing: name a checkpoint, as in --model_args pretrained=DIR")
-        given = model_arguments.parse(options)
+        given = arguments.parse(options)
         loaded = pretrained
         if not isinstance(loaded, Loaded):
             loaded = load(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hope_data.errors import InputError
-from hope_eval.zeroshot import mirror
+from hope_eval.lm_eval_bridge import mirror
 
 Answers = list[float]
 
@@ -67,7 +67,7 @@ def bench(folder: Path, settings: BenchSettings, model: Path | None = None) -> l
 def _bench(source: Path, folder: Path, settings: BenchSettings) -> list[dict[str, Any]]:
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
 
-    from hope_eval.harness import HopeLM  # noqa: PLC0415
+    from hope_eval.lm_eval_bridge.model import HopeLM  # noqa: PLC0415
 
     hf = {
         n: HFLM(pretrained=str(source), device="cpu", batch_size=n, dtype="float32")

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hope_data.errors import InputError
-from hope_eval.models import CausalModel, HopeModel, Places
-from hope_eval.prefixes import Batch, Request, Scored, plan
+from hope_eval.scoring.batching import Batch, Request, Scored, plan
+from hope_eval.scoring.load import CausalModel, HopeModel, Places
 from hope_model import LanguageModel
 
 if TYPE_CHECKING:
-    from hope_eval.memorize import Memorize
+    from hope_eval.scoring.memorize import Memorize
 
 Tokens = NDArray[np.int64]
 LABELS = 32  # rows of a pass over labels

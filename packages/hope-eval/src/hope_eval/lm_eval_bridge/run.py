@@ -12,8 +12,8 @@ from typing import Any
 
 from hope_data.errors import InputError
 from hope_eval.estimates import ratio
+from hope_eval.lm_eval_bridge import mirror
 from hope_eval.results import Items, Metric, TaskResult, fingerprint, rounded
-from hope_eval.zeroshot import mirror
 
 SUITE = tuple(mirror.FILES)
 VERSION = 1

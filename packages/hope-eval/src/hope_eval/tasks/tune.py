@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hope_data.errors import InputError
-from hope_eval.adaptation.dials import Adaptation
-from hope_eval.adaptation.wrap import wrap
+from hope_eval.scoring.adaptation.dials import Adaptation
+from hope_eval.scoring.adaptation.wrap import wrap
 from hope_eval.tasks import perplexity
 from hope_eval.tasks.base import Context
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from hope_data.errors import InputError
 from hope_eval.compare import compare_tasks
-from hope_eval.lm import Scorer
-from hope_eval.models import HFModel, HopeModel
 from hope_eval.results import PairedDifference, TaskResult
+from hope_eval.scoring.load import HFModel, HopeModel
+from hope_eval.scoring.scorer import Scorer
 from hope_model import MemorySettings
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from hope_data.errors import InputError
-from hope_eval.adaptation.cache import lifted
-from hope_eval.adaptation.dials import Dynamic
-from hope_eval.models import HFModel, HopeModel, Places, copied
+from hope_eval.scoring.adaptation.cache import lifted
+from hope_eval.scoring.adaptation.dials import Dynamic
+from hope_eval.scoring.load import HFModel, HopeModel, Places, copied
 from hope_model.state import State, detach
 from hope_model.tree import tensors
 

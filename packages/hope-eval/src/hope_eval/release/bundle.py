@@ -14,12 +14,13 @@ import numpy as np
 from hope_data.errors import InputError
 from hope_data.files import sha256_file
 from hope_data.publishing import new_folder, write_atomic
-from hope_eval import card, report
+from hope_eval import report
 from hope_eval import results as schema
 from hope_eval.commands import merge
 from hope_eval.files import read_json
-from hope_eval.lm import Scorer
-from hope_eval.models import Loaded, find_tokenizer, load
+from hope_eval.release import card
+from hope_eval.scoring.load import Loaded, find_tokenizer, load
+from hope_eval.scoring.scorer import Scorer
 
 SUMS, SAMPLE, RESULTS, TRAINING = "SHA256SUMS", "sample.json", "results", "training.json"
 WEIGHTS = ("model.safetensors", "config.json")

@@ -16,10 +16,10 @@ import numpy as np
 
 from hope_data.errors import InputError
 from hope_eval.files import read_text
-from hope_eval.lm import Scorer, Tokens
-from hope_eval.models import TextTokenizer
 from hope_eval.names import as_name
 from hope_eval.results import Items, TaskResult, fingerprint
+from hope_eval.scoring.load import TextTokenizer
+from hope_eval.scoring.scorer import Scorer, Tokens
 from hope_eval.tasks.base import Stopwatch
 
 VERSION = 1

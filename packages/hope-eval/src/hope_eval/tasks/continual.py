@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from hope_data.errors import InputError
-from hope_eval.lm import Scorer, Tokens
-from hope_eval.memorize import Memorize, both
-from hope_eval.models import HopeModel, TextTokenizer
 from hope_eval.results import Items, Metric, TaskResult, fingerprint, rounded
+from hope_eval.scoring.load import HopeModel, TextTokenizer
+from hope_eval.scoring.memorize import Memorize, both
+from hope_eval.scoring.scorer import Scorer, Tokens
 from hope_eval.tasks.base import Stopwatch
 
 VERSION = 1

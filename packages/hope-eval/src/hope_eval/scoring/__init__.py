@@ -1,0 +1,1 @@
+"""From a checkpoint to answers: loading, likelihoods and generation, memorising and adapting while reading."""
