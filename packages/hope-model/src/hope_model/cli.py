@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hope_model import text_commands
 from hope_model.bench import (
     TRAIN_VARIANTS,
     UNBOUNDED,
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 on success, 2 on a user's mistake."""
     arguments = _parser().parse_args(argv)
     try:
-        return _bench(arguments)
+        arguments.function(arguments)
+    except BrokenPipeError:  # the reader of the text has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError, RuntimeError) as error:
         message = str(error).strip() or type(error).__name__
         print(f"error: {message.splitlines()[0]}", file=sys.stderr)
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,10 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         "--positions", default="1024,32768,1048576", help="decode: tokens before the timed ones"
     )
     bench.add_argument("--json", type=Path, help="also write the rows here")
+    bench.set_defaults(function=_bench)
+    text_commands.add(commands)
     return parser
 
 
-def _bench(arguments: argparse.Namespace) -> int:
+def _bench(arguments: argparse.Namespace) -> None:
     values = vars(arguments)
     names = {field for field in BenchSettings.__dataclass_fields__ if field != "variants"}
     settings = BenchSettings(
@@ -107,7 +113,6 @@ def _bench(arguments: argparse.Namespace) -> int:
         write_atomic(
             arguments.json, (json.dumps([{**row, **where} for row in rows], indent=1) + "\n").encode()
         )
-    return 0
 
 
 def _check(settings: BenchSettings, arguments: argparse.Namespace) -> list[int]:

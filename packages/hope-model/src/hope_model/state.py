@@ -103,7 +103,7 @@ def metrics(state: State) -> dict[str, float]:
         result |= {f"gate_hit_rate_{n}": rate for n, rate in rates.items()}
     sizes: dict[str, list[float]] = {}
     for block in state.blocks:
-        if fast := _fast_weights(block.mixer):
+        if fast := fast_weights(block.mixer):
             sizes.setdefault("memory_norm", []).append(_size(fast))
         for n, level in enumerate(block.channel or ()):
             if level.delta is not None:
@@ -111,7 +111,7 @@ def metrics(state: State) -> dict[str, float]:
     return result | {name: sum(values) / len(values) for name, values in sizes.items()}
 
 
-def _fast_weights(mixer: Any) -> tuple[Tensor, ...]:
+def fast_weights(mixer: Any) -> tuple[Tensor, ...]:
     """The mixer's memory, wherever in its state it lies; attention has none."""
     while mixer is not None and not isinstance(mixer, Tensor):
         if hasattr(mixer, "now"):
