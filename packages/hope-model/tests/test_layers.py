@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from hope_model import AttentionConfig, ModelConfig
-from hope_model.layers.attention import Attention, rotate
+from hope_model.layers.attention import Attention
 from hope_model.layers.basic import CausalConv
+from hope_model.layers.rotary import angles, rotate
 
 
 @pytest.mark.parametrize("T", [1, 7])
@@ -30,8 +31,13 @@ def test_convolution_is_torchs(D: int, T: int) -> None:
 def test_rotation_depends_on_distance_only_even_at_a_million() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 64)
-    near = (rotate(q, 5, 1e4) * rotate(k, 3, 1e4)).sum()
-    far = (rotate(q, 1_000_005, 1e4) * rotate(k, 1_000_003, 1e4)).sum()
+
+    def score(later: int, earlier: int) -> torch.Tensor:
+        config = AttentionConfig()
+        x, y = (rotate(z, *angles(config, n, 1, 64, z)) for z, n in ((q, later), (k, earlier)))
+        return (x * y).sum()
+
+    near, far = score(5, 3), score(1_000_005, 1_000_003)
     assert (near - far).abs() < 1e-4
 
 
@@ -49,3 +55,27 @@ def test_window_sees_exactly_its_tokens_and_bounds_the_cache() -> None:
     first, state = layer(x[:, :5], layer.initial(1))
     second, _ = layer(x[:, 5:], state)
     assert (torch.cat((first, second), 1) - whole).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_fewer_heads_of_keys_are_as_many_with_copies(window: int) -> None:
+    """Grouped heads, in pieces, against heads of their own with the same matrices three times."""
+    torch.manual_seed(0)
+    sizes = {"variant": "transformer", "vocab_size": 8, "dim": 12, "head_dim": 4, "layers": 1}
+    few = {"heads": 6, "kv_heads": 2, "qk_norm": True, "bias": "all", "window": window}
+    grouped = Attention(ModelConfig.from_dict(sizes | {"attention": few}), 0.5, 0.5).double()
+    whole = Attention(ModelConfig.from_dict(sizes | {"attention": few | {"kv_heads": 6}}), 0.5, 0.5).double()
+    grouped.qkv.bias.data.normal_()
+    for kind in ("weight", "bias"):
+        q, k, v = getattr(grouped.qkv, kind).data.split((24, 8, 8))
+        k, v = (x.view(2, 4, *x.shape[1:]).repeat_interleave(3, 0).flatten(0, 1) for x in (k, v))
+        getattr(whole.qkv, kind).data = torch.cat((q, k, v))
+    whole.out.load_state_dict(grouped.out.state_dict())
+    x = torch.randn(2, 11, 12).double()
+    expected, _ = whole(x, whole.initial(2))
+    state, parts = grouped.initial(2), []
+    for piece in x.split((3, 1, 6, 1), 1):
+        y, state = grouped(piece, state)
+        parts.append(y)
+    assert state.k_BHSd.shape == (2, 2, 4 if window else 11, 4)
+    assert (torch.cat(parts, 1) - expected).abs().max() < 1e-12

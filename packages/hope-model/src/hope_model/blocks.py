@@ -106,15 +106,17 @@ class Block(nn.Module):
         super().__init__()
         mixer, channel = variant_parts(config)
         std, out_std = config.init_std, config.init_std / (2 * config.layers) ** 0.5
-        self.mixer_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.mixer_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mixer = MIXERS[mixer](config, std, out_std)
-        self.channel_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.channel_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         budget = channel_budget(config) // config.dim
         if channel == "cms":
             levels = len(config.cms.chunks())
-            self.channel: nn.Module = CMS(config, _round(budget / (2 * levels)), std, out_std)
+            hidden = config.hidden or _round(budget / (2 * levels))
+            self.channel: nn.Module = CMS(config, hidden, std, out_std)
         else:
-            self.channel = SwiGLU(config.dim, _round(budget / 3), std, out_std)
+            hidden = config.hidden or _round(budget / 3)
+            self.channel = SwiGLU(config.dim, hidden, std, out_std, bias=config.mlp_bias)
 
     def initial(self, batch: int) -> BlockState:
         """State before the first token."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
+from torch import Tensor
 
 from hope_model.blocks import variant_parts
 from hope_model.config import ModelConfig
@@ -17,6 +18,7 @@ from hope_model.model import LanguageModel
 from hope_model.ranges import shown
 
 WEIGHTS, CONFIG, META = "model.safetensors", "config.json", "meta.json"
+TOKENIZER = "tokenizer/"  # of a converted model, inside its checkpoint
 # Those whose every number float32 holds; a model is loaded in float32.
 PRECISIONS = ("F32", "F16", "BF16")
 
@@ -26,9 +28,15 @@ def save(folder: Path | str, model: LanguageModel, meta: Mapping[str, Any]) -> N
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-    write_atomic(folder / WEIGHTS, serialise(tensors, metadata={"format": "pt"}))
-    write_atomic(folder / CONFIG, (json.dumps(model.config.to_dict(), indent=1) + "\n").encode())
-    sidecar = {**meta, "sha256": {name: sha256(folder / name) for name in (WEIGHTS, CONFIG)}}
+    write(folder, tensors, model.config, meta)
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], config: ModelConfig, meta: Mapping[str, Any]) -> None:
+    """The same of tensors by their names; the hashes cover the files of a tokenizer in the folder `tokenizer`, too."""
+    write_atomic(folder / WEIGHTS, serialise(dict(tensors), metadata={"format": "pt"}))
+    write_atomic(folder / CONFIG, (json.dumps(config.to_dict(), indent=1) + "\n").encode())
+    tokenizer = sorted(f"{TOKENIZER}{path.name}" for path in (folder / TOKENIZER).glob("*") if path.is_file())
+    sidecar = {**meta, "sha256": {name: sha256(folder / name) for name in (WEIGHTS, CONFIG, *tokenizer)}}
     write_atomic(folder / META, (json.dumps(sidecar, indent=1) + "\n").encode())
 
 
@@ -44,13 +52,7 @@ def load(folder: Path | str, device: str = "cpu") -> tuple[LanguageModel, dict[s
         InputError: Names the file and what is wrong with it.
     """
     folder = Path(folder)
-    meta = _read(folder / META)
-    _verify(folder, meta)
-    try:
-        config = ModelConfig.from_dict(_read(folder / CONFIG))
-        variant_parts(config)
-    except InputError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from None
+    config, meta = read(folder)
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             # Compared before memory is taken for the model.
@@ -64,6 +66,25 @@ def load(folder: Path | str, device: str = "cpu") -> tuple[LanguageModel, dict[s
     return model.to(device).eval(), meta
 
 
+def read(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return configuration and sidecar of a checkpoint, all its hashes verified."""
+    meta = _read(folder / META)
+    _verify(folder, meta)
+    try:
+        config = ModelConfig.from_dict(_read(folder / CONFIG))
+        variant_parts(config)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    return config, meta
+
+
+def check_tokenizer_hash(folder: Path, meta: Mapping[str, Any], file: Path) -> None:
+    """Raise `InputError` where a checkpoint was made with another tokenizer than this file's."""
+    expected = meta.get("tokenizer_sha256")
+    if expected and sha256(file) != expected:
+        raise InputError(f"{file}: not the tokenizer of {folder} ({str(expected)[:12]}); name the right one")
+
+
 def _verify(folder: Path, meta: Mapping[str, Any]) -> None:
     """Compare every file that the sidecar names, the model's at least, with its hash there."""
     hashes = meta.get("sha256")
@@ -72,7 +93,7 @@ def _verify(folder: Path, meta: Mapping[str, Any]) -> None:
             f"{folder / META} has no hashes ('sha256') of {WEIGHTS} and {CONFIG}; save the checkpoint anew"
         )
     for name, expected in hashes.items():
-        if Path(name).name != name:
+        if Path(name).name != name.removeprefix(TOKENIZER):
             raise InputError(
                 f"{folder / META}: 'sha256' names {shown(name)}, which is no file of this folder"
             )

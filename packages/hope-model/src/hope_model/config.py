@@ -21,12 +21,41 @@ LEVELS, LARGEST = 64, 1e13  # of the CMS; parameters
 
 
 @dataclass(frozen=True)
+class RopeConfig:
+    """Rotary frequencies for contexts longer than those of training; see `layers.rotary`."""
+
+    scaling: str = field(default="none", metadata=one_of("none", "linear", "llama3", "yarn"))
+    factor: float = field(default=1.0, metadata=within(1, 1e6))  # what low frequencies are divided by
+    original: int = field(default=8192, metadata=within(1, 2**40))  # tokens of the context before scaling
+    # Turns within that context: frequencies with fewer than `low` are divided, those with more than `high` stay.
+    low: float = field(default=1.0, metadata=within(0, 1e6, above=True))
+    high: float = field(default=4.0, metadata=within(0, 1e6, above=True))
+    magnitude: float = field(
+        default=1.0, metadata=within(0, 1_000, above=True)
+    )  # of rotated queries and keys
+    truncate: bool = True  # yarn: the ramp begins and ends at whole dimensions
+
+    def __post_init__(self) -> None:
+        """Refuse a ramp without a slope."""
+        check_ranges(self, "model.attention.rope")
+        if self.scaling in ("llama3", "yarn") and not self.low < self.high:
+            raise InputError(
+                f"model.attention.rope.low {self.low:g} must be less than model.attention.rope.high {self.high:g}"
+            )
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
     """Softmax attention with rotary positions."""
 
     # Tokens a query sees, itself included; 0: all, or 512 where a variant needs a window.
     window: int = field(default=0, metadata=within(0, 2**40))
+    heads: int = field(default=0, metadata=within(0, 4096))  # of queries; 0: dim / head_dim
+    kv_heads: int = field(default=0, metadata=within(0, 4096))  # of keys and values; 0: as many
+    qk_norm: bool = False  # an RMS norm of every query and key before it is rotated
+    bias: str = field(default="none", metadata=one_of("none", "qkv", "all"))  # of the projections
     rope_base: float = field(default=10_000.0, metadata=within(1, 1e12))
+    rope: RopeConfig = field(default_factory=RopeConfig)
 
 
 @dataclass(frozen=True)
@@ -100,6 +129,12 @@ class ModelConfig:
     dim: int = field(default=256, metadata=within(1, 2**20))
     layers: int = field(default=4, metadata=within(1, 4096))
     head_dim: int = field(default=64, metadata=within(1, 4096))
+    # Width of the SwiGLU's hidden layer, or of each CMS level's; 0: as many parameters as a Transformer's block.
+    hidden: int = field(default=0, metadata=within(0, 2**22))
+    mlp_bias: bool = False  # of the SwiGLU
+    norm_eps: float = field(
+        default=1e-6, metadata=within(0, 1, above=True)
+    )  # of the blocks' and the last norm
     conv: int = field(default=4, metadata=within(1, 1024))  # width of the causal convolution before a memory
     tied_embedding: bool = True
     init_std: float = field(default=0.02, metadata=within(0, 10))
@@ -110,8 +145,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         check_ranges(self, "model")
-        if self.dim % self.head_dim:
-            raise InputError(f"model.dim {self.dim} is not a multiple of model.head_dim {self.head_dim}")
+        self._check_heads()
         for part, changes in FORMS.get(self.variant, {}).items():
             object.__setattr__(self, part, dataclasses.replace(getattr(self, part), **changes))
         if self.variant in WINDOWED and not self.attention.window:
@@ -125,6 +159,20 @@ class ModelConfig:
             raise InputError(
                 f"model.dim {self.dim}, model.layers {self.layers} and model.vocab_size {self.vocab_size} make "
                 f"{self._size():.0e} parameters; at most {LARGEST:.0e} are allowed"
+            )
+
+    def _check_heads(self) -> None:
+        attention = self.attention
+        if attention.heads and self.variant in ("titans_mag", "titans_mac"):
+            raise InputError(
+                f"model.attention.heads is {attention.heads}; {self.variant} needs 0, as many as its memory has"
+            )
+        free = attention.heads and self.variant in ("transformer", "transformer_window")
+        if self.dim % self.head_dim and not free:
+            raise InputError(f"model.dim {self.dim} is not a multiple of model.head_dim {self.head_dim}")
+        if self.variant in ATTENDING and self.query_heads % self.kv_heads:
+            raise InputError(
+                f"model.attention.kv_heads {attention.kv_heads} does not divide the {self.query_heads} heads of queries"
             )
 
     def _check_periods(self) -> None:
@@ -146,12 +194,24 @@ class ModelConfig:
         embeddings = (1 if self.tied_embedding else 2) * self.vocab_size * self.dim
         # A block weighs what a Transformer's does, or what its memories do where these alone are more.
         memories = 10 * self.dim * self.memory_hidden + self.dim * (3 * self.conv + self.memory.persistent)
-        return float(embeddings + self.layers * (12 * self.dim**2 + memories))
+        attention = 4 * self.dim * self.attention.heads * self.head_dim
+        channel = 3 * self.dim * self.hidden * len(self.cms.chunks())
+        return float(embeddings + self.layers * (12 * self.dim**2 + memories + attention + channel))
 
     @property
     def heads(self) -> int:
         """Number of heads."""
         return self.dim // self.head_dim
+
+    @property
+    def query_heads(self) -> int:
+        """Number of heads of softmax attention."""
+        return self.attention.heads or self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of heads that keys and values have in softmax attention."""
+        return self.attention.kv_heads or self.query_heads
 
     @property
     def memory_hidden(self) -> int:

@@ -101,7 +101,7 @@ def _mixer_flops(config: ModelConfig, length: int) -> Flops:
     mixer, _ = variant_parts(config)
     persistent = config.memory.persistent
     if mixer == "attention":
-        return Flops(4 * D * _keys_seen(config, length), 0)
+        return Flops(4 * config.query_heads * d * _keys_seen(config, length), 0)
     if mixer == "gated_deltanet":
         return Flops(6 * D * d + 6 * D * C, 0)
     if mixer == "self_modifying":

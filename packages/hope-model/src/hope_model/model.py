@@ -28,7 +28,7 @@ class LanguageModel(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         nn.init.normal_(self.embed.weight, std=config.init_std)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = linear(config.dim, config.vocab_size, config.init_std)
         if config.tied_embedding:
             self.head.weight = self.embed.weight

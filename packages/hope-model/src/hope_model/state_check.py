@@ -147,7 +147,7 @@ def _mixer(config: ModelConfig, B: int, position: int) -> Any:
         counted: Any = seen
         return MemoryState(fast, fast, fast if momentum else None, counted)
 
-    kept = _like(B, H, min(position, window - 1) if window else position, d)
+    kept = _like(B, config.kv_heads, min(position, window - 1) if window else position, d)
     attention = AttentionState(kept, kept, position)
     tail = _like(B, config.conv - 1, D if mixer == "self_modifying" else 3 * D)
     if mixer == "attention":
@@ -160,7 +160,7 @@ def _mixer(config: ModelConfig, B: int, position: int) -> Any:
     if mixer == "titans_mag":
         return MAGState(attention, titans)
     if mixer == "titans_mac":
-        of_segment = _like(B, H, 2 * ((position - 1) % window + 1) if position else 0, d)
+        of_segment = _like(B, config.kv_heads, 2 * ((position - 1) % window + 1) if position else 0, d)
         return MACState(titans, titans.memory, tail, of_segment, of_segment, position)
     return titans
 

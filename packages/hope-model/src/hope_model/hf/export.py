@@ -10,7 +10,7 @@ import transformers
 
 from hope_model import checkpoint
 from hope_model.errors import InputError
-from hope_model.files import sha256, temporary_folder
+from hope_model.files import temporary_folder
 from hope_model.hf.config import HopeConfig
 from hope_model.hf.model import HopeForCausalLM
 from hope_model.hf.tokenizer import VOCABULARY, HopeTokenizer
@@ -43,11 +43,7 @@ def export(folder: Path | str, tokenizer: Path | str, out: Path | str) -> Path:
     if not source.is_file():
         raise InputError(f"{source} is missing; is {tokenizer} a tokenizer folder?")
     model = from_checkpoint(folder)
-    expected = model.config.trained.get("tokenizer_sha256")
-    if expected and sha256(source) != expected:
-        raise InputError(
-            f"{source}: not the tokenizer of {folder} ({str(expected)[:12]}); name the right one"
-        )
+    checkpoint.check_tokenizer_hash(Path(folder), model.config.trained, source)
     try:
         pieces = HopeTokenizer(str(source))
     except RuntimeError:

@@ -1,6 +1,7 @@
 """Softmax attention with rotary positions; full or sliding-window, with a bounded cache for the latter.
 
-Letters: B sequences, T new tokens, S cached and new tokens, D width, H heads, d head width.
+Letters: B sequences, T new tokens, S cached and new tokens, D width, H heads of queries, G heads of keys and values,
+d head width.
 """
 
 from contextlib import nullcontext
@@ -13,25 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import linear, to_heads, to_width
+from hope_model.layers.rotary import angles, rotate
 
 
 class AttentionState(NamedTuple):
     """Keys (rotated) and values of the tokens that later queries may still see."""
 
-    k_BHSd: Tensor
+    k_BHSd: Tensor  # G heads
     v_BHSd: Tensor
     position: int
-
-
-def rotate(x_BHTd: Tensor, position: int, base: float) -> Tensor:
-    """Rotary embedding (arXiv 2104.09864) of tokens position, position + 1, ..."""
-    T, d = x_BHTd.shape[-2:]
-    # Angles in float64: float32 loses whole radians near position one million.
-    rate = base ** (-torch.arange(0, d, 2, dtype=torch.float64, device=x_BHTd.device) / d)
-    angle = torch.arange(position, position + T, dtype=torch.float64, device=x_BHTd.device)[:, None] * rate
-    cos, sin = angle.cos().to(x_BHTd.dtype), angle.sin().to(x_BHTd.dtype)
-    x, y = x_BHTd.chunk(2, -1)
-    return torch.cat((x * cos - y * sin, x * sin + y * cos), -1)
 
 
 class Attention(nn.Module):
@@ -39,16 +30,22 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, std: float, out_std: float, persistent: int = 0) -> None:
         super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
-        self.window, self.base = config.attention.window, config.attention.rope_base
+        self.config, self.head_dim, self.window = config.attention, config.head_dim, config.attention.window
+        self.heads, self.kv_heads = config.query_heads, config.kv_heads
         self.twice = config.cms.second_order and config.cms.signal == "layer"
-        self.qkv = linear(config.dim, 3 * config.dim, std)
-        self.out = linear(config.dim, config.dim, out_std)
+        width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        bias = config.attention.bias
+        self.qkv = linear(config.dim, width + 2 * kv_width, std, bias=bias != "none")
+        self.out = linear(width, config.dim, out_std, bias=bias == "all")
+        self.widths = (width, kv_width, kv_width)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.attention.qk_norm else None for _ in "qk"
+        )
         self.persistent_PD = nn.Parameter(torch.randn(persistent, config.dim)) if persistent else None
 
     def initial(self, batch: int) -> AttentionState:
         """An empty cache."""
-        empty = self.qkv.weight.new_zeros(batch, self.heads, 0, self.head_dim)
+        empty = self.qkv.weight.new_zeros(batch, self.kv_heads, 0, self.head_dim)
         return AttentionState(empty, empty, 0)
 
     def forward(
@@ -83,8 +80,18 @@ class Attention(nn.Module):
 
     def heads_of(self, x_BTD: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, rotated from `position` on, and values."""
-        q, k, v = (to_heads(part, self.heads) for part in self.qkv(x_BTD).chunk(3, -1))
-        return rotate(q, position, self.base), rotate(k, position, self.base), v
+        q, k, v = self._split(x_BTD)
+        cos, sin = angles(self.config, position, q.shape[-2], self.head_dim, q)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def _split(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = self.qkv(x_BTD).split(self.widths, -1)
+        q, k, v = (
+            to_heads(x, n) for x, n in zip(parts, (self.heads, self.kv_heads, self.kv_heads), strict=True)
+        )
+        if self.q_norm is None or self.k_norm is None:
+            return q, k, v
+        return self.q_norm(q), self.k_norm(k), v
 
     def with_persistent(
         self, k_BHSd: Tensor, v_BHSd: Tensor, mask_TS: Tensor
@@ -93,16 +100,15 @@ class Attention(nn.Module):
         if self.persistent_PD is None:
             return k_BHSd, v_BHSd, mask_TS
         P, batch = len(self.persistent_PD), len(k_BHSd)
-        _, k, v = (
-            to_heads(part, self.heads).expand(batch, -1, -1, -1)
-            for part in self.qkv(self.persistent_PD[None]).chunk(3, -1)
-        )
+        _, k, v = (part.expand(batch, -1, -1, -1) for part in self._split(self.persistent_PD[None]))
         return torch.cat((k, k_BHSd), -2), torch.cat((v, v_BHSd), -2), F.pad(mask_TS, (P, 0), value=True)
 
     def read(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool = False
     ) -> Tensor:
         """softmax(q k^T / sqrt d) v. The fused kernels have no second derivative."""
+        if self.heads != self.kv_heads:
+            k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
         with sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext():
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
 

@@ -18,11 +18,13 @@ from hope_model.ops.native.heads import GATED_NORM, SPLIT_HEADS, gated_norm
 from hope_model.ops.native.heads import split_heads as native_split_heads
 
 
-def linear(inputs: int, outputs: int, std: float) -> nn.Linear:
-    """A matrix without bias, drawn from a normal distribution."""
-    layer = nn.Linear(inputs, outputs, bias=False)
+def linear(inputs: int, outputs: int, std: float, *, bias: bool = False) -> nn.Linear:
+    """A matrix drawn from a normal distribution; its bias begins at zero."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
     if not layer.weight.is_meta:  # there torch would import its compiler to draw nothing
         nn.init.normal_(layer.weight, std=std)
+        if bias:
+            nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -111,10 +113,10 @@ _SILU_PRODUCT: Callable[..., Any] = _SiluProduct.apply
 class SwiGLU(nn.Module):
     """Gated MLP (arXiv 2002.05202)."""
 
-    def __init__(self, dim: int, hidden: int, std: float, out_std: float) -> None:
+    def __init__(self, dim: int, hidden: int, std: float, out_std: float, *, bias: bool = False) -> None:
         super().__init__()
-        self.up = linear(dim, 2 * hidden, std)
-        self.down = linear(hidden, dim, out_std)
+        self.up = linear(dim, 2 * hidden, std, bias=bias)  # rows of the gate, then of the value
+        self.down = linear(hidden, dim, out_std, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""

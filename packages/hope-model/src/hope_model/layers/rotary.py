@@ -1,0 +1,60 @@
+"""Rotary positions (arXiv 2104.09864) and the frequencies of contexts longer than those of training.
+
+Letters: B sequences, T tokens, H heads, d head width.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from hope_model.config import AttentionConfig
+
+
+def frequencies(config: AttentionConfig, d: int, device: torch.device) -> Tensor:
+    """Radians per token of every pair of dimensions [d / 2], in float64.
+
+    `linear` divides all by the factor (arXiv 2306.15595). `llama3` (Llama 3.1) and `yarn` (arXiv 2309.00071) divide
+    those that turn fewer than `low` times within the original context and leave those of more than `high` turns.
+    Between them `llama3` interpolates by the number of turns, `yarn` by the number of the dimension.
+    """
+    number = torch.arange(0, d, 2, dtype=torch.float64, device=device)
+    rate, rope = config.rope_base ** (-number / d), config.rope
+    if rope.scaling == "none":
+        return rate
+    if rope.scaling == "linear":
+        return rate / rope.factor
+    if rope.scaling == "llama3":
+        turns = rope.original * rate / (2 * math.pi)
+        share = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)
+    else:
+        first, last = (_dimension(config, turns, d) for turns in (rope.high, rope.low))
+        if rope.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, d - 1)
+        # Both ends may fall on one dimension.
+        share = 1 - ((number / 2 - first) / (last - first or 0.001)).clamp(0, 1)
+    return share * rate + (1 - share) * rate / rope.factor
+
+
+def _dimension(config: AttentionConfig, turns: float, d: int) -> float:
+    """Number of the pair that turns so often within the original context."""
+    length = math.log(config.rope.original / (turns * 2 * math.pi))
+    return d * length / (2 * math.log(config.rope_base))
+
+
+def angles(config: AttentionConfig, position: int, T: int, d: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [T, d / 2] of tokens position, position + 1, ... in the precision of `like`."""
+    # Angles in float64: float32 loses whole radians near position one million.
+    rate = frequencies(config, d, like.device)
+    angle = torch.arange(position, position + T, dtype=torch.float64, device=like.device)[:, None] * rate
+    cos, sin = angle.cos(), angle.sin()
+    if config.rope.magnitude != 1:
+        cos, sin = cos * config.rope.magnitude, sin * config.rope.magnitude
+    return cos.to(like.dtype), sin.to(like.dtype)
+
+
+def rotate(x_BHTd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
+    """Turn every pair of dimensions by its angle."""
+    x, y = x_BHTd.chunk(2, -1)
+    return torch.cat((x * cos_Td - y * sin_Td, x * sin_Td + y * cos_Td), -1)

@@ -1,0 +1,47 @@
+"""Command lines of `hope-model convert` and `hope-model export`."""
+
+import argparse
+from pathlib import Path
+
+from hope_model.llama.convert import convert, export
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Both commands."""
+    parser = commands.add_parser(
+        "convert",
+        help="a Llama, Mistral, Qwen2, Qwen3 or SmolLM folder becomes a checkpoint of ours",
+        description="Read config.json, safetensors and tokenizer of a folder that transformers reads. What cannot be "
+        "represented is refused by name; no code of a model runs, and no pickle is read.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of Hugging Face")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: SOURCE")
+    parser.set_defaults(function=_convert)
+    parser = commands.add_parser(
+        "export",
+        help="a checkpoint of ours becomes a folder that transformers reads",
+        description="With a tokenizer of Hugging Face, a Transformer becomes a Llama, Mistral or Qwen, which is read "
+        "without our code; with one of hope-data, any variant becomes a model of the type 'hope' (hope_model.hf).",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="one of ours")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the one inside CHECKPOINT")
+    parser.set_defaults(function=_export)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    print(convert(arguments.source, arguments.out, arguments.tokenizer))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    folder = arguments.tokenizer or arguments.checkpoint / "tokenizer"
+    record = folder / "tokenizer.json"
+    # hope-data's folder has a file of this name, too: its record, sealed.
+    ours = not record.is_file() or b'"seal"' in record.read_bytes()
+    if (folder / "tokenizer.model").is_file() and ours:
+        from hope_model import hf  # noqa: PLC0415 (transformers is optional)
+
+        print(hf.export(arguments.checkpoint, folder, arguments.out))
+    else:
+        print(export(arguments.checkpoint, arguments.out, folder))
