@@ -14,6 +14,7 @@ from hope_eval import commands as others
 from hope_eval import results as schema
 from hope_eval.arguments import Parser, device, names, positive, seed
 from hope_eval.escape import printable, terminal
+from hope_eval.report import surprise
 from hope_model.errors import InputError as ModelInputError
 
 EPILOG = """examples:
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     long_commands.add(commands)
     task_commands.add(commands)
     adapt_commands.add(commands)
+    surprise.add(commands)
     _add_suite(commands)
     _add_compare(commands)
     _add_report(commands)
