@@ -22,7 +22,7 @@ from hope_data.splits import SplitRule
 META = "tokenizer.json"
 MODEL = "tokenizer.model"
 # Sentencepiece writes a space as this character; one that stands in the text itself goes through as bytes.
-_SPACE = "\u2581"
+SPACE = "\u2581"
 # Its own sign for the unknown: it would skip a line that has one.
 _UNKNOWN = "\u2585"
 _LINE = 2000
@@ -37,6 +37,7 @@ class Tokenizer:
     Attributes:
         vocab_size: number of tokens.
         eos_id: end of text; ends every document of a shard.
+        begin_id: what stands before a text: end of text, or begin of text where a tokenizer has one.
         token_bytes: int64 [vocab_size], UTF-8 bytes a token stands for (0 for the specials).
         is_fallback: bool [vocab_size], whether a token is one raw byte.
         sha256: hash of `tokenizer.model`.
@@ -54,13 +55,14 @@ class Tokenizer:
         self.sha256 = sha256_bytes(model)
         self.vocab_size: int = self._sp.vocab_size()
         self.eos_id: int = self._sp.eos_id()
-        if self._sp.is_unknown(self._sp.piece_to_id(_SPACE)):
+        self.begin_id = self.eos_id
+        if self._sp.is_unknown(self._sp.piece_to_id(SPACE)):
             raise InputError(
                 "tokenizer.model: has no token for a space, so text would not come back as it was; run `hope-data "
                 "tokenizer` again, then `hope-data shard`"
             )
         self._pieces = [self._piece(i) for i in range(self.vocab_size)]
-        self._space_ids = [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        self._space_ids = [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self.is_fallback: npt.NDArray[np.bool_] = np.array(
             [self._sp.is_byte(i) for i in range(self.vocab_size)]
         )
@@ -70,16 +72,21 @@ class Tokenizer:
         if self._sp.is_control(i) or self._sp.is_unknown(i):
             return b""
         piece: str = self._sp.id_to_piece(i)
-        return bytes([int(piece[3:5], 16)]) if self._sp.is_byte(i) else piece.replace(_SPACE, " ").encode()
+        return bytes([int(piece[3:5], 16)]) if self._sp.is_byte(i) else piece.replace(SPACE, " ").encode()
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Open a tokenizer folder.
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """Open a tokenizer folder: one of ours, or one of Hugging Face with a `tokenizer.json`.
 
         Raises:
             InputError: missing, damaged, or a model that is not the one its `tokenizer.json` names.
         """
         folder = Path(folder)
+        content = (folder / META).read_bytes() if (folder / META).is_file() else b""
+        if b'"seal"' not in content and b'"added_tokens"' in content:
+            from hope_data.hf_tokenizer import HFTokenizer  # noqa: PLC0415 (it needs this module)
+
+            return HFTokenizer(folder, content)
         meta = load_sealed(folder / META, "train one with `hope-data tokenizer`")
         conform(folder / META, meta, {"sha256": str}, "run `hope-data tokenizer` again")
         try:
@@ -103,19 +110,19 @@ class Tokenizer:
     def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
         """Token ids of several texts; the same for any number of threads."""
         try:
-            raw = [text.replace(_SPACE, "").encode() for text in texts]
+            raw = [text.replace(SPACE, "").encode() for text in texts]
         except UnicodeEncodeError as error:
             raise InputError(
                 f"text is not valid Unicode ({error.reason}); repair it with `hope-data filter`"
             ) from None
         ids: list[list[int]] = self._sp.encode(raw, num_threads=threads)
         for i, text in enumerate(texts):
-            if _SPACE in text:
+            if SPACE in text:
                 ids[i] = self._encode_marked(text)
         return ids
 
     def _encode_marked(self, text: str) -> list[int]:
-        parts: list[list[int]] = [self._sp.encode(part) for part in text.split(_SPACE)]
+        parts: list[list[int]] = [self._sp.encode(part) for part in text.split(SPACE)]
         first, *rest = parts
         return first + [i for part in rest for i in (*self._space_ids, *part)]
 
@@ -154,7 +161,7 @@ def _sample(folder: Path, train_bytes: int, held_out_bytes: int) -> _Sample:
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     # A newline is a token of its own, so that nothing is lost by training on lines.
     for text in texts:
-        for line in text.replace(_SPACE, "").replace(_UNKNOWN, "\n").split("\n"):
+        for line in text.replace(SPACE, "").replace(_UNKNOWN, "\n").split("\n"):
             yield from (line[i : i + _LINE] for i in range(0, len(line), _LINE))
 
 
@@ -188,7 +195,7 @@ def _fit(texts: list[str], vocab_size: int, threads: int) -> bytes:
             split_digits=True,
             user_defined_symbols=["\n"],
             # Text may have no space, or so few that it would get no token of its own.
-            required_chars=_SPACE,
+            required_chars=SPACE,
             unk_id=0,
             eos_id=1,
             bos_id=-1,
