@@ -10,17 +10,9 @@ import pytest
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed (pip install triton)")
-@pytest.mark.parametrize("cases", ["triton_titans.py"])
-def test_in_the_interpreter(cases: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(Path(__file__).with_name(cases)),
-    ]
+def test_in_the_interpreter() -> None:
+    cases = str(Path(__file__).with_name("triton_memories.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", cases]
     environment = os.environ | {"TRITON_INTERPRET": "1", "HOPE_NATIVE": "0"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

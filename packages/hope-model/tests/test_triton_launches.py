@@ -37,14 +37,14 @@ class Launches(TorchDispatchMode):
 def triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """Pretend that Triton is installed, and interprets: kernels are named and not run."""
     monkeypatch.setattr(launch, "installed", lambda: True)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(launch, "interpreted", lambda: True)
     monkeypatch.setenv(launch.SWITCH, request.param)
     monkeypatch.setenv(build.SWITCH, "0")
     with FakeTensorMode():
         yield request.param == "1"
 
 
-@pytest.mark.parametrize(("variant", "most"), [("titans", 300)])
+@pytest.mark.parametrize(("variant", "most"), [("titans", 300), ("self_modifying_titans", 300)])
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 def test_launches_of_a_layer_do_not_grow_with_its_chunks(variant: str, most: int, *, triton: bool) -> None:
     counts = []

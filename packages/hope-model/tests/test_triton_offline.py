@@ -19,7 +19,12 @@ pytestmark = pytest.mark.skipif(
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program may have on an A100, an H100
 KINDS = {"H": "i32", "T": "i32", "slope": "fp32", "eta_max": "fp32"}  # the other arguments are tensors
 # Widths of head and hidden layer, chunk; bytes of stack a thread: what is spilt, and what calls of steps save.
-KERNELS = {"titans_forward": (64, 32, 32, 0), "titans_backward": (64, 32, 32, 256)}
+KERNELS = {
+    "titans_forward": (64, 32, 32, 0),
+    "self_modifying_forward": (64, 64, 32, 0),
+    "titans_backward": (64, 32, 32, 256),
+    "self_modifying_backward": (64, 64, 32, 256),
+}
 
 
 def usage(
@@ -33,6 +38,7 @@ def usage(
     kernel = getattr(import_module(f"hope_model.ops.triton.jit.{name}"), name)
     d, m, C = sizes
     constants = {"D": d, "M": m, "C": C, "B": C, "L": max(d, m) * C, "EVERY": EVERY, "P": precision}
+    constants |= {"R": 5, "F": 5, "OWN": 1} if "self_modifying" in name else {}
     types = {x: "constexpr" if x in constants else KINDS.get(x, "*fp32") for x in kernel.arg_names}
     aligned = [n for n, x in enumerate(types) if types[x] == "*fp32" or x == "T"]
     source = ASTSource(kernel, types, constants, {(n,): [["tt.divisibility", 16]] for n in aligned})

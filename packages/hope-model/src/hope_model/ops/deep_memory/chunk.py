@@ -272,7 +272,9 @@ def self_modifying(
     x_NdT, q_NdT = (x.transpose(-1, -2).contiguous() for x in (x_NTd, q_NTd))
     outputs = []
     written = written and _has_written_backward(rules, gates, origin)
-    kernel = self_modifying_kernel(gates, readout, state, fixed, origin, x_NdT, q_NdT) if written else None
+    kernel = None
+    if written:
+        kernel = self_modifying_kernel(gates, rules, readout, state, fixed, origin, x_NdT, q_NdT)
     first = tuple(W.contiguous() for W in origin or ())
     lengths = (_spans if kernel else _pieces)(state.position, x_NdT.shape[-1], rules.chunk)
     for x_NdC, q_NdC, gates_C in zip(

@@ -25,20 +25,27 @@ PRECISIONS = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
 # An operator of torch's, so that tensors without memory pass through it and launches can be counted.
 OPERATOR = "hope_model::triton"
 torch.library.define(
-    OPERATOR, "(str function, Tensor(a!)[] tensors, int[] whole, float[] numbers, int[] tile, str how) -> ()"
+    OPERATOR,
+    "(str function, Tensor(a!)[] tensors, int[] whole, float[] numbers, str[] names, int[] constants, str how) -> ()",
 )
 
 
 @torch.library.impl(OPERATOR, "CompositeExplicitAutograd")
 def _launch(
-    function: str, tensors: list[Tensor], whole: list[int], numbers: list[float], tile: list[int], how: str
+    function: str,
+    tensors: list[Tensor],
+    whole: list[int],
+    numbers: list[float],
+    names: list[str],
+    constants: list[int],
+    how: str,
 ) -> None:
     kernel = getattr(import_module(f"hope_model.ops.triton.jit.{function}"), function)
     N, *rest = whole
-    constants = dict(zip(("D", "M", "C", "B", "L", "EVERY"), tile, strict=True))
+    options = dict(zip(names, constants, strict=True)) | {"P": how} | OPTIONS
     device = tensors[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(N,)](*tensors, *rest, *numbers, **constants, P=how, **OPTIONS)
+        kernel[(N,)](*tensors, *rest, *numbers, **options)
 
 
 torch.library.register_fake(OPERATOR, lambda *_: None)
@@ -88,9 +95,9 @@ class TritonKernel(Kernel):
         same = all(x.dtype == torch.float32 and x.device == first.device for x in given)
         return same and (first.device.type == "cuda" or interpreted())
 
-    def fits(self, chunk: int, *widths: int) -> bool:
-        """Whether tiles hold these."""
-        return chunk <= LONGEST and set(widths) <= set(WIDTHS)
+    def takes(self, chunk: int, m: int, d: int, *tensors: Tensor | None) -> bool:
+        """Whether it applies to these, and its tiles hold the chunk and both widths."""
+        return chunk <= LONGEST and {m, d} <= set(WIDTHS) and self.applies(*tensors)
 
     def records(self, sizes: Mapping[str, int], _itemsize: int) -> int:
         """Numbers that all records hold."""
@@ -101,12 +108,13 @@ class TritonKernel(Kernel):
         first = next(x for x in tensors.values() if x is not None)
         for name, x in tensors.items():
             self._check(name, x, first, sizes)
+        B, L = columns(sizes["C"]), max(sizes["d"], sizes["m"]) * columns(sizes["C"])
         every = 0 if tensors["records"] is None else self.chunks_a_record
-        B = columns(sizes["C"])
-        tile = [sizes["d"], sizes["m"], sizes["C"], B, max(sizes["d"], sizes["m"]) * B, every]
+        constants = {"D": sizes["d"], "M": sizes["m"], "C": sizes["C"], "B": B, "L": L, "EVERY": every}
+        constants |= {x.upper(): int(sizes[x]) for x in ("R", "F", "own") if x in self.sizes}
         scratch = first.new_empty(sizes["N"], self.scratch(sizes, part))
         given = [first if x is None else x for x in tensors.values()]
         torch.ops.hope_model.triton(
             f"{self.name}_{part}", [*given, scratch], [sizes[x] for x in ("N", "H", "T")],
-            [sizes[x] for x in self.numbers], tile, precision(),
+            [sizes[x] for x in self.numbers], list(constants), list(constants.values()), precision(),
         )  # fmt: skip

@@ -11,8 +11,27 @@ thread), and a barrier stands between any two.
 import triton
 import triton.language as tl
 
+from hope_model.ops.triton import areas
+
+HEAD, SQUARES = tl.constexpr(areas.ROWS), tl.constexpr(areas.SQUARES)
 SOFTENING = tl.constexpr(0.01)  # as in ops/activations.py
 NORM_EPS = tl.constexpr(1e-6)
+
+
+@triton.jit
+def row(X, which: tl.constexpr, B: tl.constexpr):
+    """The address of a row [B] in an area: rows come first, then squares [B, B], then tiles, L apart."""
+    return X + which * B
+
+
+@triton.jit
+def square(X, which: tl.constexpr, B: tl.constexpr):
+    return X + (HEAD * B + which * B * B)
+
+
+@triton.jit
+def tile(X, which: tl.constexpr, L: tl.constexpr, B: tl.constexpr):
+    return X + (HEAD * B + SQUARES * B * B + which * L)
 
 
 @triton.jit
@@ -39,8 +58,9 @@ def add(X, x, rows: tl.constexpr, columns: tl.constexpr):
 
 
 @triton.jit
-def get_row(X, B: tl.constexpr):
-    return tl.load(X + tl.arange(0, B))
+def scalar(X, which: tl.constexpr, B: tl.constexpr):
+    """A row, one scalar a token."""
+    return tl.load(X + which * B + tl.arange(0, B))
 
 
 @triton.jit
@@ -206,3 +226,16 @@ def one_minus_exp(x):
     """1 - exp(x) of x <= 0, by its series where that would cancel."""
     series = -x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5))))
     return tl.where(x > -0.1, series, 1 - tl.exp(x))
+
+
+@triton.jit
+def log_sigmoid(x):
+    e = tl.exp(-tl.abs(x))
+    series = e * (1 - e * (1 / 2 - e * (1 / 3 - e * (1 / 4 - e * (1 / 5 - e / 6)))))
+    return tl.minimum(x, 0.0) - tl.where(e < 0.05, series, tl.log(1 + e))
+
+
+@triton.jit
+def unit_back(g, y, inverse):
+    """Gradient at x from that at y = x / ||x||."""
+    return (g - y * tl.sum(g * y, 0)[None, :]) * inverse[None, :]

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 
 from hope_model.ops.triton.jit.tiles import (
+    HEAD,
+    SQUARES,
     add,
     add_row,
     clipped_back,
@@ -20,7 +22,11 @@ from hope_model.ops.triton.jit.tiles import (
     put_gate,
     put_row,
     put_tokens,
+    row,
+    scalar,
     shrunk_back,
+    square,
+    tile,
 )
 from hope_model.ops.triton.jit.titans_forward import (
     A_K,
@@ -40,11 +46,9 @@ from hope_model.ops.triton.jit.titans_forward import (
     OUTPUT,
     PUSH,
     R_K,
-    ROWS,
     S_K,
     SHARE,
     SOLVED,
-    SQUARES,
     START,
     START_BEFORE,
     STRENGTH,
@@ -58,9 +62,6 @@ from hope_model.ops.triton.jit.titans_forward import (
     advance1,
     advance2,
     copy,
-    row,
-    scalar,
-    square,
     write_and_look,
     written1,
 )
@@ -88,46 +89,46 @@ from hope_model.ops.triton.jit.titans_reads_back import (
 @triton.jit(noinline=True)
 def begin_back(G, G_READS, n, t, T, D: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr):
     """The reads' gradient; zeros where steps add."""
-    put(G + G_O * L, get_tokens(G_READS, n, t, T, D, C, B), D, B)
+    put(tile(G, G_O, L, B), get_tokens(G_READS, n, t, T, D, C, B), D, B)
     zeros = tl.zeros((B, B), tl.float32)
-    put(square(G, BETWEEN, L, B), zeros, B, B)
-    put(square(G, WITHIN, L, B), zeros, B, B)
-    put(square(G, WRITTEN, L, B), zeros, B, B)
+    put(square(G, BETWEEN, B), zeros, B, B)
+    put(square(G, WITHIN, B), zeros, B, B)
+    put(square(G, WRITTEN, B), zeros, B, B)
     zero = tl.zeros((B,), tl.float32)
-    put_row(row(G, GAMMA, L, B), zero, B)
-    put_row(row(G, START, L, B), zero, B)
-    put_row(row(G, FADE_GAMMA, L, B), zero, B)
-    put_row(row(G, END_U, L, B), zero, B)
-    put_row(row(G, END_W, L, B), zero, B)
-    put_row(row(G, PUSH, L, B), zero, B)
+    put_row(row(G, GAMMA, B), zero, B)
+    put_row(row(G, START, B), zero, B)
+    put_row(row(G, FADE_GAMMA, B), zero, B)
+    put_row(row(G, END_U, B), zero, B)
+    put_row(row(G, END_W, B), zero, B)
+    put_row(row(G, PUSH, B), zero, B)
 
 
 @triton.jit(noinline=True)
 def solve_back(X, G, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr):
     """The output layer's triangular system, backwards: u becomes right, and G's GRAM that at the keys' products."""
-    c, gram = scalar(X, STRENGTH, L, B), get(square(X, GRAM, L, B), B, B)
-    between, reached = get(square(X, BETWEEN, L, B), B, B), get(square(X, WRITTEN_BEFORE, L, B), B, B)
-    g_right = mm(get(G + G_U * L, D, B), tl.trans(get(square(X, SOLVED, L, B), B, B)), P)
+    c, gram = scalar(X, STRENGTH, B), get(square(X, GRAM, B), B, B)
+    between, reached = get(square(X, BETWEEN, B), B, B), get(square(X, WRITTEN_BEFORE, B), B, B)
+    g_right = mm(get(tile(G, G_U, L, B), D, B), tl.trans(get(square(X, SOLVED, B), B, B)), P)
     tl.debug_barrier()
-    put(G + G_U * L, g_right, D, B)
+    put(tile(G, G_U, L, B), g_right, D, B)
     # u = right solved, right = -(c held + w1 M_1): these are minus the gradients at M_0 and M_1.
-    g_M0 = mm(tl.trans(get(X + U * L, D, B)), g_right, P)
+    g_M0 = mm(tl.trans(get(tile(X, U, L, B), D, B)), g_right, P)
     g_M1 = mm(tl.trans(written1(X, D, B, L)), g_right, P)
-    add(square(G, BETWEEN, L, B), -g_M0 * gram * c[None, :], B, B)
-    put(square(G, WRITTEN_BEFORE, L, B), -g_M1 * gram * c[None, :], B, B)
+    add(square(G, BETWEEN, B), -g_M0 * gram * c[None, :], B, B)
+    put(square(G, WRITTEN_BEFORE, B), -g_M1 * gram * c[None, :], B, B)
     g_product = -(g_M0 * between + g_M1 * reached)
-    put_row(row(G, STRENGTH, L, B), tl.sum(gram * g_product, 0), B)
-    put(square(G, GRAM, L, B), g_product * c[None, :], B, B)
+    put_row(row(G, STRENGTH, B), tl.sum(gram * g_product, 0), B)
+    put(square(G, GRAM, B), g_product * c[None, :], B, B)
 
 
 @triton.jit(noinline=True)
 def gram_back(X, G, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr):
     """The rest of it: to hidden keys and what is written."""
-    g_gram = get(square(G, GRAM, L, B), B, B)
-    add(G + G_A_K * L, mm(get(X + A_K * L, M, B), g_gram + tl.trans(g_gram), P), M, B)
-    M1 = get(square(X, GRAM, L, B), B, B) * get(square(X, WRITTEN_BEFORE, L, B), B, B)
-    M1 *= scalar(X, STRENGTH, L, B)[None, :]
-    add(G + G_W1 * L, -mm(get(G + G_U * L, D, B), tl.trans(M1), P), D, B)
+    g_gram = get(square(G, GRAM, B), B, B)
+    add(tile(G, G_A_K, L, B), mm(get(tile(X, A_K, L, B), M, B), g_gram + tl.trans(g_gram), P), M, B)
+    M1 = get(square(X, GRAM, B), B, B) * get(square(X, WRITTEN_BEFORE, B), B, B)
+    M1 *= scalar(X, STRENGTH, B)[None, :]
+    add(tile(G, G_W1, L, B), -mm(get(tile(G, G_U, L, B), D, B), tl.trans(M1), P), D, B)
 
 
 @triton.jit(noinline=True)
@@ -135,29 +136,29 @@ def inner_back(
     X, G, S1, GS1, slope, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr
 ):
     """The inner gradient, backwards: g_error to G_READ, and what of it falls to S1."""
-    share, eta = scalar(X, SHARE, L, B), scalar(X, ETA, L, B)
-    a_k, s_k, r_k = get(X + A_K * L, M, B), scalar(X, S_K, L, B), scalar(X, R_K, L, B)
+    share, eta = scalar(X, SHARE, B), scalar(X, ETA, B)
+    a_k, s_k, r_k = get(tile(X, A_K, L, B), M, B), scalar(X, S_K, B), scalar(X, R_K, B)
     g_back, g_s, felt = clipped_back(
-        get(G + G_W2 * L, M, B), get(X + INNER * L, M, B), r_k, a_k, s_k, -share * eta, slope
+        get(tile(G, G_W2, L, B), M, B), get(tile(X, INNER, L, B), M, B), r_k, a_k, s_k, -share * eta, slope
     )
-    put_row(row(G, G_S, L, B), g_s, B)
-    put_row(row(G, SHARE, L, B), -eta * felt, B)
-    put_row(row(G, ETA, L, B), -share * felt, B)
-    put(G + G_READ * L, mm(get(S1, D, M), g_back, P), D, B)
-    add(GS1, mm(get(X + ERROR * L, D, B), tl.trans(g_back), P), D, M)
+    put_row(row(G, G_S, B), g_s, B)
+    put_row(row(G, SHARE, B), -eta * felt, B)
+    put_row(row(G, ETA, B), -share * felt, B)
+    put(tile(G, G_READ, L, B), mm(get(S1, D, M), g_back, P), D, B)
+    add(GS1, mm(get(tile(X, ERROR, L, B), D, B), tl.trans(g_back), P), D, M)
 
 
 @triton.jit(noinline=True)
 def aim_back(X, G, G_V, n, t, T, D: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr):
     """What is written to the output layer, backwards, to values and keys."""
-    share, c = scalar(X, SHARE, L, B), scalar(X, STRENGTH, L, B)
-    g_w, aim = get(G + G_W1 * L, D, B), get(X + AIM * L, D, B)
+    share, c = scalar(X, SHARE, B), scalar(X, STRENGTH, B)
+    g_w, aim = get(tile(G, G_W1, L, B), D, B), get(tile(X, AIM, L, B), D, B)
     by_aim = tl.sum(g_w * aim, 0)
-    add_row(row(G, STRENGTH, L, B), share * by_aim, B)
-    add_row(row(G, SHARE, L, B), c * by_aim, B)
-    g_aim = g_w * (share * c)[None, :] - get(G + G_READ * L, D, B)
+    add_row(row(G, STRENGTH, B), share * by_aim, B)
+    add_row(row(G, SHARE, B), c * by_aim, B)
+    g_aim = g_w * (share * c)[None, :] - get(tile(G, G_READ, L, B), D, B)
     put_tokens(G_V, g_aim, n, t, T, D, C, B)
-    add(G + G_KEY * L, -g_aim, D, B)
+    add(tile(G, G_KEY, L, B), -g_aim, D, B)
 
 
 @triton.jit(noinline=True)
@@ -165,14 +166,14 @@ def recall_back(
     X, G, S, P_, O, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr
 ):
     """What the output layer held before the chunk, backwards, to its shares."""
-    c, before, start = scalar(X, STRENGTH, L, B), scalar(X, BEFORE, L, B), scalar(X, START_BEFORE, L, B)
-    a_k, g_held = get(X + A_K * L, M, B), -get(G + G_U * L, D, B)
+    c, before, start = scalar(X, STRENGTH, B), scalar(X, BEFORE, B), scalar(X, START_BEFORE, B)
+    a_k, g_held = get(tile(X, A_K, L, B), M, B), -get(tile(G, G_U, L, B), D, B)
     by_S = tl.sum(g_held * mm(get(S, D, M), a_k, P), 0)
     by_P = tl.sum(g_held * mm(get(P_, D, M), a_k, P), 0)
     by_O = tl.sum(g_held * mm(get(O, D, M), a_k, P), 0)
-    add_row(row(G, STRENGTH, L, B), before * by_S + start * by_P + (1 - before) * by_O, B)
-    put_row(row(G, BEFORE, L, B), c * (by_S - by_O), B)
-    put_row(row(G, START_BEFORE, L, B), c * by_P, B)
+    add_row(row(G, STRENGTH, B), before * by_S + start * by_P + (1 - before) * by_O, B)
+    put_row(row(G, BEFORE, B), c * (by_S - by_O), B)
+    put_row(row(G, START_BEFORE, B), c * by_P, B)
 
 
 @triton.jit
@@ -199,12 +200,12 @@ def recall_back_keys(
     P: tl.constexpr,
 ):
     """The same, to weights and hidden keys; with it the error's part."""
-    before, a_k = scalar(X, BEFORE, L, B), get(X + A_K * L, M, B)
-    g_held = -get(G + G_U * L, D, B) * scalar(X, STRENGTH, L, B)[None, :]
+    before, a_k = scalar(X, BEFORE, B), get(tile(X, A_K, L, B), M, B)
+    g_held = -get(tile(G, G_U, L, B), D, B) * scalar(X, STRENGTH, B)[None, :]
     g_a = share_back(O, GO, g_held * (1 - before)[None, :], a_k, D, M, P)
-    g_a += share_back(P_, GP, g_held * scalar(X, START_BEFORE, L, B)[None, :], a_k, D, M, P)
-    g_a += share_back(S, GS, g_held * before[None, :] + get(G + G_READ * L, D, B), a_k, D, M, P)
-    add(G + G_A_K * L, g_a, M, B)
+    g_a += share_back(P_, GP, g_held * scalar(X, START_BEFORE, B)[None, :], a_k, D, M, P)
+    g_a += share_back(S, GS, g_held * before[None, :] + get(tile(G, G_READ, L, B), D, B), a_k, D, M, P)
+    add(tile(G, G_A_K, L, B), g_a, M, B)
 
 
 @triton.jit(noinline=True)
@@ -214,10 +215,14 @@ def hidden_back(
 ):  # fmt: skip
     """Hidden keys, backwards, to W2 and the keys."""
     g_z = shrunk_back(
-        get(G + G_A_K * L, M, B), get(X + A_K * L, M, B), scalar(X, S_K, L, B), scalar(G, G_S, L, B), slope
+        get(tile(G, G_A_K, L, B), M, B),
+        get(tile(X, A_K, L, B), M, B),
+        scalar(X, S_K, B),
+        scalar(G, G_S, B),
+        slope,
     )
-    add(GS2, mm(g_z, tl.trans(get(X + KEY * L, D, B)), P), M, D)
-    put_tokens(G_K, get(G + G_KEY * L, D, B) + mm(tl.trans(get(S2, M, D)), g_z, P), n, t, T, D, C, B)
+    add(GS2, mm(g_z, tl.trans(get(tile(X, KEY, L, B), D, B)), P), M, D)
+    put_tokens(G_K, get(tile(G, G_KEY, L, B), D, B) + mm(tl.trans(get(S2, M, D)), g_z, P), n, t, T, D, C, B)
 
 
 @triton.jit(noinline=True)
@@ -225,34 +230,34 @@ def reach_back(
     X, G, G_LOG_A, G_LOG_THETA, G_OUTPUT, G_ETA, at, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr
 ):
     """All scalars, backwards."""
-    a, theta, last = scalar(X, A, L, B), scalar(X, THETA, L, B), tl.arange(0, B) == C - 1
-    between, fade = get(square(X, BETWEEN, L, B), B, B), get(square(X, FADE, L, B), B, B)
-    before, start_before = scalar(X, BEFORE, L, B), scalar(X, START_BEFORE, L, B)
-    g_gamma, g_start = scalar(G, GAMMA, L, B), scalar(G, START, L, B)
-    g_within = get(square(G, WITHIN, L, B), B, B)
-    g_within += tl.where(last[None, :], scalar(G, END_U, L, B)[:, None], 0.0)
-    g_written = get(square(G, WRITTEN, L, B), B, B)
-    g_written += tl.where(last[None, :], scalar(G, END_W, L, B)[:, None], 0.0)
+    a, theta, last = scalar(X, A, B), scalar(X, THETA, B), tl.arange(0, B) == C - 1
+    between, fade = get(square(X, BETWEEN, B), B, B), get(square(X, FADE, B), B, B)
+    before, start_before = scalar(X, BEFORE, B), scalar(X, START_BEFORE, B)
+    g_gamma, g_start = scalar(G, GAMMA, B), scalar(G, START, B)
+    g_within = get(square(G, WITHIN, B), B, B)
+    g_within += tl.where(last[None, :], scalar(G, END_U, B)[:, None], 0.0)
+    g_written = get(square(G, WRITTEN, B), B, B)
+    g_written += tl.where(last[None, :], scalar(G, END_W, B)[:, None], 0.0)
     # within = between a + I, written = written_before a + fade, gamma = before a, start = start_before a + fade_gamma
-    g_reached = get(square(G, WRITTEN_BEFORE, L, B), B, B) + g_written * a[None, :]
-    g_start_before = scalar(G, START_BEFORE, L, B) + g_start * a
-    g_a = tl.sum(g_within * between + g_written * get(square(X, WRITTEN_BEFORE, L, B), B, B), 0)
-    g_a += g_gamma * before + g_start * start_before + scalar(G, STRENGTH, L, B) * scalar(X, OUTPUT, L, B)
+    g_reached = get(square(G, WRITTEN_BEFORE, B), B, B) + g_written * a[None, :]
+    g_start_before = scalar(G, START_BEFORE, B) + g_start * a
+    g_a = tl.sum(g_within * between + g_written * get(square(X, WRITTEN_BEFORE, B), B, B), 0)
+    g_a += g_gamma * before + g_start * start_before + scalar(G, STRENGTH, B) * scalar(X, OUTPUT, B)
     # written_before = fade between, start_before = fade_gamma between
-    fade_gamma = scalar(X, FADE_GAMMA, L, B)
-    g_between = get(square(G, BETWEEN, L, B), B, B) + g_within * a[None, :]
+    fade_gamma = scalar(X, FADE_GAMMA, B)
+    g_between = get(square(G, BETWEEN, B), B, B) + g_within * a[None, :]
     g_between += exact(tl.trans(fade), g_reached) + fade_gamma[:, None] * g_start_before[None, :]
-    g_log_a = g_a * a + decays_back(before, between, scalar(G, BEFORE, L, B) + g_gamma * a, g_between)
-    g_fade_gamma = scalar(G, FADE_GAMMA, L, B) + g_start + tl.sum(between * g_start_before[None, :], 1)
+    g_log_a = g_a * a + decays_back(before, between, scalar(G, BEFORE, B) + g_gamma * a, g_between)
+    g_fade_gamma = scalar(G, FADE_GAMMA, B) + g_start + tl.sum(between * g_start_before[None, :], 1)
     g_fade = g_written + exact(g_reached, tl.trans(between))
-    g_fade += tl.where(last[None, :], scalar(G, PUSH, L, B)[:, None], 0.0)
+    g_fade += tl.where(last[None, :], scalar(G, PUSH, B)[:, None], 0.0)
     # fade = exp(total_t - total_i), fade_gamma = exp(total_t)
     ends = fade * g_fade
     g_total = tl.sum(ends, 0) - tl.sum(ends, 1) + fade_gamma * g_fade_gamma
     put_gate(G_LOG_A, g_log_a, at, C, B)
-    put_gate(G_LOG_THETA, tl.cumsum(g_total, 0, reverse=True) - theta * scalar(G, SHARE, L, B), at, C, B)
-    put_gate(G_OUTPUT, scalar(G, STRENGTH, L, B) * a, at, C, B)
-    put_gate(G_ETA, scalar(G, ETA, L, B), at, C, B)
+    put_gate(G_LOG_THETA, tl.cumsum(g_total, 0, reverse=True) - theta * scalar(G, SHARE, B), at, C, B)
+    put_gate(G_OUTPUT, scalar(G, STRENGTH, B) * a, at, C, B)
+    put_gate(G_ETA, scalar(G, ETA, B), at, C, B)
 
 
 @triton.jit
@@ -308,7 +313,7 @@ def titans_backward(
     O2, O1, at = O2 + n % H * size, O1 + n % H * size, n * size
     GS2, GS1, GP2, GP1, GO2, GO1 = GS2 + at, GS1 + at, GP2 + at, GP1 + at, GO2 + at, GO1 + at
     copy(GS2_END + at, GS1_END + at, GP2_END + at, GP1_END + at, GS2, GS1, GP2, GP1, D, M)
-    area: tl.constexpr = TILES * L + SQUARES * B * B + ROWS * B
+    area: tl.constexpr = HEAD * B + SQUARES * B * B + TILES * L
     slot: tl.constexpr = area + 4 * M * D
     X = SCRATCH + n * (EVERY + 1) * slot
     G = X + EVERY * slot

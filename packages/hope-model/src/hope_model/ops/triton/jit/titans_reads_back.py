@@ -10,7 +10,11 @@ from hope_model.ops.triton.jit.tiles import (
     mm,
     put,
     put_tokens,
+    row,
+    scalar,
     shrunk_back,
+    square,
+    tile,
 )
 from hope_model.ops.triton.jit.titans_forward import (
     A_K,
@@ -28,9 +32,6 @@ from hope_model.ops.triton.jit.titans_forward import (
     WITHIN,
     WRITTEN,
     U,
-    row,
-    scalar,
-    square,
     written1,
     written2,
 )
@@ -46,15 +47,15 @@ def end_back1(
     X, G, GS, GP, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr
 ):
     """What S and P took of the output layer's columns, backwards: sets the gradients at w1 and u."""
-    a_k, w = get(X + A_K * L, M, B), written1(X, D, B, L)
+    a_k, w = get(tile(X, A_K, L, B), M, B), written1(X, D, B, L)
     by_S = mm(get(GS, D, M), a_k, P)
-    add_row(row(G, END_U, L, B), tl.sum(by_S * get(X + U * L, D, B), 0), B)
-    add_row(row(G, END_W, L, B), tl.sum(by_S * w, 0), B)
-    put(G + G_U * L, by_S * scalar(X, END_U, L, B)[None, :], D, B)
-    g_w = by_S * scalar(X, END_W, L, B)[None, :]
+    add_row(row(G, END_U, B), tl.sum(by_S * get(tile(X, U, L, B), D, B), 0), B)
+    add_row(row(G, END_W, B), tl.sum(by_S * w, 0), B)
+    put(tile(G, G_U, L, B), by_S * scalar(X, END_U, B)[None, :], D, B)
+    g_w = by_S * scalar(X, END_W, B)[None, :]
     by_P = mm(get(GP, D, M), a_k, P)
-    add_row(row(G, PUSH, L, B), tl.sum(by_P * w, 0), B)
-    put(G + G_W1 * L, g_w + by_P * scalar(X, PUSH, L, B)[None, :], D, B)
+    add_row(row(G, PUSH, B), tl.sum(by_P * w, 0), B)
+    put(tile(G, G_W1, L, B), g_w + by_P * scalar(X, PUSH, B)[None, :], D, B)
 
 
 @triton.jit(noinline=True)
@@ -62,10 +63,10 @@ def end_back1_keys(
     X, G, GS, GP, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr
 ):
     """The same: sets the gradient at a_k."""
-    g_key = mm(tl.trans(get(GP, D, M)), written1(X, D, B, L) * scalar(X, PUSH, L, B)[None, :], P)
-    sent = written1(X, D, B, L) * scalar(X, END_W, L, B)[None, :]
-    sent += get(X + U * L, D, B) * scalar(X, END_U, L, B)[None, :]
-    put(G + G_A_K * L, g_key + mm(tl.trans(get(GS, D, M)), sent, P), M, B)
+    g_key = mm(tl.trans(get(GP, D, M)), written1(X, D, B, L) * scalar(X, PUSH, B)[None, :], P)
+    sent = written1(X, D, B, L) * scalar(X, END_W, B)[None, :]
+    sent += get(tile(X, U, L, B), D, B) * scalar(X, END_U, B)[None, :]
+    put(tile(G, G_A_K, L, B), g_key + mm(tl.trans(get(GS, D, M)), sent, P), M, B)
 
 
 @triton.jit(noinline=True)
@@ -73,13 +74,13 @@ def end_back2(
     X, G, GS, GP, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr
 ):
     """The hidden layer's: sets the gradient at w2."""
-    k, w = get(X + KEY * L, D, B), written2(X, M, B, L)
+    k, w = get(tile(X, KEY, L, B), D, B), written2(X, M, B, L)
     by_S = mm(get(GS, M, D), k, P)
-    add_row(row(G, END_W, L, B), tl.sum(by_S * w, 0), B)
-    g_w = by_S * scalar(X, END_W, L, B)[None, :]
+    add_row(row(G, END_W, B), tl.sum(by_S * w, 0), B)
+    g_w = by_S * scalar(X, END_W, B)[None, :]
     by_P = mm(get(GP, M, D), k, P)
-    add_row(row(G, PUSH, L, B), tl.sum(by_P * w, 0), B)
-    put(G + G_W2 * L, g_w + by_P * scalar(X, PUSH, L, B)[None, :], M, B)
+    add_row(row(G, PUSH, B), tl.sum(by_P * w, 0), B)
+    put(tile(G, G_W2, L, B), g_w + by_P * scalar(X, PUSH, B)[None, :], M, B)
 
 
 @triton.jit(noinline=True)
@@ -88,8 +89,8 @@ def end_back2_keys(
 ):
     """The same: sets the gradient at k."""
     w = written2(X, M, B, L)
-    g_key = mm(tl.trans(get(GS, M, D)), w * scalar(X, END_W, L, B)[None, :], P)
-    put(G + G_KEY * L, g_key + mm(tl.trans(get(GP, M, D)), w * scalar(X, PUSH, L, B)[None, :], P), D, B)
+    g_key = mm(tl.trans(get(GS, M, D)), w * scalar(X, END_W, B)[None, :], P)
+    put(tile(G, G_KEY, L, B), g_key + mm(tl.trans(get(GP, M, D)), w * scalar(X, PUSH, B)[None, :], P), D, B)
 
 
 @triton.jit
@@ -98,10 +99,10 @@ def kept_back(
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """S, P and O, backwards: what is left of them at the chunk's end, and what reads x of them gave."""
-    gamma, start = scalar(X, GAMMA, L, B), scalar(X, START, L, B)
+    gamma, start = scalar(X, GAMMA, B), scalar(X, START, B)
     c, x_T = tl.arange(0, B), tl.trans(x)
-    end_gamma, end_start = tl.load(row(X, GAMMA, L, B) + C - 1), tl.load(row(X, START, L, B) + C - 1)
-    end_keep = tl.load(row(X, FADE_GAMMA, L, B) + C - 1)
+    end_gamma, end_start = tl.load(row(X, GAMMA, B) + C - 1), tl.load(row(X, START, B) + C - 1)
+    end_keep = tl.load(row(X, FADE_GAMMA, B) + C - 1)
     g_S, g_P, weights, momentum, first = (
         get(GS, V, K),
         get(GP, V, K),
@@ -111,9 +112,9 @@ def kept_back(
     )
     by_gamma, by_start = tl.sum(g_S * (weights - first)), tl.sum(g_S * momentum)
     by_keep = tl.sum(g_P * momentum)
-    add_row(row(G, GAMMA, L, B), tl.where(c == C - 1, by_gamma, 0.0), B)
-    add_row(row(G, START, L, B), tl.where(c == C - 1, by_start, 0.0), B)
-    add_row(row(G, FADE_GAMMA, L, B), tl.where(c == C - 1, by_keep, 0.0), B)
+    add_row(row(G, GAMMA, B), tl.where(c == C - 1, by_gamma, 0.0), B)
+    add_row(row(G, START, B), tl.where(c == C - 1, by_start, 0.0), B)
+    add_row(row(G, FADE_GAMMA, B), tl.where(c == C - 1, by_keep, 0.0), B)
     add(GO, (1 - end_gamma) * g_S + mm(g_o * (1 - gamma)[None, :], x_T, P), V, K)
     put(GP, end_start * g_S + end_keep * g_P + mm(g_o * start[None, :], x_T, P), V, K)
     put(GS, end_gamma * g_S + mm(g_o * gamma[None, :], x_T, P), V, K)
@@ -124,7 +125,24 @@ def kept_back1(
     X, G, S, P_, O, GS, GP, GO,
     D: tl.constexpr, M: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    kept_back(X, G, S, P_, O, GS, GP, GO, get(G + G_O * L, D, B), get(X + A_Q * L, M, B), D, M, C, B, L, P)
+    kept_back(
+        X,
+        G,
+        S,
+        P_,
+        O,
+        GS,
+        GP,
+        GO,
+        get(tile(G, G_O, L, B), D, B),
+        get(tile(X, A_Q, L, B), M, B),
+        D,
+        M,
+        C,
+        B,
+        L,
+        P,
+    )
 
 
 @triton.jit(noinline=True)
@@ -133,7 +151,22 @@ def kept_back2(
     D: tl.constexpr, M: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     kept_back(
-        X, G, S, P_, O, GS, GP, GO, get(G + G_READ * L, M, B), get(X + QUERY * L, D, B), M, D, C, B, L, P
+        X,
+        G,
+        S,
+        P_,
+        O,
+        GS,
+        GP,
+        GO,
+        get(tile(G, G_READ, L, B), M, B),
+        get(tile(X, QUERY, L, B), D, B),
+        M,
+        D,
+        C,
+        B,
+        L,
+        P,
     )
 
 
@@ -153,12 +186,12 @@ def recalled_back(
     P: tl.constexpr,
 ):
     """Gradient at x of gamma S x + start P x + (1 - gamma) O x."""
-    gamma, start = scalar(X, GAMMA, L, B), scalar(X, START, L, B)
+    gamma, start = scalar(X, GAMMA, B), scalar(X, START, B)
     by_O = mm(tl.trans(get(O, V, K)), g_o, P)
     moved = mm(tl.trans(get(S, V, K)), g_o, P) - by_O
     by_P = mm(tl.trans(get(P_, V, K)), g_o, P)
-    add_row(row(G, GAMMA, L, B), tl.sum(x * moved, 0), B)
-    add_row(row(G, START, L, B), tl.sum(x * by_P, 0), B)
+    add_row(row(G, GAMMA, B), tl.sum(x * moved, 0), B)
+    add_row(row(G, START, B), tl.sum(x * by_P, 0), B)
     return by_O + gamma[None, :] * moved + start[None, :] * by_P
 
 
@@ -166,8 +199,10 @@ def recalled_back(
 def recalled_back1(
     X, G, S, P_, O, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr
 ):
-    g_x = recalled_back(X, G, S, P_, O, get(G + G_O * L, D, B), get(X + A_Q * L, M, B), D, M, B, L, P)
-    put(G + G_READ * L, g_x, M, B)
+    g_x = recalled_back(
+        X, G, S, P_, O, get(tile(G, G_O, L, B), D, B), get(tile(X, A_Q, L, B), M, B), D, M, B, L, P
+    )
+    put(tile(G, G_READ, L, B), g_x, M, B)
 
 
 @triton.jit
@@ -175,9 +210,9 @@ def match_back(
     X, G, WHICH: tl.constexpr, match, columns, g_o, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr
 ):
     """Columns (match reach), backwards: gradients at match and columns; adds that at reach."""
-    decay = get(square(X, WHICH, L, B), B, B)
+    decay = get(square(X, WHICH, B), B, B)
     g_felt = mm(tl.trans(columns), g_o, P)
-    add(square(G, WHICH, L, B), g_felt * match, B, B)
+    add(square(G, WHICH, B), g_felt * match, B, B)
     return g_felt * decay, mm(g_o, tl.trans(match * decay), P)
 
 
@@ -186,19 +221,23 @@ def read_back1(
     X, G, slope, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr
 ):
     """The output layer's reads, backwards, through its columns; and on to z."""
-    g_o, a_k, a_q = get(G + G_O * L, D, B), get(X + A_K * L, M, B), get(X + A_Q * L, M, B)
+    g_o, a_k, a_q = (
+        get(tile(G, G_O, L, B), D, B),
+        get(tile(X, A_K, L, B), M, B),
+        get(tile(X, A_Q, L, B), M, B),
+    )
     match = mm(tl.trans(a_k), a_q, P)
     g_match, g_w = match_back(X, G, WRITTEN, match, written1(X, D, B, L), g_o, B, L, P)
-    add(G + G_W1 * L, g_w, D, B)
-    by_u, g_u = match_back(X, G, WITHIN, match, get(X + U * L, D, B), g_o, B, L, P)
-    add(G + G_U * L, g_u, D, B)
+    add(tile(G, G_W1, L, B), g_w, D, B)
+    by_u, g_u = match_back(X, G, WITHIN, match, get(tile(X, U, L, B), D, B), g_o, B, L, P)
+    add(tile(G, G_U, L, B), g_u, D, B)
     g_match += by_u
-    add(G + G_A_K * L, mm(a_q, tl.trans(g_match), P), M, B)
-    g_a_q = get(G + G_READ * L, M, B) + mm(a_k, g_match, P)
-    s_q = scalar(X, S_Q, L, B)
+    add(tile(G, G_A_K, L, B), mm(a_q, tl.trans(g_match), P), M, B)
+    g_a_q = get(tile(G, G_READ, L, B), M, B) + mm(a_k, g_match, P)
+    s_q = scalar(X, S_Q, B)
     g_z = shrunk_back(g_a_q, a_q, s_q, tl.zeros_like(s_q), slope)
     tl.debug_barrier()
-    put(G + G_READ * L, g_z, M, B)
+    put(tile(G, G_READ, L, B), g_z, M, B)
 
 
 @triton.jit(noinline=True)
@@ -207,9 +246,17 @@ def read_back2(
     D: tl.constexpr, M: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """The hidden layer's reads, backwards, to the queries."""
-    g_z, k, q = get(G + G_READ * L, M, B), get(X + KEY * L, D, B), get(X + QUERY * L, D, B)
+    g_z, k, q = (
+        get(tile(G, G_READ, L, B), M, B),
+        get(tile(X, KEY, L, B), D, B),
+        get(tile(X, QUERY, L, B), D, B),
+    )
     g_match, g_w = match_back(X, G, WRITTEN, mm(tl.trans(k), q, P), written2(X, M, B, L), g_z, B, L, P)
-    add(G + G_W2 * L, g_w, M, B)
-    add(G + G_KEY * L, mm(q, tl.trans(g_match), P), D, B)
-    g_q = get(G + G_O * L, D, B) + mm(k, g_match, P) + recalled_back(X, G, S, P_, O, g_z, q, M, D, B, L, P)
+    add(tile(G, G_W2, L, B), g_w, M, B)
+    add(tile(G, G_KEY, L, B), mm(q, tl.trans(g_match), P), D, B)
+    g_q = (
+        get(tile(G, G_O, L, B), D, B)
+        + mm(k, g_match, P)
+        + recalled_back(X, G, S, P_, O, g_z, q, M, D, B, L, P)
+    )
     put_tokens(G_Q, g_q, n, t, T, D, C, B)
