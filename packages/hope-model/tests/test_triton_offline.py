@@ -50,13 +50,16 @@ def usage(
     return int(registers), int(stack), compiled.metadata.shared
 
 
-def each(*rest: Any) -> list[Any]:
-    """Every kernel; backwards take a minute to compile."""
-    return [pytest.param(name, *rest, marks=pytest.mark.long if "back" in name else ()) for name in KERNELS]
+def each(*, always: tuple[int, ...]) -> list[Any]:
+    """Every kernel and device; a backward takes half a minute to compile, so others than `always` are long."""
+    return [
+        pytest.param(name, arch, marks=pytest.mark.long if "back" in name and arch not in always else ())
+        for name in KERNELS
+        for arch in SHARED
+    ]
 
 
-@pytest.mark.parametrize("arch", SHARED)
-@pytest.mark.parametrize("name", each())
+@pytest.mark.parametrize(("name", "arch"), each(always=(80,)))
 def test_a_kernel_fits(
     name: str, arch: int, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -67,7 +70,8 @@ def test_a_kernel_fits(
     assert shared <= SHARED[arch]
 
 
-@pytest.mark.parametrize("name", each())
-def test_products_in_bf16(name: str, tmp_path: Path) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "arch"), each(always=()))
+def test_products_in_bf16(name: str, arch: int, tmp_path: Path) -> None:
     """The interpreter rounds operands itself: only here are they of that type."""
-    assert usage(name, (16, 16, 16), 90, "bf16", tmp_path / "cubin")[1] <= KERNELS[name][-1]
+    assert usage(name, (16, 16, 16), arch, "bf16", tmp_path / "cubin")[1] <= KERNELS[name][-1]

@@ -157,7 +157,7 @@ def test_self_modifying_kernels_are_the_token_loop(
     assert launches == ["self_modifying_forward"] * spans + ["self_modifying_backward"] * spans
 
 
-@pytest.mark.parametrize(("precision", "least", "most"), [("high", 1e-4, 0.02), ("medium", 1e-3, 0.2)])
+@pytest.mark.parametrize(("precision", "least", "most"), [("high", 1e-4, 0.01), ("medium", 1e-3, 0.1)])
 @pytest.mark.parametrize("kind", ["titans", "self_modifying"])
 def test_rounded_operands_stay_near(kind: str, precision: str, least: float, most: float) -> None:
     """TF32 and bf16: 11 and 8 bits in products, state and sums in float32."""

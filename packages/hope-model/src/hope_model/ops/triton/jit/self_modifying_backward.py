@@ -164,19 +164,9 @@ def state_read_back2(
 
 @triton.jit(noinline=True)
 def read_back2(
-    X,
-    G,
-    G_Q,
-    n,
-    t,
-    T,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    C: tl.constexpr,
-    B: tl.constexpr,
-    L: tl.constexpr,
+    X, G, G_Q, n, t, T, D: tl.constexpr, M: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr,
     P: tl.constexpr,
-):
+):  # fmt: skip
     """The hidden layer's reads, backwards, to the queries."""
     g_key, g_x, g_u = match_back(
         X, G, get(tile(X, KEY, L, B), D, B), get(tile(X, QUERY, L, B), D, B), hidden_columns(X, M, B, L),
@@ -373,31 +363,9 @@ def self_modifying_backward(
             t = (group * EVERY + j) * C
             tl.debug_barrier()
             redo_projection(
-                X,
-                XS,
-                Q,
-                OUTPUTS,
-                F2,
-                F1,
-                READERS,
-                BIAS,
-                n,
-                h,
-                j,
-                t,
-                T,
-                eta_max,
-                slope,
-                D,
-                M,
-                C,
-                B,
-                L,
-                R,
-                F,
-                OWN,
-                P,
-            )
+                X, XS, Q, OUTPUTS, F2, F1, READERS, BIAS, n, h, j, t, T, eta_max, slope, D, M, C, B, L, R, F,
+                OWN, P,
+            )  # fmt: skip
             if redo:
                 for r in range(R):
                     redo_memory(X, O2, O1, SCALE, SHARE, h, r, j, eta_max, slope, D, M, C, B, L, R, P)

@@ -59,16 +59,9 @@ def chunk_in(X, XS, Q, n, t, T, D: tl.constexpr, C: tl.constexpr, B: tl.constexp
 
 @triton.jit
 def project_hidden(
-    X,
-    W2,
-    WHICH: tl.constexpr,
-    slope,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    B: tl.constexpr,
-    L: tl.constexpr,
+    X, W2, WHICH: tl.constexpr, slope, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr,
     P: tl.constexpr,
-):
+):  # fmt: skip
     a, s = shrunk(mm(get(W2, M, D), get(tile(X, X_, L, B), D, B), P), slope)
     put(tile(X, HIDDEN + WHICH, L, B), a, M, B)
     put_row(row(X, S_HIDDEN + WHICH, B), s, B)
@@ -241,34 +234,18 @@ def advance(
 
 @triton.jit(noinline=True)
 def advance2(
-    X,
-    W2,
-    O2,
-    TO,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    C: tl.constexpr,
-    B: tl.constexpr,
-    L: tl.constexpr,
+    X, W2, O2, TO, D: tl.constexpr, M: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr,
     P: tl.constexpr,
-):
+):  # fmt: skip
     """The hidden layer at the chunk's end."""
     advance(X, W2, O2, TO, hidden_columns(X, M, B, L), get(tile(X, KEY, L, B), D, B), M, D, C, B, P)
 
 
 @triton.jit(noinline=True)
 def advance1(
-    X,
-    W1,
-    O1,
-    TO,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    C: tl.constexpr,
-    B: tl.constexpr,
-    L: tl.constexpr,
+    X, W1, O1, TO, D: tl.constexpr, M: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr,
     P: tl.constexpr,
-):
+):  # fmt: skip
     """The output layer at the chunk's end."""
     advance(X, W1, O1, TO, get(tile(X, U, L, B), D, B), get(tile(X, A_K, L, B), M, B), D, M, C, B, P)
 

@@ -185,20 +185,9 @@ def share_back(W, GW, g, a_k, D: tl.constexpr, M: tl.constexpr, P: tl.constexpr)
 
 @triton.jit(noinline=True)
 def recall_back_keys(
-    X,
-    G,
-    S,
-    P_,
-    O,
-    GS,
-    GP,
-    GO,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    B: tl.constexpr,
-    L: tl.constexpr,
+    X, G, S, P_, O, GS, GP, GO, D: tl.constexpr, M: tl.constexpr, B: tl.constexpr, L: tl.constexpr,
     P: tl.constexpr,
-):
+):  # fmt: skip
     """The same, to weights and hidden keys; with it the error's part."""
     before, a_k = scalar(X, BEFORE, B), get(tile(X, A_K, L, B), M, B)
     g_held = -get(tile(G, G_U, L, B), D, B) * scalar(X, STRENGTH, B)[None, :]

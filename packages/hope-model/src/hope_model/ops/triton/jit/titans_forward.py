@@ -275,31 +275,9 @@ def titans_forward(
                 to = KEPT + (n * tl.cdiv(T, EVERY * C) + t // (EVERY * C)) * 4 * size
                 copy(S2, S1, P2, P1, to, to + size, to + 2 * size, to + 3 * size, D, M)
         write_and_look(
-            X,
-            Q,
-            K,
-            V,
-            LOG_A,
-            LOG_THETA,
-            OUTPUTS,
-            ETAS,
-            S2,
-            S1,
-            P2,
-            P1,
-            O2,
-            O1,
-            n,
-            t,
-            T,
-            slope,
-            D,
-            M,
-            C,
-            B,
-            L,
+            X, Q, K, V, LOG_A, LOG_THETA, OUTPUTS, ETAS, S2, S1, P2, P1, O2, O1, n, t, T, slope, D, M, C, B, L,
             P,
-        )
+        )  # fmt: skip
         read1(X, S1, P1, O1, O, n, t, T, D, M, C, B, L, P)
         tl.debug_barrier()
         advance2(X, S2, P2, O2, S2, P2, D, M, C, B, L, P)

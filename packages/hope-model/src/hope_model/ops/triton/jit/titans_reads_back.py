@@ -172,19 +172,9 @@ def kept_back2(
 
 @triton.jit
 def recalled_back(
-    X,
-    G,
-    S,
-    P_,
-    O,
-    g_o,
-    x,
-    V: tl.constexpr,
-    K: tl.constexpr,
-    B: tl.constexpr,
-    L: tl.constexpr,
+    X, G, S, P_, O, g_o, x, V: tl.constexpr, K: tl.constexpr, B: tl.constexpr, L: tl.constexpr,
     P: tl.constexpr,
-):
+):  # fmt: skip
     """Gradient at x of gamma S x + start P x + (1 - gamma) O x."""
     gamma, start = scalar(X, GAMMA, B), scalar(X, START, B)
     by_O = mm(tl.trans(get(O, V, K)), g_o, P)
