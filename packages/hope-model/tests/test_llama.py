@@ -139,6 +139,24 @@ def test_generation_is_token_by_token_theirs(source: Path, converted: Path) -> N
     assert torch.equal(torch.cat(made, 1), expected)
 
 
+def test_generate_writes_their_text(
+    source: Path, converted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command finds the tokenizer inside the checkpoint."""
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    prompt = torch.tensor([[start, *tokenizer.encode("the green hill", add_special_tokens=False)]])
+    options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
+    # Ids that the tokenizer lacks are never written.
+    options["suppress_tokens"] = list(range(len(tokenizer), theirs.config.vocab_size)) or None
+    ids = theirs.generate(prompt, max_new_tokens=12, **options)[0, prompt.shape[1] :]
+    expected = tokenizer.decode(ids, skip_special_tokens=True)
+    assert main(["generate", str(converted), "the green hill", "--tokens", "12", "--temperature", "0"]) == 0
+    printable = "".join(c for c in expected if c.isprintable() or c in "\n\t")
+    assert capsys.readouterr().out == f"the green hill{printable}\n"
+
+
 def test_the_way_back_is_bitwise(source: Path, converted: Path, tmp_path: Path) -> None:
     assert main(["export", str(converted), str(tmp_path / "back")]) == 0
     before: dict[str, torch.Tensor] = {}

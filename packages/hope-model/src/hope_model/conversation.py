@@ -14,12 +14,11 @@ from torch import Tensor
 from hope_model import checkpoint, stream
 from hope_model.blocks import variant_parts
 from hope_model.errors import InputError
-from hope_model.files import sha256
 from hope_model.layers.cms import CMS
 from hope_model.model import LanguageModel
 from hope_model.state import MemorySettings, State, fast_weights, metrics
 
-VOCABULARY = "tokenizer.model"
+VOCABULARY, FAST = "tokenizer.model", "tokenizer.json"
 DEFAULT_TOKENIZER = Path("data/tokenizer")  # where the pipeline puts it
 _CUT = "\ufffd"  # what a character decodes to whose last bytes are still to come
 
@@ -230,26 +229,28 @@ def open_tokenizer(folder: Path, tokenizer: Path | None, meta: dict[str, Any]) -
     Raises:
         InputError: there is none, or it is not the one that the model was trained with.
     """
-    places = [tokenizer] if tokenizer else [folder, folder / "tokenizer", DEFAULT_TOKENIZER]
+    places = [tokenizer] if tokenizer else [folder / checkpoint.TOKENIZER, folder, DEFAULT_TOKENIZER]
     for place in places:
-        if (place / VOCABULARY).is_file() and not (place / "config.json").is_file():
-            return _sentencepiece(place / VOCABULARY, meta)
-        if (place / "tokenizer_config.json").is_file():
+        if is_ours(place):
+            checkpoint.check_tokenizer_hash(folder, meta, place / VOCABULARY)
+            return _sentencepiece(place / VOCABULARY)
+        if (place / FAST).is_file():
+            checkpoint.check_tokenizer_hash(folder, meta, place / FAST)
             return _transformers(place)
     raise InputError(
         f"{places[0]}: holds no tokenizer; name the folder of the one it was trained with: --tokenizer data/tokenizer"
     )
 
 
-def _sentencepiece(path: Path, meta: dict[str, Any]) -> Any:
+def is_ours(folder: Path) -> bool:
+    """Whether this is a tokenizer of hope-data; its sealed record has the name of Hugging Face's vocabulary."""
+    record = folder / FAST
+    return (folder / VOCABULARY).is_file() and (not record.is_file() or b'"seal"' in record.read_bytes())
+
+
+def _sentencepiece(path: Path) -> Any:
     from hope_model.hf.tokenizer import HopeTokenizer  # noqa: PLC0415 (transformers is slow to import)
 
-    expected = meta.get("tokenizer_sha256")
-    if expected and sha256(path) != expected:
-        raise InputError(
-            f"{path}: is not the tokenizer that the model was trained with ({str(expected)[:12]}); "
-            "name that one: --tokenizer FOLDER"
-        )
     try:
         return HopeTokenizer(str(path))
     except RuntimeError:
@@ -258,8 +259,6 @@ def _sentencepiece(path: Path, meta: dict[str, Any]) -> Any:
 
 def _transformers(place: Path) -> Any:
     import transformers  # noqa: PLC0415 (slow to import)
-
-    import hope_model.hf  # noqa: F401, PLC0415 (registers our classes)
 
     try:
         return transformers.AutoTokenizer.from_pretrained(

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from hope_model.conversation import is_ours
 from hope_model.llama.convert import convert, export
 
 
@@ -36,10 +37,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     folder = arguments.tokenizer or arguments.checkpoint / "tokenizer"
-    record = folder / "tokenizer.json"
-    # hope-data's folder has a file of this name, too: its record, sealed.
-    ours = not record.is_file() or b'"seal"' in record.read_bytes()
-    if (folder / "tokenizer.model").is_file() and ours:
+    if is_ours(folder):
         from hope_model import hf  # noqa: PLC0415 (transformers is optional)
 
         print(hf.export(arguments.checkpoint, folder, arguments.out))
