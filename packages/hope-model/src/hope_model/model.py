@@ -13,8 +13,9 @@ from hope_model.config import ModelConfig
 from hope_model.errors import InputError
 from hope_model.layers.basic import linear
 from hope_model.layers.cms import CMS, CMSState
+from hope_model.ranges import shown
 from hope_model.state import BlockState, MemorySettings, Pending, State, Teach, detach
-from hope_model.state_check import check_settings, check_state
+from hope_model.state_check import check_batch, check_range, check_settings, check_state
 from hope_model.teach import Trace, gated, layer_signals, output_signal
 from hope_model.tree import tree_map
 
@@ -49,6 +50,7 @@ class LanguageModel(nn.Module):
     def initial(self, batch: int, settings: MemorySettings | None = None) -> State:
         """State before the first token of `batch` sequences."""
         settings = self.settings() if settings is None else settings
+        check_batch(batch)
         check_settings(settings, self.levels)
         blocks = tuple(block.initial(batch) for block in self._blocks())
         return State(0, blocks, None, None, settings)
@@ -100,6 +102,8 @@ class LanguageModel(nn.Module):
     @staticmethod
     def check_tokens(tokens_BT: Tensor) -> None:
         """Raise `InputError` unless these are whole numbers [B, T], one at least."""
+        if not isinstance(tokens_BT, Tensor):
+            raise InputError(f"tokens are {shown(tokens_BT)}; give a tensor [sequences, tokens] of int64")
         if tokens_BT.dim() != 2 or not tokens_BT.numel() or tokens_BT.dtype not in (torch.int64, torch.int32):
             raise InputError(
                 f"tokens are {tokens_BT.dtype} of shape {list(tokens_BT.shape)}; "
@@ -121,7 +125,11 @@ class LanguageModel(nn.Module):
         return state._replace(pending=None)
 
     def _run(self, tokens_BT: Tensor, state: State) -> tuple[Tensor, State, Trace]:
-        x_BTD = self.embed(tokens_BT)
+        try:
+            x_BTD = self.embed(tokens_BT)
+        except IndexError:
+            check_range("tokens", tokens_BT, len(self.embed.weight))
+            raise
         if torch.is_grad_enabled() and not x_BTD.requires_grad and self.config.cms.signal == "layer":
             x_BTD.requires_grad_()  # frozen weights: the signal still needs gradients of activations
         blocks, outputs = [], []

@@ -29,26 +29,26 @@ from hope_model.tree import tensors
 MOST = 2**62  # tokens of a stream
 
 
-class _Like(NamedTuple):
+class Like(NamedTuple):
     """A tensor of this shape; `kind`: `precise` (as fast weights are), `float` (of any precision) or `int` (tokens)."""
 
     shape: tuple[int, ...]
     kind: str
 
 
-class _Maybe(NamedTuple):
+class Maybe(NamedTuple):
     """None, or what the template says."""
 
     template: Any
 
 
-class _Each(NamedTuple):
+class Each(NamedTuple):
     """A tuple of any length; the function gives the template of each part."""
 
     template: Callable[[Any], Any]
 
 
-class _UpTo(NamedTuple):
+class UpTo(NamedTuple):
     """A whole number from 0 on."""
 
     most: int
@@ -63,7 +63,7 @@ def check_state(
         state: What is checked.
         config: Of the model.
         level_width: Hidden width h of a CMS level; 0 for models without a CMS.
-        parameter: One of the model's, for device and precision.
+        parameter: The model's embedding, for device, precision and vocabulary.
         batch: Sequences that the state must hold; None: as many as its first tensor.
     """
     if not isinstance(state, State):
@@ -74,9 +74,25 @@ def check_state(
         raise InputError(
             f"the state holds {B} sequences, the tokens {batch}; see hope_model.state.repeat and select"
         )
-    _compare("state.position", state.position, _UpTo(MOST), ())
+    compare("state.position", state.position, UpTo(MOST), ())
     precise = torch.promote_types(parameter.dtype, torch.float32)
-    _compare("state", state, _template(config, level_width, B, state), (precise, parameter.device))
+    compare("state", state, _template(config, level_width, B, state), (precise, parameter.device))
+    if state.pending is not None:
+        check_range("state.pending.tokens_Bn", state.pending.tokens_Bn, len(parameter))
+
+
+def check_range(name: str, tokens: Tensor, vocabulary: int) -> None:
+    """Raise `InputError` at a token that the model does not have; on other devices that would wait for them."""
+    if tokens.device.type == "cpu" and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary):
+        raise InputError(
+            f"{name} are from {int(tokens.min())} to {int(tokens.max())}; the model has 0 to {vocabulary - 1}"
+        )
+
+
+def check_batch(batch: Any) -> None:
+    """Raise `InputError` unless so many sequences can be read at once."""
+    if type(batch) is not int or not 1 <= batch < 2**31:
+        raise InputError(f"batch is {shown(batch)}; it must be a whole number of sequences, at least 1")
 
 
 def check_settings(settings: Any, levels: int) -> None:
@@ -99,8 +115,9 @@ def check_settings(settings: Any, levels: int) -> None:
         check_value(rate, f"settings.rates[{n}]", CMSConfig, "lr")
 
 
-def _like(*shape: int, kind: str = "float") -> Any:
-    return _Like(shape, kind)
+def like(*shape: int, kind: str = "float") -> Any:
+    """Return the template of a tensor, to stand where a template's type says Tensor."""
+    return Like(shape, kind)
 
 
 def _template(config: ModelConfig, level_width: int, B: int, state: State) -> State:
@@ -112,10 +129,10 @@ def _template(config: ModelConfig, level_width: int, B: int, state: State) -> St
         n = max(1, min(n, state.position, *config.cms.chunks()))
         by_layer = config.cms.signal == "layer"
         start = _blocks(config, level_width, B, state.position - n, 0) if by_layer else None
-        logits = None if by_layer else _like(B, n, config.vocab_size)
-        pending = Pending(_like(B, n, kind="int"), logits, start)
-    signals: Any = _UpTo(MOST)
-    teach: Any = _Maybe(Teach(_like(), (_like(),) * levels, signals)) if level_width else None
+        logits = None if by_layer else like(B, n, config.vocab_size)
+        pending = Pending(like(B, n, kind="int"), logits, start)
+    signals: Any = UpTo(MOST)
+    teach: Any = Maybe(Teach(like(), (like(),) * levels, signals)) if level_width else None
     blocks = _blocks(config, level_width, B, state.position, n)
     return State(state.position, blocks, pending, teach, state.settings)
 
@@ -124,15 +141,15 @@ def _blocks(config: ModelConfig, level_width: int, B: int, position: int, n: int
     channel = None
     if level_width:
         up, down = (B, level_width, config.dim), (B, config.dim, level_width)
-        weights: Any = _Maybe(LevelWeights(_like(*up, kind="precise"), _like(*down, kind="precise")))
+        weights: Any = Maybe(LevelWeights(like(*up, kind="precise"), like(*down, kind="precise")))
 
         def tokens_and_signals(part: Any) -> Any:
             first = part[0] if isinstance(part, tuple) and part else None
             tokens = first.shape[1] if isinstance(first, Tensor) and first.dim() == 3 else 1
-            return (_like(B, max(tokens, 1), config.dim),) * 2
+            return (like(B, max(tokens, 1), config.dim),) * 2
 
-        seen: Any = _Each(tokens_and_signals)
-        waiting = _like(B, n, config.dim) if n else None
+        seen: Any = Each(tokens_and_signals)
+        waiting = like(B, n, config.dim) if n else None
         channel = (LevelState(weights, weights, seen, waiting, weights),) * len(config.cms.chunks())
     return (BlockState(_mixer(config, B, position), channel),) * config.layers
 
@@ -140,42 +157,42 @@ def _blocks(config: ModelConfig, level_width: int, B: int, position: int, n: int
 def _mixer(config: ModelConfig, B: int, position: int) -> Any:
     mixer, _ = variant_parts(config)
     D, H, d, m = config.dim, config.heads, config.head_dim, config.memory_hidden
-    window, seen = config.attention.window, _UpTo(position)
+    window, seen = config.attention.window, UpTo(position)
 
     def memory(R: int, *, momentum: bool) -> Any:
-        fast = FastWeights(_like(B, H, R, m, d, kind="precise"), _like(B, H, R, d, m, kind="precise"))
+        fast = FastWeights(like(B, H, R, m, d, kind="precise"), like(B, H, R, d, m, kind="precise"))
         counted: Any = seen
         return MemoryState(fast, fast, fast if momentum else None, counted)
 
-    kept = _like(B, config.kv_heads, min(position, window - 1) if window else position, d)
+    kept = like(B, config.kv_heads, min(position, window - 1) if window else position, d)
     attention = AttentionState(kept, kept, position)
-    tail = _like(B, config.conv - 1, D if mixer == "self_modifying" else 3 * D)
+    tail = like(B, config.conv - 1, D if mixer == "self_modifying" else 3 * D)
     if mixer == "attention":
         return attention
     if mixer == "gated_deltanet":
-        return DeltaState(_like(B, H, d, d, kind="precise"), tail)
+        return DeltaState(like(B, H, d, d, kind="precise"), tail)
     if mixer == "self_modifying":
         return TitansState(memory(len(BANK) if config.memory.self_modify else 1, momentum=False), tail)
     titans = TitansState(memory(1, momentum=config.memory.momentum), tail)
     if mixer == "titans_mag":
         return MAGState(attention, titans)
     if mixer == "titans_mac":
-        of_segment = _like(B, config.kv_heads, 2 * ((position - 1) % window + 1) if position else 0, d)
+        of_segment = like(B, config.kv_heads, 2 * ((position - 1) % window + 1) if position else 0, d)
         return MACState(titans, titans.memory, tail, of_segment, of_segment, position)
     return titans
 
 
-def _compare(name: str, part: Any, template: Any, place: tuple[Any, ...]) -> None:
+def compare(name: str, part: Any, template: Any, place: tuple[Any, ...]) -> None:
     """Raise at the first part that does not fit; `place`: precision of fast weights, and device."""
     kind = type(template)
-    if kind is _Like:
+    if kind is Like:
         _check_tensor(name, part, template, place)
-    elif kind is _Maybe:
+    elif kind is Maybe:
         if part is not None:
-            _compare(name, part, template.template, place)
-    elif kind is _Each:
-        _compare(name, part, tuple(map(template.template, part)) if type(part) is tuple else (), place)
-    elif kind is _UpTo:
+            compare(name, part, template.template, place)
+    elif kind is Each:
+        compare(name, part, tuple(map(template.template, part)) if type(part) is tuple else (), place)
+    elif kind is UpTo:
         if type(part) is not int or not 0 <= part <= template.most:
             raise InputError(f"{name} is {_kind(part)}; it must be a whole number from 0 to {template.most}")
     elif isinstance(template, tuple):
@@ -191,10 +208,10 @@ def _compare_parts(name: str, part: Any, template: tuple[Any, ...], place: tuple
     fields = getattr(template, "_fields", None)
     for n, (inner, expected) in enumerate(zip(part, template, strict=True)):
         if inner is not expected:
-            _compare(f"{name}.{fields[n]}" if fields else f"{name}[{n}]", inner, expected, place)
+            compare(f"{name}.{fields[n]}" if fields else f"{name}[{n}]", inner, expected, place)
 
 
-def _check_tensor(name: str, part: Any, like: _Like, place: tuple[Any, ...]) -> None:
+def _check_tensor(name: str, part: Any, like: Like, place: tuple[Any, ...]) -> None:
     precise, device = place
     if not isinstance(part, Tensor):
         raise InputError(f"{name} is {_kind(part)}, not a tensor of shape {list(like.shape)}")

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from hope_model.adapt.check import check_memory, check_settings
 from hope_model.adapt.memory import (
     AttachedLayer,
     AttachedState,
@@ -26,6 +27,7 @@ from hope_model.errors import InputError
 from hope_model.model import LanguageModel
 from hope_model.ops.cms import fast_linear
 from hope_model.state import MemorySettings, Teach, detach, n_bytes, select
+from hope_model.state_check import check_batch
 from hope_model.teach import gated, output_signal
 
 # Below so many tokens two thin products cost less than adding the slow and the fast matrix.
@@ -103,10 +105,13 @@ class AttachedMemory:
 
     def initial(self, batch: int, settings: MemorySettings | None = None) -> AttachedState:
         """State before the first token of `batch` sequences."""
+        check_batch(batch)
         return self.begin(self.host.begin(batch), 0, settings)
 
     def begin(self, inner: Any, position: int, settings: MemorySettings | None = None) -> AttachedState:
         """State of sequences whose first `position` tokens the model has read without a memory."""
+        if settings is not None:
+            check_settings(settings, len(self.mlps))
         empty = tuple(AttachedLayer(None, None, ()) for _ in self.mlps)
         return AttachedState(position, inner, empty, (), None, settings or self.settings())
 
@@ -117,8 +122,11 @@ class AttachedMemory:
             tokens_BT: int64 tokens, no padding; any split of a sequence into calls gives the same logits.
             state: From an earlier call, which stays as it is; None begins a sequence.
         """
+        LanguageModel.check_tokens(tokens_BT)
         if state is None:
             state = self.initial(len(tokens_BT))
+        else:
+            check_memory(self, state, len(tokens_BT))
         if not state.settings.teach_scale:
             return self._read(tokens_BT, state)
         outputs, t, T = [], 0, tokens_BT.shape[1]

@@ -18,6 +18,7 @@ from hope_model.adapt.memory import AttachedState
 from hope_model.adapt.ours import OurHost
 from hope_model.errors import InputError
 from hope_model.hf.cache import Group, HopeCache
+from hope_model.ranges import shown
 from hope_model.state import repeat, select
 
 if TYPE_CHECKING:
@@ -173,12 +174,26 @@ class HuggingFaceHost:
         layers = [layer for layer in inner if isinstance(layer, Cached)] if isinstance(inner, tuple) else []
         if len(layers) != len(self._template):
             raise InputError(f"inner has {len(layers)} layers of keys and values, not {len(self._template)}")
-        for n, (k, v, seen) in enumerate(layers):
-            if k is None or v is None:
+        B = next((len(layer.k_BHSd) for layer in layers if isinstance(layer.k_BHSd, Tensor)), 0)
+        for n, (layer, (k, v, seen)) in enumerate(zip(self._template, layers, strict=True)):
+            if k is None and v is None and not seen:
                 continue
-            if seen != position or k.dim() != 4 or k.shape[:3] != v.shape[:3] or k.shape[2] > seen:
-                shapes = f"{list(k.shape)} and {list(v.shape)}"
-                raise InputError(f"inner[{n}] has shapes {shapes} after {seen} of {position} tokens")
+            window = getattr(layer, "sliding_window", None)
+            shape = (B, min(position, window - 1) if window else position)
+            for x in (k, v):
+                if not isinstance(x, Tensor) or x.dim() != 4 or (x.shape[0], x.shape[2]) != shape:
+                    what = list(x.shape) if isinstance(x, Tensor) else shown(x)
+                    raise InputError(
+                        f"inner[{n}] has {what} after {position} tokens, not [{B}, heads, {shape[1]}, width]"
+                    )
+                if not x.is_floating_point() or x.device.type != self.head.device.type:
+                    raise InputError(
+                        f"inner[{n}] is of {x.dtype} on {x.device}; the model is on {self.head.device}"
+                    )
+            if seen != position or k.shape[1] != v.shape[1]:
+                raise InputError(
+                    f"inner[{n}] has shapes {list(k.shape)} and {list(v.shape)} after {seen} of {position} tokens"
+                )
 
     def forward(self, memory: "AttachedMemory") -> Callable[..., Any]:
         """The model's own forward, a period at a time; without writes it is the model's own."""

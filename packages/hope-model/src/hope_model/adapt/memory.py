@@ -69,11 +69,18 @@ class Options:
 def periods_of(given: int | Sequence[int] | Ladder, layers: int) -> list[int]:
     """One period for each of `layers` MLPs, as they were asked for."""
     if isinstance(given, Ladder):
-        if not 1 <= given.levels <= layers:
-            raise InputError(f"attach_memory: a ladder of {shown(given.levels)} levels over {layers} MLPs")
+        for key, part in given._asdict().items():
+            if type(part) is not int or not 1 <= part <= 2**62:
+                raise InputError(f"Ladder.{key} is {shown(part)}; it must be a whole number, at least 1")
+        if given.levels > layers:
+            raise InputError(f"attach_memory: a ladder of {given.levels} levels over {layers} MLPs")
         return [given.smallest * given.ratio ** (n * given.levels // layers) for n in range(layers)]
-    if isinstance(given, int):
+    if type(given) is int:
         return [given] * layers
+    if not isinstance(given, list | tuple):
+        raise InputError(
+            f"attach_memory.periods is {shown(given)}; give a whole number, one for each MLP, or a Ladder"
+        )
     if len(given) != layers:
         raise InputError(
             f"attach_memory.periods has {len(given)} entries, the model {layers} MLPs; give one for each, or one number"

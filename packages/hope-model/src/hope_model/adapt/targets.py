@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hope_model.errors import InputError
+from hope_model.ops.activations import ACTIVATIONS
+from hope_model.ranges import shown
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -99,6 +101,8 @@ def find(model: nn.Module, layers: int, width: int, matrices: str, rule: Rule | 
     """
     if isinstance(rule, str):
         rule = Rule(rule)
+    if rule is not None:
+        _check_rule(rule)
     modules = dict(model.named_modules())
     fitting = [
         one for one in ([rule] if rule else RULES) if _complete(modules, one, layers, by_hand=bool(rule))
@@ -110,6 +114,19 @@ def find(model: nn.Module, layers: int, width: int, matrices: str, rule: Rule | 
     return [
         _mlp(model, modules, name, fitting[0], width, matrices) for name in _ends(modules, fitting[0].down)
     ]
+
+
+def _check_rule(rule: Any) -> None:
+    """Refuse a rule that names no modules, or an activation that no gradient is known of."""
+    if not isinstance(rule, Rule):
+        raise InputError(f"attach_memory.targets is {shown(rule)}; give a Rule, or the end of a name as text")
+    for part in ("down", "up", "gate", "fused", "activation"):
+        if not isinstance(getattr(rule, part), str):
+            raise InputError(f"Rule.{part} is {shown(getattr(rule, part))}; it must be text")
+    if rule.activation and rule.activation not in ACTIVATIONS:
+        raise InputError(
+            f"Rule.activation is {shown(rule.activation)}; choose one of {', '.join(ACTIVATIONS)}"
+        )
 
 
 def _ends(modules: dict[str, nn.Module], end: str) -> list[str]:
@@ -157,8 +174,15 @@ def _mlp(
             "targets=Rule('mlp.down', up='up', gate='gate'), or write matrices='down' only"
         )
     inputs = tuple(modules[part] for part in names)
+    hidden = theta(down).shape[1]
+    rows = 2 * hidden if rule.fused else hidden
     for part, module in zip(names, inputs, strict=True):
         _check(part, module)
+        if theta(module).shape[0] != rows:
+            raise InputError(
+                f"{part} maps to {theta(module).shape[0]}, not to the {rows} rows that {name} needs of it; name up, "
+                "gate or fused with targets=Rule('mlp.down', up='up', gate='gate')"
+            )
     activation = rule.activation or _activation(model, name)
     written = inputs if matrices == "up" else (down, *inputs)
     return Mlp(name, down, inputs, bool(rule.gate or rule.fused), activation, written)
