@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hope_data.console import Parser
 from hope_data.errors import InputError as DataInputError
+from hope_data.errors import harmless
 from hope_model.errors import InputError
 from hope_train.compose import load_params
 
@@ -163,9 +165,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return commands[arguments.command](arguments.arguments)
-    except (InputError, DataInputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
+    except (InputError, DataInputError) as error:
+        return _fail(error, 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(reason: object, status: int) -> int:
+    print("error:", harmless(reason), file=sys.stderr)
+    return status
 
 
 def ablations(argv: Sequence[str]) -> int:
@@ -185,7 +195,7 @@ def replication(argv: Sequence[str]) -> int:
 
 def _parser(prog: str, about: str, epilog: str) -> argparse.ArgumentParser:
     kind = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog, description=about, epilog=epilog, formatter_class=kind)
+    return Parser(prog, description=about, epilog=epilog, formatter_class=kind)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from hope_data.files import read_bytes
 from hope_data.publishing import exclusive, write_atomic
 from hope_model.errors import InputError
 from hope_study.records import Record
@@ -67,7 +68,7 @@ class Store:
 def _load(path: Path) -> Records:
     records: Records = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(path).decode().splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason}); restore the file from git") from None
     for number, line in enumerate(lines, 1):

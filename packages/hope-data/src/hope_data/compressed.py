@@ -10,6 +10,7 @@ from typing import BinaryIO
 import zstandard
 
 from hope_data.errors import InputError
+from hope_data.files import open_regular
 
 # A zstd block of four bytes may hold 128 KiB: small steps bound what a bomb takes in memory.
 _STEP = 512
@@ -78,7 +79,7 @@ def lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes]
     """
     number = size = 0
     try:
-        with path.open("rb") as packed, _unpacked(packed, path.suffix) as file:
+        with open_regular(path) as packed, _unpacked(packed, path.suffix) as file:
             while line := file.readline(longest + 1):
                 number, size = number + 1, size + len(line) + _PER_LINE
                 if len(line) > longest:

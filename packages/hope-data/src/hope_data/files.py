@@ -1,15 +1,40 @@
 """Hashes of files, names that stay in their folder, and JSON that carries its own seal."""
 
+import errno
 import hashlib
 import json
+import os
 import re
+import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from hope_data.errors import InputError
 from hope_data.publishing import write_atomic
 
+# Of a file that is read whole; the largest of ours are judged parts and tokenizers.
+LARGEST = 2**30
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read. A pipe would wait for ever and a device has no end, so both are an OSError at once."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(kind, os.strerror(kind) if kind == errno.EISDIR else "is no regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """Read a whole file; one of more than `most` bytes is an OSError before it is read."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"is larger than {most:,} bytes", str(path))
+        return file.read()
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -19,7 +44,7 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """Hash of a file's bytes, in hex."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -65,7 +90,7 @@ def load_sealed(path: Path, remedy: str) -> dict[str, Any]:
         InputError: no such file (with `remedy`), no JSON, or bytes that the seal does not cover.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or 'cannot be read'}; {remedy}") from None
     try:

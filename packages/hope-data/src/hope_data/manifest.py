@@ -13,6 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from hope_data.config import CODE_FILTER, CONTENTS, KINDS, Manifest
 from hope_data.errors import InputError
+from hope_data.files import open_regular
 
 # A manifest is a page; its entries are counted with aliases written out, which grow exponentially.
 _MOST_BYTES, _MOST_ENTRIES = 1 << 20, 10_000
@@ -65,7 +66,7 @@ def _unfit(schema: DictConfig, given: DictConfig) -> str:
 
 def _read(path: Path) -> DictConfig:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise InputError(

@@ -45,6 +45,8 @@ def exclusive(out: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
+    if out.name in ("", ".."):
+        raise InputError(f"{str(out)!r} names no file or folder that could be written; give its name")
     path = Path(os.path.abspath(out))  # noqa: PTH100 (Path has no form that takes ".." away)
     path = path.parent.resolve() / path.name
     held = (os.getpid(), path)
@@ -71,12 +73,16 @@ def exclusive(out: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _acquire(lock: Path, out: Path, *, wait: bool) -> int:
+    attempts = 0
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
             # Never through a link, which another user could have put into a shared folder.
             handle = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
-        except FileNotFoundError:  # the folder went with another process's lock
+        except FileNotFoundError:  # the folder went with another process's lock, or takes no files as /proc
+            attempts += 1
+            if attempts > 100:
+                raise
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from hope_data import seals
 from hope_data.errors import InputError
-from hope_data.files import check_name, conform, load_sealed, plain_name, sha256_file
+from hope_data.files import check_name, conform, load_sealed, open_regular, plain_name, sha256_file
 from hope_data.splits import SPLITS
 from hope_data.tokenizer import Tokenizer
 
@@ -98,7 +98,7 @@ def open_array(path: Path, dtype: npt.DTypeLike) -> np.memmap[Any, np.dtype[Any]
     kind = np.dtype(dtype)
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             begin = file.read(HEADER_SIZE)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; {REMEDY}") from None

@@ -15,7 +15,7 @@ import sentencepiece
 
 from hope_data import documents
 from hope_data.errors import InputError
-from hope_data.files import conform, dump_sealed, load_sealed, sha256_bytes
+from hope_data.files import conform, dump_sealed, load_sealed, read_bytes, sha256_bytes
 from hope_data.publishing import new_folder
 from hope_data.splits import SplitRule
 
@@ -90,7 +90,7 @@ class Tokenizer:
         meta = load_sealed(folder / META, "train one with `hope-data tokenizer`")
         conform(folder / META, meta, {"sha256": str}, "run `hope-data tokenizer` again")
         try:
-            model = (folder / MODEL).read_bytes()
+            model = read_bytes(folder / MODEL)
         except OSError as error:
             raise InputError(f"{folder / MODEL}: {error.strerror}; run `hope-data tokenizer` again") from None
         if sha256_bytes(model) != meta["sha256"]:
@@ -273,7 +273,7 @@ class Guard:
             InputError: no such file, or none of that kind.
         """
         try:
-            record = json.loads(path.read_bytes())
+            record = json.loads(read_bytes(path))
             if "seal" in record:
                 record = load_sealed(path, "name another file with --guard")
             known = {name: float(c["bytes_per_token"]) for name, c in record["coverage"].items()}

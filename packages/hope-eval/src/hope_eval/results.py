@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hope_data.errors import InputError
-from hope_data.files import sha256_bytes
+from hope_data.files import read_bytes, sha256_bytes
 from hope_eval.escape import printable
 from hope_eval.estimates import ratio
 from hope_eval.names import check_count, check_labels, check_name
@@ -290,7 +290,7 @@ def load(path: Path) -> Results:
             digit.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         record = json.loads(data)
         version, seal = record["schema"], record.pop("seal", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

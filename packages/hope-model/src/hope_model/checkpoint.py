@@ -13,7 +13,7 @@ from torch import Tensor
 from hope_model.blocks import variant_parts
 from hope_model.config import ModelConfig
 from hope_model.errors import InputError
-from hope_model.files import parse_json, sha256, write_atomic
+from hope_model.files import parse_json, read_bytes, sha256, write_atomic
 from hope_model.model import LanguageModel
 from hope_model.ranges import shown
 
@@ -126,7 +126,7 @@ def _differences(file: Any, config: ModelConfig) -> Iterator[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return parse_json(path.read_bytes(), str(path))
+        return parse_json(read_bytes(path, 2**26), str(path))
     except FileNotFoundError:
         raise InputError(f"{path} is missing; is {path.parent} a checkpoint folder?") from None
     except OSError as error:

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError, RuntimeError) as error:
         message = str(error).strip() or type(error).__name__
-        print(f"error: {message.splitlines()[0]}", file=sys.stderr)
+        print(f"error: {_harmless(message.splitlines()[0])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -54,9 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _harmless(text: str) -> str:
+    """The text without characters that a terminal would obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong with the arguments."""
+        self.exit(2, f"error: {_harmless(message)}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("hope-model", description=__doc__, epilog=EXAMPLES, formatter_class=kind)
+    parser: argparse.ArgumentParser = _Parser(
+        "hope-model", description=__doc__, epilog=EXAMPLES, formatter_class=kind
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     defaults = BenchSettings()
     bench = commands.add_parser(

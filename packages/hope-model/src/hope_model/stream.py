@@ -14,7 +14,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from hope_model.errors import InputError
-from hope_model.files import parse_json, write_atomic
+from hope_model.files import parse_json, read_bytes, write_atomic
 from hope_model.layers.attention import AttentionState
 from hope_model.layers.cms import LevelState
 from hope_model.layers.deltanet import DeltaState
@@ -118,7 +118,7 @@ def read_value(
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Skeleton and tensors of a file whose hash is right."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read as a state: {error.strerror}") from None
     header = data[8 : 8 + int.from_bytes(data[:8], "little")]

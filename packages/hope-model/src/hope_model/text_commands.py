@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_model.errors import InputError
+from hope_model.files import read_bytes
 
 EXAMPLES = """examples:
   hope-model generate runs/hope/checkpoint "A tensor is" --tokens 60 --show-memory
@@ -189,9 +190,16 @@ def _command(talk: Any, command: str, value: str) -> None:
     actions[command]()
 
 
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path, 2**28).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8 ({error.reason}); convert it with iconv") from None
+
+
 def _recall(arguments: argparse.Namespace) -> None:
     talk = _open(arguments)
-    text = arguments.filler.read_text(encoding="utf-8") if arguments.filler else FILLER * arguments.distance
+    text = _text(arguments.filler) if arguments.filler else FILLER * arguments.distance
     ids = talk.encode(text)[: arguments.distance]
     if len(ids) < arguments.distance:
         raise InputError(

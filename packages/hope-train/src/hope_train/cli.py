@@ -11,7 +11,9 @@ from importlib.metadata import entry_points
 from operator import attrgetter
 from pathlib import Path
 
+from hope_data.console import Parser
 from hope_data.errors import InputError as DataInputError
+from hope_data.errors import harmless
 from hope_model.errors import InputError as ModelInputError
 
 # A path that cannot be used is wrong input; a full or failing disk is not.
@@ -100,7 +102,7 @@ backward, which has no optimiser; then a step of each optimiser, and a checkpoin
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = _parser(argparse.ArgumentParser, "hope-train", "Train language models from one resolved file.", TOP)
+    top = _parser(Parser, "hope-train", "Train language models from one resolved file.", TOP)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     one = _parser(commands.add_parser, "compose", "Merge conf/ and params.yaml into one run file.", COMPOSE)
@@ -298,15 +300,13 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _fail(error: object, status: int) -> int:
-    text = " ".join(str(error).splitlines())
-    # A name may hold what a terminal would obey.
-    print("error:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in text), file=sys.stderr)
+    print("error:", harmless(" ".join(str(error).splitlines())), file=sys.stderr)
     return status
 
 
 def _parser(make, name: str, description: str, epilog: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
     kind = argparse.RawDescriptionHelpFormatter
-    first = {"prog": name} if make is argparse.ArgumentParser else {"name": name, "help": description}
+    first = {"prog": name} if make is Parser else {"name": name, "help": description}
     parser: argparse.ArgumentParser = make(
         **first, description=description, epilog=epilog, formatter_class=kind
     )

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hope_data.files import read_bytes
 from hope_data.publishing import write_atomic
 from hope_model.errors import InputError
 from hope_model.ranges import shown
@@ -87,7 +88,7 @@ def rows(path: Path, step: int, sha256: str) -> str:
         return ""
     try:
         # Whole lines: a kill may have torn the last one, and its step is done again anyway.
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        lines = read_bytes(path).decode().split("\n")[:-1]
         kept = "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{path}: a line of it is no row of a log; move the file away") from None

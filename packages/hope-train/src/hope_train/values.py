@@ -20,11 +20,11 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from hope_data.files import NAME, open_regular
 from hope_model.errors import InputError
 from hope_model.ranges import KINDS, shown
 
 T = TypeVar("T")
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
 # Of a file: bytes, and entries with its aliases written out; the largest of ours have 3,000 and 100.
 LARGEST, ENTRIES = 100_000, 10_000
@@ -90,7 +90,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: no such file, broken YAML (with its line), or something other than a mapping.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise InputError(f"{path}: larger than {LARGEST:,} bytes; a configuration is a page of text")

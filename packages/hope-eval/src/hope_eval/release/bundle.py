@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hope_data.errors import InputError
-from hope_data.files import sha256_file
+from hope_data.files import read_bytes, sha256_file
 from hope_data.publishing import new_folder, write_atomic
 from hope_eval import report
 from hope_eval import results as schema
@@ -112,7 +112,7 @@ def verify(folder: Path) -> tuple[float, float]:
 def _listed(folder: Path) -> dict[str, str]:
     """Hashes by file name."""
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(folder / SUMS).decode().splitlines()
     except (OSError, UnicodeDecodeError):
         raise InputError(
             f"{folder / SUMS}: cannot be read; is {folder} a bundle of `hope-eval package`?"

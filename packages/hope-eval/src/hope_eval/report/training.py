@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from hope_data.errors import InputError
-from hope_data.files import load_sealed, sha256_bytes
+from hope_data.files import load_sealed, read_bytes, sha256_bytes
 from hope_eval.escape import printable
 
 REMEDY = "train again, or leave the log out of --logs"
@@ -54,7 +54,7 @@ def load(path: Path) -> Curve:
             by its number).
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', 'not text')}; train first") from None
     rows: list[dict[str, float]] = []

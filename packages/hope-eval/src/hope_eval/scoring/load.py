@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hope_data.errors import InputError
-from hope_data.files import sha256_bytes, sha256_file
+from hope_data.files import open_regular, read_bytes, sha256_bytes, sha256_file
 from hope_data.tokenizer import MODEL, Tokenizer
 from hope_eval.names import as_name, trained_length
 from hope_eval.results import Checkpoint
@@ -231,7 +231,7 @@ def load(
         InputError: missing, damaged, without safetensors, or of another tokenizer.
     """
     try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        about = json.loads(read_bytes(folder / "config.json"))
     except OSError as error:
         raise InputError(f"{folder / 'config.json'}: {error.strerror}; is {folder} a checkpoint?") from None
     except ValueError as error:
@@ -373,6 +373,7 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: 
 def _check_types(weights: Sequence[Path]) -> None:
     """Refuse weights that are no floating-point numbers: transformers would cast them."""
     for path in weights:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 kind = file.get_slice(name).get_dtype()
@@ -386,7 +387,7 @@ def _load_exported(folder: Path, model: Any, where: Path | None, device: str, le
     """A checkpoint of ours that went through `hope_model.hf.export`: scored as the checkpoint itself."""
     meta, inner = model.config.trained, model.model.to(device)
     if where is None and (folder / MODEL).is_file():
-        tokenizer = Tokenizer((folder / MODEL).read_bytes())
+        tokenizer = Tokenizer(read_bytes(folder / MODEL))
     else:
         tokenizer = Tokenizer.load(where or find_tokenizer(folder, str(meta.get("tokenizer_sha256", ""))))
     check_tokenizer(folder, inner, meta, tokenizer, where or folder)

@@ -190,9 +190,10 @@ class HuggingFaceHost:
                     raise InputError(
                         f"inner[{n}] is of {x.dtype} on {x.device}; the model is on {self.head.device}"
                     )
-            if seen != position or k.shape[1] != v.shape[1]:
+            heads = {x.shape[1] for x in (k, v) if isinstance(x, Tensor)}
+            if seen != position or len(heads) != 1:
                 raise InputError(
-                    f"inner[{n}] has shapes {list(k.shape)} and {list(v.shape)} after {seen} of {position} tokens"
+                    f"inner[{n}] is of {seen} tokens and {sorted(heads)} heads after {position} tokens"
                 )
 
     def forward(self, memory: "AttachedMemory") -> Callable[..., Any]:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hope_model.errors import InputError
-from hope_model.files import sha256, write_atomic
+from hope_model.files import read_bytes, sha256, write_atomic
 
 RECORD = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
@@ -49,7 +49,7 @@ def _read(folder: Path) -> dict[str, str]:
     path = folder / RECORD
     if not path.is_file():
         return {}
-    lines = path.read_bytes().decode(errors="replace").splitlines()
+    lines = read_bytes(path).decode(errors="replace").splitlines()
     matches = [_LINE.fullmatch(line) for line in lines]
     if not lines or not all(matches):
         raise InputError(f"{path} is damaged; export the checkpoint again")

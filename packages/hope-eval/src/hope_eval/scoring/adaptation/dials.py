@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hope_data.errors import InputError
+from hope_data.files import read_bytes
 from hope_model.errors import InputError as ModelInputError
 from hope_model.ranges import check_ranges, one_of, within
 
@@ -167,7 +168,7 @@ def _number(name: str, kind: Any, value: Any) -> Any:
 
 def _read(path: Path) -> Adaptation:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_bytes(path))
         name, values = record["adapt"], record["best"]
         if not isinstance(name, str) or not isinstance(values, dict):
             raise TypeError("adapt or best has a wrong type")
