@@ -1,3 +1,4 @@
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -151,3 +152,12 @@ def test_names_are_made_of_any_text() -> None:
         "unnamed",
         "hope_paper",
     ]
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_a_result_that_is_no_file_is_one_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(InputError, match=f"{path}: is no regular file"):
+        schema.load(path)

@@ -84,3 +84,12 @@ def test_variants_that_cannot_be_compiled_say_why() -> None:
     """Tried with torch 2.13: self-modifying memories raise, a continuum memory takes minutes a segment."""
     refused = {variant for variant in VARIANTS if compile_refusal(ModelConfig(variant=variant))}
     assert refused == {"hope", "hope_paper", "hope_attention", "hope_deltanet", "self_modifying_titans"}
+
+
+def test_arguments_that_do_not_parse_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "--dim", "\x1b[31mwide"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: argument --dim: invalid int value: '\\x1b[31mwide'; see hope-model bench --help\n"
+    )

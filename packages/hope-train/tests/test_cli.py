@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -205,3 +206,20 @@ def test_a_full_disk_while_saving_leaves_the_former_checkpoint(
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint", "log.jsonl"]
     assert main(arguments) == 0
     shutil.rmtree(tmp_path / "out")
+
+
+def test_arguments_that_do_not_parse_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", "--count", "\x1b[31m1.5"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: argument --count: invalid int value: '\\x1b[31m1.5'; see hope-train plan --help\n"
+    )
+
+
+def test_a_configuration_that_is_a_pipe_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert main(["run", str(tmp_path / "pipe.yaml")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'pipe.yaml'}: is no regular file\n"
