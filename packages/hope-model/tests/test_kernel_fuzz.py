@@ -129,10 +129,16 @@ def calls(draw: Any) -> tuple[Kernel, dict[str, Any], dict[str, Tensor | None]]:
         sizes["unit"] = draw(st.integers(0, sizes["parts"]))
         sizes |= {"second": sizes["N"] * (sizes["parts"] > 1), "third": sizes["N"] * (sizes["parts"] > 2)}
     torch.manual_seed(0)
-    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    halves = [torch.bfloat16] if kernel.tokens else []
+    dtype = draw(st.sampled_from([torch.float32, torch.float64, *halves]))
+    states = torch.float32 if dtype == torch.bfloat16 else dtype
     inputs: dict[str, Tensor | None] = {
-        name: -torch.rand(kernel.shape(name, sizes), dtype=dtype).requires_grad_() for name in kernel.inputs
+        name: -torch.rand(kernel.shape(name, sizes), dtype=dtype if name in kernel.tokens else states)
+        for name in kernel.inputs
     }
+    for x in inputs.values():
+        assert x is not None
+        x.requires_grad_()
     if sizes.get("own"):
         inputs |= {"F2": None, "F1": None}
     return kernel, sizes, inputs
@@ -157,7 +163,11 @@ def test_declared_shapes_are_all_that_a_kernel_touches(
         del [torch.full((4096,), fill, dtype=given_inputs[0].dtype) for _ in range(64)][:]
         outputs = kernel(sizes, **inputs)
         total = torch.stack(
-            [x.sum() for name, x in zip(kernel.outputs, outputs, strict=True) if name not in kernel.seen]
+            [
+                x.double().sum()
+                for name, x in zip(kernel.outputs, outputs, strict=True)
+                if name not in kernel.seen
+            ]
         )
         runs.append([*outputs, *torch.autograd.grad(total.sum(), given_inputs)])
     assert all(equal(x, y) for x, y in zip(*runs, strict=True))
@@ -205,7 +215,8 @@ build.FLAGS = (*build.FLAGS, "-fsanitize=address", "-fno-omit-frame-pointer")
 import torch
 from hope_model.ops.native.convolution import KERNEL
 KERNEL.check = lambda *_: None
-KERNEL({"N": 2, "T": 50, "D": 4, "J": 3}, x=torch.randn(2, 7, 4), weight=torch.randn(1, 3, 4))
+sizes = {"N": 2, "T": 50, "D": 4, "J": 3}
+KERNEL(sizes, x=torch.randn(2, 5, 4), tail=torch.randn(2, 2, 4), weight=torch.randn(1, 3, 4))
 """
 
 

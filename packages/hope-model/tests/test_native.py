@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hope_model import LanguageModel, ModelConfig
-from hope_model.layers.basic import GatedOutput, split_heads
+from hope_model.layers.basic import CausalConv, GatedOutput, split_heads
 from hope_model.ops.deep_memory.native_span import SELF_MODIFYING, TITANS
 from hope_model.ops.gated_delta.native import KERNEL as GATED_DELTA
 from hope_model.ops.native import build
@@ -62,9 +62,11 @@ def test_threads_change_no_bit(variant: str) -> None:
         run(*args)
         torch.set_num_threads(1)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build.Kernels, "run", on_three)
-        assert difference(one, result(variant, torch.float64)) == 0
+    for team in (build._team(os.getpid()), None):  # torch's threads, and our own
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build.Kernels, "run", on_three)
+            patch.setattr(build, "_team", lambda _, team=team: team)
+            assert difference(one, result(variant, torch.float64)) == 0
 
 
 @pytest.fixture
@@ -152,3 +154,41 @@ def test_silu_of_extremes(dtype: torch.dtype) -> None:
     x = torch.tensor([0.0, -0.0, 1e-30, 80, -80, 1e4, -1e4, float("nan"), 0.3, -0.3], dtype=dtype)
     (y,) = split_heads(x[None, None], 1, unit=0, silu=True)
     torch.testing.assert_close(y.flatten(), torch.nn.functional.silu(x), equal_nan=True)
+
+
+def in_half(form: Callable[..., Any], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Outputs and gradients where tokens come in bfloat16, or with the same numbers in another type."""
+    torch.manual_seed(0)
+    tokens = [torch.randn(2, 70, 48).bfloat16().to(dtype).requires_grad_() for _ in range(3)]
+    outputs = form(dtype, *tokens)
+    torch.autograd.backward(
+        outputs, [torch.cos(torch.arange(x.numel())).view(x.shape).to(x) for x in outputs]
+    )
+    return [*(x.detach().double() for x in outputs), *(x.grad.double() for x in tokens if x.grad is not None)]
+
+
+def convolved(
+    dtype: torch.dtype, x: torch.Tensor, y: torch.Tensor, _: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    layer = CausalConv(48, 4, twice=dtype == torch.float64)
+    torch.nn.init.normal_(layer.weight)
+    return layer.to(torch.promote_types(dtype, torch.float32))(x, y[:, :3])
+
+
+def split_and_joined(dtype: torch.dtype, *tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    twice = dtype == torch.float64
+    parts = split_heads(torch.cat(tokens, -1), 3, parts=3, unit=2, silu=True, twice=twice)
+    layer = GatedOutput(48, 16, 0.5, 0.5, twice=twice).to(dtype)
+    layer.out = torch.nn.Identity()
+    return (*parts, layer(sum(parts), tokens[0]))
+
+
+@pytest.mark.parametrize("form", [convolved, split_and_joined])
+def test_tokens_in_bfloat16_are_computed_in_float32(form: Callable[..., Any]) -> None:
+    """Of the largest entry, a rounding to bfloat16 is 2^-9, and no result has gone through more than three."""
+    if build.kernels("split_heads") is None:
+        pytest.skip("no C++ compiler")
+    half, exact = in_half(form, torch.bfloat16), in_half(form, torch.float64)
+    assert len(half) == len(exact)
+    apart = [float((x - y).abs().max() / y.abs().max()) for x, y in zip(half, exact, strict=True)]
+    assert max(apart) < 3 * 2**-9

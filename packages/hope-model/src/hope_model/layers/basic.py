@@ -90,6 +90,11 @@ def _unit_heads(x_BTD: Tensor, heads: int, *, twice: bool) -> Tensor:
 _UNIT_HEADS: Callable[..., Any] = _UnitHeads.apply
 
 
+def _single(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class _SiluProduct(torch.autograd.Function):
     """x silu(gate), keeping x and gate only."""
 
@@ -141,10 +146,11 @@ class CausalConv(nn.Module):
 
     def forward(self, x_BTD: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over j of weight_j * x_{t-width+1+j}."""
-        whole_BSD = torch.cat((tail.to(x_BTD.dtype), x_BTD), 1)
-        weight_WD = self.weight.to(x_BTD.dtype)
-        native = not self.twice and convolution_applies(whole_BSD, weight_WD)
-        y: Tensor = (convolution if native else _CONVOLVE)(whole_BSD, weight_WD)
+        tail, weight_WD = tail.to(x_BTD.dtype), _single(self.weight)
+        if not self.twice and convolution_applies(x_BTD, tail, weight_WD):
+            return convolution(x_BTD, tail, weight_WD)
+        whole_BSD = torch.cat((tail, x_BTD), 1)
+        y: Tensor = _CONVOLVE(whole_BSD, self.weight.to(x_BTD.dtype))
         return y, whole_BSD[:, x_BTD.shape[1] :]
 
 
@@ -188,11 +194,13 @@ class GatedOutput(nn.Module):
     def forward(self, o_BHTd: Tensor, x_BTD: Tensor) -> Tensor:
         """[B, H, T, d] reads and the layer's input to [B, T, D]."""
         gate_BTD = self.gate(x_BTD)
-        if not self.twice and GATED_NORM.applies(o_BHTd, gate_BTD, self.norm.weight):
-            return self._out(gated_norm(o_BHTd, gate_BTD, self.norm.weight))
+        weight_d = _single(self.norm.weight)
+        if not self.twice and GATED_NORM.applies(o_BHTd, gate_BTD, weight_d):
+            return self._out(gated_norm(o_BHTd, gate_BTD, weight_d))
         o_BTHd = o_BHTd.transpose(1, 2)  # in float32, whatever the model is in
-        weight_d = self.norm.weight.to(o_BTHd.dtype)
-        o_BTD = F.rms_norm(o_BTHd, self.norm.normalized_shape, weight_d, self.norm.eps).flatten(-2)
+        o_BTD = F.rms_norm(
+            o_BTHd, self.norm.normalized_shape, weight_d.to(o_BTHd.dtype), self.norm.eps
+        ).flatten(-2)
         return self._out(_SILU_PRODUCT(o_BTD.to(x_BTD.dtype), gate_BTD))
 
     def _out(self, y_BTD: Tensor) -> Tensor:

@@ -13,11 +13,9 @@ import stat
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from hope_model.files import write_atomic
 SWITCH = "HOPE_NATIVE"
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC",
-    "-shared",
+    "-shared", "-pthread",
 )  # fmt: skip
 TARGET_SECONDS, COMPILE_SECONDS = 60, 600  # a compiler that takes longer hangs
 # As they were when this Python was read: the two belong together, whatever happens to the files meanwhile.
@@ -37,6 +35,7 @@ SOURCES = {
     path.name: path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.?pp"))
 }
 SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
+HALF = "bf16"  # tokens in bfloat16, all else in float32
 
 
 class Kernels:
@@ -44,40 +43,42 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        self._functions: dict[str, Any] = {}
 
     def number(self, name: str, *values: int) -> int:
         """What a function of whole numbers says."""
-        function = getattr(self._library, name)
-        function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_int64] * len(values)
+        function = self._function(name, ctypes.c_int64, *[ctypes.c_int64] * len(values))
         return int(function(*values))
 
-    def run(self, name: str, dtype: torch.dtype, arguments: ctypes.Structure, sequences: int) -> None:
+    def run(self, name: str, arguments: ctypes.Structure, sequences: int) -> None:
         """All sequences, shared out among as many threads as torch may use; results do not depend on their number."""
-        function = getattr(self._library, f"{name}_{SUFFIXES[dtype]}")
-        function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-        threads = min(torch.get_num_threads(), sequences)
-        address = ctypes.addressof(arguments)
+        function = self._function(name, None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+        threads, address = min(torch.get_num_threads(), sequences), ctypes.addressof(arguments)
         if threads <= 1:
             function(address, 0, sequences)
             return
-        cuts = [n * sequences // threads for n in range(threads + 1)]
-        jobs: list[Future[None]] = []
-        try:
-            for cut in pairwise(cuts):
-                jobs.append(_pool(threads).submit(function, address, *cut))
-        finally:  # interrupted or not, nobody may write any more when tensors are freed
-            wait(jobs)
-        for job in jobs:
-            job.result()
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        share = self._function("share", None, pointer, pointer, number, number, pointer)
+        share(ctypes.cast(function, pointer), address, sequences, threads, _team(os.getpid()))
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Any:
+        if name not in self._functions:
+            function = getattr(self._library, name)
+            function.restype, function.argtypes = result, arguments
+            self._functions[name] = function
+        return self._functions[name]
+
+
+_BEGUN = os.getpid()
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="hope-native")
-
-
-if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+def _team(process: int) -> ctypes.c_void_p | None:
+    """OpenMP's function that hands work to its threads; None in a forked child, which has none of them."""
+    if process != _BEGUN or os.name != "posix":
+        return None
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return None if parallel is None else ctypes.cast(parallel, ctypes.c_void_p)
 
 
 def structure(name: str, sizes: str, numbers: str, tensors: str) -> type[ctypes.Structure]:
@@ -95,15 +96,22 @@ def fill(kind: type[ctypes.Structure], values: Mapping[str, Any]) -> ctypes.Stru
     return kind(**{name: x.data_ptr() if isinstance(x, Tensor) else x for name, x in values.items()})
 
 
-def usable(*tensors: Tensor) -> bool:
-    """Whether kernels take these: real tensors of one kind on a CPU, outside torch.compile."""
-    first = tensors[0]
-    if first.device.type != "cpu" or first.dtype not in SUFFIXES or torch.compiler.is_compiling():
+def usable(*tensors: Tensor, tokens: Sequence[Tensor] = ()) -> bool:
+    """Whether kernels take these: real tensors of one kind on a CPU, outside torch.compile.
+
+    `tokens` may be in bfloat16; then the others must be in float32.
+    """
+    every = (*tensors, *tokens)
+    first, kind = every[0], every[-1].dtype
+    state = torch.float32 if tokens and kind == torch.bfloat16 else kind
+    if first.device.type != "cpu" or state not in SUFFIXES or torch.compiler.is_compiling():
         return False
-    if 0 in first.shape:
+    if any(0 in x.shape for x in (first, *tokens[:1])):
         return False
     real = (Tensor, torch.nn.Parameter)  # others stand for tensors that have no memory
-    return all(type(x) in real and x.device == first.device and x.dtype == first.dtype for x in tensors)
+    if not all(type(x) in real and x.device == first.device for x in every):
+        return False
+    return all(x.dtype == state for x in tensors) and all(x.dtype == kind for x in tokens)
 
 
 def kernels(name: str) -> Kernels | None:

@@ -1,6 +1,7 @@
 // What happens to every number on its way into and out of a memory. Tensors of tokens have a head's width last, those
 // of memories have tokens last; a tile of tokens is turned in the nearest cache.
 #pragma once
+#include "share.hpp"
 #include "small.hpp"
 
 namespace hope {
@@ -51,6 +52,23 @@ inline vec<T> sigmoid(vec<T> x) {
   return 1 / (1 + exponential<T>(-x));
 }
 
+// A number of half a float's bits. Its arithmetic is float's: tokens lie in it, nothing is added up in it.
+struct bfloat16 {
+  uint16_t bits;
+};
+static_assert(sizeof(bfloat16) == 2, "an array of them is torch's");
+
+typedef uint16_t Halves __attribute__((vector_size(BYTES / 2)));
+typedef uint32_t Words __attribute__((vector_size(BYTES)));
+
+inline vec<float> widened(Halves h) { return (vec<float>)(__builtin_convertvector(h, Words) << 16); }
+
+// To the nearest; of two, to the even one; what is not a number stays so.
+inline Halves narrowed(vec<float> v) {
+  const Words w = (Words)v, rounded = w + 0x7fff + (w >> 16 & 1), quiet = w | 0x400000;
+  return __builtin_convertvector((v == v ? rounded : quiet) >> 16, Halves);
+}
+
 // Columns [c, c + n): a whole vector, or what is left of a row.
 template <class T>
 inline vec<T> in(const T* p, int n) {
@@ -63,6 +81,15 @@ template <class T>
 inline void out(T* p, vec<T> v, int n) {
   if (n == W<T>) return store(p, v);
   std::memcpy(p, &v, sizeof(T) * n);
+}
+inline vec<float> in(const bfloat16* p, int n) {
+  Halves h = {};
+  std::memcpy(&h, p, n == W<float> ? sizeof h : sizeof(bfloat16) * n);
+  return widened(h);
+}
+inline void out(bfloat16* p, vec<float> v, int n) {
+  const Halves h = narrowed(v);
+  std::memcpy(p, &h, n == W<float> ? sizeof h : sizeof(bfloat16) * n);
 }
 template <class T, class F>
 inline void columns(int64_t D, F f) {

@@ -6,41 +6,59 @@ A kernel handles N sequences, each through all its chunks; its backward redoes a
 import ctypes
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hope_model.ops.native.build import SUFFIXES, Kernels, compiled, fill, kernels, structure, usable
+from hope_model.ops.native.build import HALF, SUFFIXES, Kernels, compiled, fill, kernels, structure, usable
 
 LARGEST = 2**31 - 1  # elements of a working matrix, which C++ counts in 32 bits
 FLAGS = ("unit", "silu", "own")  # sizes that may be 0
+MEMO = 256  # sizes whose shapes are kept
 
 
 class Declared(NamedTuple):
-    """Shape of a tensor, by the names of sizes; `optional`: it may be None."""
+    """Shape of a tensor: every dimension is a sum of products, of a number and sizes."""
 
-    dimensions: tuple[str, ...]
-    optional: bool
+    dimensions: tuple[tuple[tuple[int, tuple[str, ...]], ...], ...]
+    optional: bool  # it may be None
+    token: bool  # it may be in bfloat16
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape in numbers: a dimension is a sum of products, such as `T+J-1` or `parts*H*d`."""
+        """Return the shape in numbers."""
         return tuple(
-            sum(
-                (-1 if sign == "-" else 1)
-                * math.prod(int(f) if f.isdigit() else sizes[f] for f in factors.split("*"))
-                for sign, factors in re.findall(r"([+-]?)([^+-]+)", dimension)
-            )
-            for dimension in self.dimensions
+            sum(number * math.prod(sizes[name] for name in names) for number, names in terms)
+            for terms in self.dimensions
         )
 
 
 def declared(text: str) -> dict[str, Declared]:
-    """Tensors by name, from `NAME[SIZE,SIZE]`; a question mark behind it: may be None."""
-    parts = re.findall(r"(\w+)\[([^\]]+)\](\??)", text)
-    return {name: Declared(tuple(shape.split(",")), bool(optional)) for name, shape, optional in parts}
+    """Tensors by name, from `NAME[T+J-1,parts*H*d]`; behind it, `?`: may be None, `~`: may be in bfloat16."""
+    parts = re.findall(r"(\w+)\[([^\]]+)\]([?~]?)", text)
+    return {
+        name: Declared(tuple(_terms(dimension) for dimension in shape.split(",")), mark == "?", mark == "~")
+        for name, shape, mark in parts
+    }
+
+
+def _terms(dimension: str) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    terms = []
+    for sign, product in re.findall(r"([+-]?)([^+-]+)", dimension):
+        factors = product.split("*")
+        number = math.prod(int(f) for f in factors if f.isdigit())
+        terms.append((-number if sign == "-" else number, tuple(f for f in factors if not f.isdigit())))
+    return tuple(terms)
+
+
+class Kind(NamedTuple):
+    """Type and place that tensors of a call share."""
+
+    dtype: torch.dtype
+    device: torch.device
 
 
 class Kernel:
@@ -68,14 +86,28 @@ class Kernel:
         self.inputs, self.outputs = declared(inputs), declared(outputs)
         self.record, self.shared, self.seen = record.split(), set(shared.split()), seen.split()
         self.chunks_a_record = chunks_a_record
+        every = self.inputs | self.outputs
+        self.tokens = {name for name, x in every.items() if x.token}
+        used = {
+            name for x in every.values() for terms in x.dimensions for _, names in terms for name in names
+        }
+        self._key = itemgetter(*self.sizes, *sorted(used - set(self.sizes)))
+        self._shapes: dict[Any, dict[str, tuple[int, ...]]] = {}
         given = [output for output in self.outputs if output not in self.seen]
         names = [*self.inputs, *self.outputs, "records", *(f"g_{x}" for x in (*given, *self.inputs))]
         self._agree = False
         self.arguments = structure(name, sizes, numbers, " ".join(names))
 
     def applies(self, *tensors: Tensor | None) -> bool:
-        """Whether the kernel is there and takes these tensors; None stands for what a rule does without."""
-        return usable(*(x for x in tensors if x is not None)) and kernels(self.name) is not None
+        """Whether the kernel is there and takes these; None stands for what a rule does without.
+
+        A kernel of tokens wants all its inputs, in their order.
+        """
+        tokens = [
+            x for name, x in zip(self.inputs, tensors, strict=False) if name in self.tokens and x is not None
+        ]
+        states = [x for x in tensors if x is not None and not any(x is token for token in tokens)]
+        return usable(*states, tokens=tokens) and kernels(self.name) is not None
 
     def compiled(self) -> Kernels:
         """The compiled functions; they must be there, and have the same arguments as this process's Python.
@@ -93,7 +125,6 @@ class Kernel:
 
     def __call__(self, sizes: dict[str, Any], **inputs: Tensor | None) -> tuple[Tensor, ...]:
         """All outputs."""
-        self._check_sizes(sizes)
         tensors = [x if x is None else x.contiguous() for x in (inputs[name] for name in self.inputs)]
         self.check(sizes, dict(zip(self.inputs, tensors, strict=True)))
         keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -107,27 +138,63 @@ class Kernel:
         each = self.compiled().number(f"{self.name}_record", itemsize, *(sizes[s] for s in self.record))
         return sizes["N"] * -(-(sizes["T"] // sizes["C"]) // self.chunks_a_record) * each
 
+    def kinds(self, inputs: Mapping[str, Tensor | None]) -> tuple[Kind, Kind]:
+        """Kind of the states, and of the tokens, which may be in bfloat16 beside float32."""
+        name = next((name for name in self.inputs if name in self.tokens), next(iter(self.inputs)))
+        first = inputs[name]
+        half = first is not None and name in self.tokens and first.dtype == torch.bfloat16
+        if first is None or (first.dtype not in SUFFIXES and not half):
+            dtype = "missing" if first is None else first.dtype
+            raise TypeError(f"{self.name}: {name} is {dtype}; kernels take float32 or float64")
+        kind = Kind(first.dtype, first.device)
+        return (Kind(torch.float32, first.device) if half else kind), kind
+
+    def empty(
+        self, names: Iterable[str], sizes: Mapping[str, int], inputs: Mapping[str, Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Memory for outputs or gradients: zeros for gradients of what is shared, which kernels add to."""
+        state, token = self.kinds(inputs)
+        shapes, made = self.shapes(sizes), {}
+        for name in names:
+            whose = name.removeprefix("g_")
+            dtype, device = token if whose in self.tokens else state
+            new = torch.zeros if whose in self.shared else torch.empty
+            made[name] = new(shapes[name], dtype=dtype, device=device)
+        return made
+
     def check(self, sizes: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
-        """Raise unless every tensor has its declared shape, the type and device of the first, and is contiguous."""
-        name, first = next(iter(tensors.items()))
-        if first is None or first.dtype not in SUFFIXES or first.device.type != "cpu":
-            kind = "missing" if first is None else f"{first.dtype} on {first.device}"
-            raise TypeError(f"{self.name}: {name} is {kind}; kernels take float32 or float64 on a CPU")
+        """Raise unless every tensor has its declared shape, the type and device of the others, and is contiguous."""
+        self.shapes(sizes)
+        state, token = self.kinds(tensors)
         for name, x in tensors.items():
-            self._check(name, x, first, sizes)
+            self._check(name, x, token if name.removeprefix("g_") in self.tokens else state, sizes)
 
     def run(self, part: str, sizes: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
         """Hand tensors that were checked, or made in their shapes, to `forward` or `backward` in C++."""
-        dtype = next(x.dtype for x in tensors.values() if x is not None)
+        _, token = self.kinds(tensors)
+        if token.device.type != "cpu":
+            raise TypeError(f"{self.name}: tensors are on {token.device}; this kernel runs on a CPU")
         values = {name: sizes[name] for name in (*self.sizes, *self.numbers)}
-        self.compiled().run(f"{self.name}_{part}", dtype, fill(self.arguments, values | tensors), sizes["N"])
+        name = f"{self.name}_{part}_{SUFFIXES.get(token.dtype, HALF)}"
+        self.compiled().run(name, fill(self.arguments, values | tensors), sizes["N"])
 
     def shape(self, name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Declared shape of an input, an output or the gradient of either (of what is shared: one per sequence)."""
-        if name in self.outputs or name in self.inputs:
-            return (self.outputs | self.inputs)[name].shape(sizes)
-        whole = self.shape(name.removeprefix("g_"), sizes)
-        return (sizes["N"], *whole[1:]) if name.removeprefix("g_") in self.shared else whole
+        return self.shapes(sizes)[name]
+
+    def shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """All shapes by name, worked out once for these sizes."""
+        key = self._key(sizes)
+        known = self._shapes.get(key)
+        if known is None:
+            self._check_sizes(sizes)
+            known = {name: x.shape(sizes) for name, x in (self.inputs | self.outputs).items()}
+            for name, whole in list(known.items()):
+                known[f"g_{name}"] = (sizes["N"], *whole[1:]) if name in self.shared else whole
+            if len(self._shapes) >= MEMO:
+                self._shapes.clear()
+            self._shapes[key] = known
+        return known
 
     def _check_sizes(self, sizes: Mapping[str, Any]) -> None:
         """Refuse sizes that C++ cannot count with: no chunk would end where the tokens do, or matrices overflow."""
@@ -142,7 +209,7 @@ class Kernel:
                 f"{self.name}: a width of {widest} is too large for it; HOPE_NATIVE=0 does without"
             )
 
-    def _check(self, name: str, x: Tensor | None, like: Tensor, sizes: Mapping[str, Any]) -> None:
+    def _check(self, name: str, x: Tensor | None, like: Tensor | Kind, sizes: Mapping[str, Any]) -> None:
         if x is None:
             if name != "records" and not (self.outputs | self.inputs)[name.removeprefix("g_")].optional:
                 raise TypeError(f"{self.name}: {name} is missing")
@@ -168,7 +235,7 @@ class _Run(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs, x = dict(zip(kernel.inputs, tensors, strict=True)), tensors[0]
         records = x.new_empty(kernel.records(sizes, x.element_size())) if keep and kernel.record else None
-        outputs = {name: x.new_empty(kernel.shape(name, sizes)) for name in kernel.outputs}
+        outputs = kernel.empty(kernel.outputs, sizes, inputs)
         kernel.run("forward", sizes, inputs | outputs | {"records": records})
         if keep:
             ctx.save_for_backward(records, *tensors)
@@ -186,16 +253,14 @@ class _Run(torch.autograd.Function):
             for name, g in zip(kernel.outputs, grads, strict=True)
             if name not in kernel.seen
         }
-        by_input: dict[str, Any] = {}
-        for name, x in inputs.items():
-            new = saved[0].new_zeros if name in kernel.shared else saved[0].new_empty
-            by_input[f"g_{name}"] = None if x is None else new(kernel.shape(f"g_{name}", sizes))
+        wanted = [f"g_{name}" for name, x in inputs.items() if x is not None]
+        by_input = dict.fromkeys(f"g_{name}" for name in inputs) | kernel.empty(wanted, sizes, inputs)
         tensors = inputs | {"records": records} | by_output | by_input
         kernel.check(sizes, tensors)  # hooks may have changed what was saved, and gradients
         kernel.run("backward", sizes, tensors)
         for name in kernel.shared:
-            if inputs[name] is not None:
-                each = by_input[f"g_{name}"]
+            each = by_input[f"g_{name}"]
+            if each is not None:
                 by_input[f"g_{name}"] = each.unflatten(0, (-1, len(inputs[name]))).sum(0)
         return None, None, None, *by_input.values()
 

@@ -1,5 +1,6 @@
 // The gated delta rule as a kernel: gated_delta/chunk.py without momentum, one sequence and head at a time, so that the
 // state and a chunk's matrices stay in the nearest caches. The backward redoes each chunk from its first state.
+#include "share.hpp"
 #include "small.hpp"
 
 using namespace hope;

@@ -17,13 +17,13 @@ inline T inverse_rms(vec<T> squares, int d) {
   return 1 / std::sqrt(total<T>(squares) / d + T(NORM_EPS));
 }
 
-template <class T>
+template <class T, class X>
 void forward(const Args& g, int64_t n) {
   const int64_t D = g.H * g.d, first = n * D * g.T;
   const int d = int(g.d), ld = padded<T>(d);
-  const T *o = static_cast<const T*>(g.o) + first, *gate = static_cast<const T*>(g.gate) + first;
-  const T* weight = static_cast<const T*>(g.weight);
-  T* y = static_cast<T*>(g.y) + first;
+  const T *o = static_cast<const T*>(g.o) + first, *weight = static_cast<const T*>(g.weight);
+  const X* gate = static_cast<const X*>(g.gate) + first;
+  X* y = static_cast<X*>(g.y) + first;
   Scratch<T> scratch;
   T *rows = scratch.take(TILE * ld), *turned = scratch.take(d * TILE);
   tiles(g.T, g.H, d, [&](int64_t t, int tokens, int64_t c0) {
@@ -42,13 +42,14 @@ void forward(const Args& g, int64_t n) {
   });
 }
 
-template <class T>
+template <class T, class X>
 void backward(const Args& g, int64_t n) {
   const int64_t D = g.H * g.d, first = n * D * g.T;
   const int d = int(g.d), ld = padded<T>(d);
-  const T *o = static_cast<const T*>(g.o) + first, *gate = static_cast<const T*>(g.gate) + first;
-  const T *weight = static_cast<const T*>(g.weight), *g_y = static_cast<const T*>(g.g_y) + first;
-  T *g_o = static_cast<T*>(g.g_o) + first, *g_gate = static_cast<T*>(g.g_gate) + first;
+  const T *o = static_cast<const T*>(g.o) + first, *weight = static_cast<const T*>(g.weight);
+  const X *gate = static_cast<const X*>(g.gate) + first, *g_y = static_cast<const X*>(g.g_y) + first;
+  T* g_o = static_cast<T*>(g.g_o) + first;
+  X* g_gate = static_cast<X*>(g.g_gate) + first;
   Scratch<T> scratch;
   T *rows = scratch.take(TILE * ld), *g_rows = scratch.take(TILE * ld), *turned = scratch.take(d * TILE);
   T* g_weight = scratch.take(ld);
@@ -82,15 +83,21 @@ void backward(const Args& g, int64_t n) {
 extern "C" {
 int64_t gated_norm_arguments() { return sizeof(Args); }
 void gated_norm_forward_f32(const Args* g, int64_t from, int64_t to) {
-  for (int64_t n = from; n < to; ++n) forward<float>(*g, n);
+  for (int64_t n = from; n < to; ++n) forward<float, float>(*g, n);
 }
 void gated_norm_forward_f64(const Args* g, int64_t from, int64_t to) {
-  for (int64_t n = from; n < to; ++n) forward<double>(*g, n);
+  for (int64_t n = from; n < to; ++n) forward<double, double>(*g, n);
+}
+void gated_norm_forward_bf16(const Args* g, int64_t from, int64_t to) {
+  for (int64_t n = from; n < to; ++n) forward<float, bfloat16>(*g, n);
 }
 void gated_norm_backward_f32(const Args* g, int64_t from, int64_t to) {
-  for (int64_t n = from; n < to; ++n) backward<float>(*g, n);
+  for (int64_t n = from; n < to; ++n) backward<float, float>(*g, n);
 }
 void gated_norm_backward_f64(const Args* g, int64_t from, int64_t to) {
-  for (int64_t n = from; n < to; ++n) backward<double>(*g, n);
+  for (int64_t n = from; n < to; ++n) backward<double, double>(*g, n);
+}
+void gated_norm_backward_bf16(const Args* g, int64_t from, int64_t to) {
+  for (int64_t n = from; n < to; ++n) backward<float, bfloat16>(*g, n);
 }
 }

@@ -10,14 +10,14 @@ from hope_model.ops.native.function import Kernel
 SPLIT_HEADS = Kernel(
     "split_heads",
     sizes="N T H d parts unit silu",
-    inputs="x[N,T,parts*H*d]",
+    inputs="x[N,T,parts*H*d]~",
     outputs="q[N,H,d,T] k[second,H,d,T] v[third,H,d,T]",  # N rows of parts that are there, else none
 )
 GATED_NORM = Kernel(
     "gated_norm",
     sizes="N T H d",
-    inputs="o[N,H,d,T] gate[N,T,H*d] weight[1,d]",
-    outputs="y[N,T,H*d]",
+    inputs="o[N,H,d,T] gate[N,T,H*d]~ weight[1,d]",
+    outputs="y[N,T,H*d]~",
     shared="weight",
 )
 MOST = 3  # parts of one projection

@@ -1,5 +1,6 @@
 // The inner gradient of a memory's hidden layer, clipped softly at norm 1; why: ../deep_memory/README.md.
 #pragma once
+#include "share.hpp"
 #include "small.hpp"
 
 namespace hope {

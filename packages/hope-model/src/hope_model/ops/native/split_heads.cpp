@@ -16,14 +16,14 @@ inline T inverse_norm(vec<T> squares) {
   return 1 / std::sqrt(total<T>(squares) + T(NORM_EPS));
 }
 
-template <class T>
+template <class T, class X>
 void forward(const Args& g, int64_t n) {
   const int64_t D = g.H * g.d, E = g.parts * D;
   const int d = int(g.d), ld = padded<T>(d);
   Scratch<T> scratch;
   T *rows = scratch.take(TILE * ld), *turned = scratch.take(d * TILE);
   for (int64_t p = 0; p < g.parts; ++p) {
-    const T* x = static_cast<const T*>(g.x) + n * g.T * E + p * D;
+    const X* x = static_cast<const X*>(g.x) + n * g.T * E + p * D;
     T* y = static_cast<T*>(p == 0 ? g.q : p == 1 ? g.k : g.v) + n * D * g.T;
     tiles(g.T, g.H, d, [&](int64_t t, int tokens, int64_t c0) {
       for (int i = 0; i < tokens; ++i) {
@@ -44,7 +44,7 @@ void forward(const Args& g, int64_t n) {
   }
 }
 
-template <class T>
+template <class T, class X>
 void backward(const Args& g, int64_t n) {
   const int64_t D = g.H * g.d, E = g.parts * D;
   const int d = int(g.d), ld = padded<T>(d);
@@ -52,14 +52,15 @@ void backward(const Args& g, int64_t n) {
   T *rows = scratch.take(TILE * ld), *a_row = scratch.take(ld), *s_row = scratch.take(ld),
     *turned = scratch.take(d * TILE);
   for (int64_t p = 0; p < g.parts; ++p) {
-    const T* x = static_cast<const T*>(g.x) + n * g.T * E + p * D;
-    T* g_x = static_cast<T*>(g.g_x) + n * g.T * E + p * D;
+    const X* x = static_cast<const X*>(g.x) + n * g.T * E + p * D;
+    X* g_x = static_cast<X*>(g.g_x) + n * g.T * E + p * D;
     const T* g_y = static_cast<const T*>(p == 0 ? g.g_q : p == 1 ? g.g_k : g.g_v) + n * D * g.T;
     tiles(g.T, g.H, d, [&](int64_t t, int tokens, int64_t c0) {
       tokens_in(tokens, d, g_y + c0 * g.T + t, g.T, turned, rows, ld);
       for (int i = 0; i < tokens; ++i) {
-        const T *row = rows + i * ld, *x_row = x + (t + i) * E + c0;
-        T* g_row = g_x + (t + i) * E + c0;
+        const T* row = rows + i * ld;
+        const X* x_row = x + (t + i) * E + c0;
+        X* g_row = g_x + (t + i) * E + c0;
         vec<T> squares = {}, felt = {};
         columns<T>(d, [&](int64_t c, int m) {
           vec<T> a = in(x_row + c, m);
@@ -92,15 +93,21 @@ void backward(const Args& g, int64_t n) {
 extern "C" {
 int64_t split_heads_arguments() { return sizeof(Args); }
 void split_heads_forward_f32(const Args* g, int64_t from, int64_t to) {
-  for (int64_t n = from; n < to; ++n) forward<float>(*g, n);
+  for (int64_t n = from; n < to; ++n) forward<float, float>(*g, n);
 }
 void split_heads_forward_f64(const Args* g, int64_t from, int64_t to) {
-  for (int64_t n = from; n < to; ++n) forward<double>(*g, n);
+  for (int64_t n = from; n < to; ++n) forward<double, double>(*g, n);
+}
+void split_heads_forward_bf16(const Args* g, int64_t from, int64_t to) {
+  for (int64_t n = from; n < to; ++n) forward<float, bfloat16>(*g, n);
 }
 void split_heads_backward_f32(const Args* g, int64_t from, int64_t to) {
-  for (int64_t n = from; n < to; ++n) backward<float>(*g, n);
+  for (int64_t n = from; n < to; ++n) backward<float, float>(*g, n);
 }
 void split_heads_backward_f64(const Args* g, int64_t from, int64_t to) {
-  for (int64_t n = from; n < to; ++n) backward<double>(*g, n);
+  for (int64_t n = from; n < to; ++n) backward<double, double>(*g, n);
+}
+void split_heads_backward_bf16(const Args* g, int64_t from, int64_t to) {
+  for (int64_t n = from; n < to; ++n) backward<float, bfloat16>(*g, n);
 }
 }
