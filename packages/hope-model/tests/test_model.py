@@ -93,7 +93,7 @@ def test_causality_is_bitwise(model: LanguageModel, tokens: torch.Tensor) -> Non
 def test_causality_by_gradient(model: LanguageModel, tokens: torch.Tensor) -> None:
     embedded: list[torch.Tensor] = []
     hook = model.embed.register_forward_hook(
-        lambda _m, _i, out: embedded.append(out.requires_grad_()) or None
+        lambda _m, _i, out: embedded.append(out.requires_grad_()) if torch.is_grad_enabled() else None
     )
     logits, _ = model(tokens)
     hook.remove()

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hope_model import CMSConfig, LanguageModel, MemoryConfig, ModelConfig
-from hope_model.layers.cms import CMS
+from hope_model.layers.cms import CMS, CMSRun
 from hope_model.state import detach, metrics
+from hope_model.tree import tensors
 
 B, T, V = 2, 11, 7
 SIGNALS = ("output", "layer")
@@ -46,16 +47,21 @@ def test_signal_is_the_gradient_of_the_loss_at_the_block(
     """Nudge one activation of one token: the segment's summed loss changes by the signal (central differences)."""
     settings = CMSConfig(periods=[4], teach_scale=0.5, teach_clip=1e9, signal=signal)
     model, taught = build("hope", settings), []
-    original = CMS.teach
+    teach, teach_run = CMS.teach, CMSRun.teach
 
-    def spy(self: CMS, state: object, teach: Tensor, *rest: object) -> object:
-        taught.append(teach)
-        return original(self, state, teach, *rest)  # type: ignore[arg-type]
+    def spy(self: CMS, state: object, teach_BTD: Tensor, *rest: object) -> object:
+        taught.append(teach_BTD)
+        return teach(self, state, teach_BTD, *rest)  # type: ignore[arg-type]
+
+    def spy_run(self: CMSRun, teach_BTD: Tensor, tokens: int, position: int) -> None:
+        taught.append(teach_BTD[:, :tokens])
+        teach_run(self, teach_BTD, tokens, position)
 
     monkeypatch.setattr(CMS, "teach", spy)
+    monkeypatch.setattr(CMSRun, "teach", spy_run)
     model(tokens[:, :5])
     assert len(taught) == 2  # both blocks, once
-    for block, teach in enumerate(taught):
+    for block, signal_BnD in enumerate(taught):
         where = model.norm if signal == "output" else model.blocks[block]
         for t, feature in ((0, 3), (2, 5), (3, 0)):
             changed = []
@@ -75,7 +81,7 @@ def test_signal_is_the_gradient_of_the_loss_at_the_block(
                 losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:5].flatten(), reduction="none")
                 changed.append(losses.view(B, 4).sum(1))
             slope = (changed[0] - changed[1]) / 2e-5
-            assert (slope - teach[:, t, feature]).abs().max() < 1e-7
+            assert (slope - signal_BnD[:, t, feature]).abs().max() < 1e-7
 
 
 @pytest.mark.parametrize("lengths", [[1] * T, [5, 1, 5], [T - 1, 1], [4, 4, 3]])
@@ -107,6 +113,35 @@ def test_any_split_gives_the_same_logits(
                 state = detach(state)
                 outputs.append(logits)
             assert (whole - torch.cat(outputs, 1)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("pieces", [[37], [5, 20, 1, 11]])
+@pytest.mark.parametrize(
+    "changes", [{}, {"retention": 0.9, "delta_bound": 0.0}, {"periods": [8]}, {"surprise_threshold": 0.5}]
+)
+@pytest.mark.parametrize("variant", ["hope", "hope_attention", "hope_deltanet"])
+def test_all_tokens_at_once_are_the_segments(
+    variant: str, changes: dict[str, object], pieces: list[int]
+) -> None:
+    """First order: logits, states and every gradient, through the states of former calls too."""
+    model = build(variant, CMSConfig(**{"periods": [4, 8, 16], "teach_scale": 0.5} | changes))  # type: ignore[arg-type]
+    tokens, results = torch.randint(V, (B, sum(pieces))), []
+    assert model.fused
+    for fused in (False, True):
+        model.fused, state, outputs = fused, None, []
+        for piece in tokens.split(pieces, 1):
+            logits, state = model(piece, state)
+            outputs.append(logits)
+        assert state is not None
+        loss = torch.cat(outputs, 1).sin().sum()
+        loss = loss + sum(x.sum() for block in state.blocks for x in tensors(block) if x.requires_grad)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        kept = [(level.delta, level.waiting) for block in state.blocks for level in block.channel]
+        results.append(
+            (*outputs, *gradients, *tensors(tuple(kept)), *tensors(state.teach), *tensors(state.pending))
+        )
+    for reference, fast in zip(*results, strict=True):
+        assert (reference - fast).abs().max() < 1e-11 * (1 + reference.abs().max())
 
 
 def test_layer_signal_needs_no_trainable_parameter(tokens: Tensor) -> None:

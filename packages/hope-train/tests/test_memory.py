@@ -37,7 +37,7 @@ def test_foreseen_is_what_a_real_step_holds(variant: str, size: str) -> None:
     if not run.activation_checkpoint:
         graph, parameters = kept_by_autograd(run)
         # Gradients that come last are not there at the worst moment; the rest is what that moment adds.
-        assert 0.6 * graph < foreseen + parameters < 1.6 * graph + parameters
+        assert 0.6 * graph < foreseen + parameters < 2.2 * graph + parameters
 
 
 def kept_by_autograd(run: TrainConfig) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from hope_model.blocks import Block
 from hope_model.config import ModelConfig
 from hope_model.errors import InputError
 from hope_model.layers.basic import linear
-from hope_model.layers.cms import CMS, CMSState
+from hope_model.layers.cms import CMS, CMSRun, CMSState
 from hope_model.ranges import shown
 from hope_model.state import BlockState, MemorySettings, Pending, State, Teach, detach
 from hope_model.state_check import check_batch, check_range, check_settings, check_state
@@ -37,6 +37,7 @@ class LanguageModel(nn.Module):
         self.segment = cms[0].segment if cms else 0
         self.levels = len(cms[0].levels) if cms else 0
         self.level_width = cms[0].width if cms else 0
+        self.fused = bool(cms) and cms[0].fused
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
@@ -84,6 +85,8 @@ class LanguageModel(nn.Module):
                 hidden.append(whole.outputs)
             return logits, state
         scales = state.settings.scales(self.levels)
+        if self.fused and tokens_BT.shape[1] > self.segment - state.position % self.segment:
+            return self._fused(tokens_BT, state, hidden)
         state = self._each_cms(state, lambda _, cms, old: cms.settle(old, scales))
         outputs, t, T, trace = [], 0, tokens_BT.shape[1], None
         while t < T:
@@ -98,6 +101,56 @@ class LanguageModel(nn.Module):
             outputs.append(logits)
             t = end
         return torch.cat(outputs, 1), state
+
+    def _fused(
+        self, tokens_BT: Tensor, state: State, hidden: list[tuple[Tensor, ...]] | None
+    ) -> tuple[Tensor, State]:
+        """`forward` of several segments, first order: segments without history, then all tokens at once with it.
+
+        The first pass makes every write. In the second the deltas are constants, so that projections, reads and
+        their backward take all tokens in one product.
+        """
+        (B, T), weight = tokens_BT.shape, self.head.weight
+        before = self._teach(state, tokens_BT[:, 0], None)
+        kind, dtype = weight.device.type, weight.dtype
+        if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+        scales, writes = state.settings.scales(self.levels), self._writes(state)
+        history, outputs, t = torch.is_grad_enabled(), [], 0
+        with torch.no_grad():
+            teach_BTD = weight.new_empty(B, T, self.config.dim, dtype=dtype)
+            after = self._each_cms(
+                detach(before), lambda _, cms, old: CMSRun(cms, old, teach_BTD, scales, writes)
+            )
+            start = after.blocks
+            while True:
+                end = min(T, t + self.segment - after.position % self.segment)
+                logits, after, trace = self._run(tokens_BT[:, t:end], after)
+                if not history:
+                    outputs.append((logits, trace.outputs))
+                if end == T:
+                    break
+                raw = output_signal(logits, tokens_BT[:, t + 1 : end + 1], weight)
+                (teach_BTD[:, t:end],), after = self._gated(after, (raw,))
+                for block in after.blocks:
+                    block.channel.teach(teach_BTD, end, after.position)
+                t = end
+            pending = Pending(tokens_BT[:, t:], logits, None)
+            channels = [block.channel.state(teach_BTD, t) for block in after.blocks]
+        if history:
+            torch.clear_autocast_cache()  # else the weights that were cast without history would get no gradient
+            runs = zip(before.blocks, start, strict=True)
+            with_runs = tuple(BlockState(old.mixer, run.channel) for old, run in runs)
+            logits, whole, trace = self._run(tokens_BT, before._replace(blocks=with_runs))
+            after = after._replace(blocks=whole.blocks)
+            outputs.append((logits, trace.outputs))
+        if hidden is not None:
+            hidden += [layers for _, layers in outputs]
+        blocks = zip(after.blocks, channels, strict=True)
+        state = after._replace(
+            blocks=tuple(BlockState(block.mixer, channel) for block, channel in blocks), pending=pending
+        )
+        return torch.cat([logits for logits, _ in outputs], 1), state
 
     @staticmethod
     def check_tokens(tokens_BT: Tensor) -> None:
@@ -151,7 +204,7 @@ class LanguageModel(nn.Module):
             logits_BnV = torch.cat((old.logits_BnV, logits_BnV), 1)
         return Pending(torch.cat((old.tokens_Bn, tokens_Bn), 1), None if by_layer else logits_BnV, old.start)
 
-    def _each_cms(self, state: State, function: Callable[[int, CMS, CMSState], CMSState]) -> State:
+    def _each_cms(self, state: State, function: Callable[[int, CMS, CMSState], CMSState | CMSRun]) -> State:
         blocks = tuple(
             BlockState(
                 old.mixer,
@@ -173,20 +226,28 @@ class LanguageModel(nn.Module):
                 raw: tuple[Tensor, ...] = (output_signal(pending.logits_BnV, targets_Bn, self.head.weight),)
             else:
                 raw = self._layer_signals(state, pending, targets_Bn, trace, second)
-            signals, norm, hits = gated(raw, settings)
-        writes = tuple(settings.writes is None or f"cms.{n}" in settings.writes for n in range(self.levels))
-        scales = settings.scales(self.levels)
+            signals, state = self._gated(state, raw)
+        writes, scales = self._writes(state), settings.scales(self.levels)
         state = self._each_cms(
             state,
             lambda n, cms, old: cms.teach(old, signals[n % len(signals)], position, scales, writes),
         )
+        return state._replace(pending=None)
+
+    def _writes(self, state: State) -> tuple[bool, ...]:
+        writes = state.settings.writes
+        return tuple(writes is None or f"cms.{n}" in writes for n in range(self.levels))
+
+    def _gated(self, state: State, raw: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], State]:
+        """Signals as they are written, and the state that has counted them."""
+        signals, norm, hits = gated(raw, state.settings)
         before = state.teach or Teach(norm.new_zeros(()), (norm.new_zeros(()),) * self.levels, 0)
         teach = Teach(
             before.norm + norm,
-            tuple(old + hits * write for old, write in zip(before.hits, writes, strict=True)),
-            before.signals + len(raw) * targets_Bn.numel(),
+            tuple(old + hits * write for old, write in zip(before.hits, self._writes(state), strict=True)),
+            before.signals + sum(signal.shape[:-1].numel() for signal in signals),
         )
-        return state._replace(pending=None, teach=teach)
+        return signals, state._replace(teach=teach)
 
     def _layer_signals(
         self, state: State, pending: Pending, targets_Bn: Tensor, trace: Trace | None, second: bool

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hope_model.config import CMSConfig, ModelConfig
 from hope_model.ops.cms import LevelWeights, cms_bounded, cms_delta_rule, cms_gradient, cms_level, cms_written
+from hope_model.ops.cms.fused import LevelRun, levels_read
 from hope_model.precision import full_precision
 
 ACTIVATION = "silu"
@@ -65,8 +66,19 @@ class CMS(nn.Module):
         del batch
         return tuple(LevelState(None, None, (), None, None) for _ in self.chunks)
 
-    def forward(self, x_BTD: Tensor, state: CMSState, *, teach: bool = False) -> tuple[Tensor, CMSState]:
+    @property
+    def fused(self) -> bool:
+        """Whether a call of several segments may take `CMSRun`, the fast form of the default rule and wiring."""
+        config = self.config
+        other = config.delta_rule or config.second_order or config.signal == "layer"
+        return config.wiring == "sequential" and not other
+
+    def forward(
+        self, x_BTD: Tensor, state: "CMSState | CMSRun", *, teach: bool = False
+    ) -> "tuple[Tensor, CMSState | CMSRun]":
         """The levels' output, without the residual; with `teach` the inputs are kept until their signal is known."""
+        if isinstance(state, CMSRun):
+            return (state.whole if torch.is_grad_enabled() else state.read)(x_BTD), state
         u = x_BTD
         states = []
         for n, old in enumerate(state):
@@ -137,11 +149,17 @@ class CMS(nn.Module):
                 delta = origin = LevelWeights(*(o.lerp(d, share) for o, d in zip(origin, delta, strict=True)))
         return LevelState(delta, None, (), None, origin)
 
-    def settle(self, state: CMSState, scales: tuple[float, ...]) -> CMSState:
-        """Sum what former calls left behind, so that a stream's state stays bounded; exact at any time."""
-        settled = []
+    def settle(self, state: CMSState, scales: tuple[float, ...], least: int | None = None) -> CMSState:
+        """Sum what former calls left behind, so that a stream's state stays bounded; exact at any time.
+
+        Args:
+            state: Of the last call.
+            scales: Strength of each level's writes.
+            least: Fewer tokens are left as they are; None: a segment.
+        """
+        settled, least = [], self.segment if least is None else least
         for n, level in enumerate(state):
-            if sum(u.shape[1] for u, _ in level.seen) >= self.segment:
+            if sum(u.shape[1] for u, _ in level.seen) >= least:
                 level = level._replace(total=self._sum(n, level, scales[n]), seen=())
             settled.append(level)
         return tuple(settled)
@@ -171,3 +189,71 @@ class CMS(nn.Module):
 
 def _add(x: LevelWeights, y: LevelWeights) -> LevelWeights:
     return LevelWeights(*(a + b for a, b in zip(x, y, strict=True)))
+
+
+class CMSRun:
+    """All levels through the segments of one call, first order, in place of a `CMSState`.
+
+    Reads come segment by segment, without history; `whole` then is the same for all tokens at once, with history.
+
+    Args:
+        cms: The layer.
+        state: After earlier calls; no input waits for its signal.
+        like_BTD: As all tokens' inputs will be, in the precision of products.
+        scales: Strength of each level's writes.
+        writes: Which levels may write.
+    """
+
+    def __init__(
+        self,
+        cms: CMS,
+        state: CMSState,
+        like_BTD: Tensor,
+        scales: tuple[float, ...],
+        writes: tuple[bool, ...],
+    ) -> None:
+        self.cms, self.scales, self.writes = cms, scales, writes
+        self.before = cms.settle(state, scales, 1)
+        self.theta = [cms._theta(n) for n in range(len(state))]
+        self.levels = [
+            LevelRun(theta, level.delta, _times(cms.segment, level.total), torch.empty_like(like_BTD))
+            for theta, level in zip(self.theta, self.before, strict=True)
+        ]
+        self.outputs: list[Tensor] = []
+        self.read_tokens = 0
+
+    def read(self, x_BnD: Tensor) -> Tensor:
+        """The next segment."""
+        u = x_BnD
+        for level in self.levels:
+            u = u + level.read(u, self.read_tokens)
+        self.read_tokens += x_BnD.shape[1]
+        self.outputs.append(u - x_BnD)
+        return self.outputs[-1]
+
+    def whole(self, x_BTD: Tensor) -> Tensor:
+        """All segments once more, to be differentiated."""
+        return levels_read(x_BTD, torch.cat(self.outputs, 1), self.levels, self.theta)
+
+    def teach(self, teach_BTD: Tensor, tokens: int, position: int) -> None:
+        """Write the levels whose chunk ends at `position`: signals of the first `tokens` tokens are known."""
+        config, segment = self.cms.config, self.cms.segment
+        for n, (level, chunk) in enumerate(zip(self.levels, self.cms.chunks, strict=True)):
+            if self.writes[n] and position % chunk == 0:
+                rate = self.scales[n] * config.lr / segment
+                level.write(teach_BTD, tokens, rate, config.retention, config.delta_bound)
+
+    def state(self, teach_BTD: Tensor, tokens: int) -> CMSState:
+        """What later calls go on from: inputs behind the first `tokens` wait for their signals."""
+        after = []
+        for level, old, writes in zip(self.levels, self.before, self.writes, strict=True):
+            open_chunk = slice(level.unwritten, tokens)
+            pieces = ((level.u_BTD[:, open_chunk], teach_BTD[:, open_chunk]),)
+            seen = pieces if writes and level.unwritten < tokens else ()
+            total = None if level.unwritten else old.total
+            after.append(LevelState(level.delta, total, seen, level.u_BTD[:, tokens:], old.origin))
+        return tuple(after)
+
+
+def _times(factor: float, matrices: LevelWeights | None) -> LevelWeights | None:
+    return None if matrices is None else LevelWeights(*(factor * W for W in matrices))

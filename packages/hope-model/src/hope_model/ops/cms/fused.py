@@ -1,0 +1,120 @@
+"""Levels through all segments of one call, first order: what a read computes serves the write and the backward.
+
+Letters: B sequences, T tokens of the call, n tokens of one segment, D width, h hidden width of a level.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hope_model.ops.cms.chunk import cms_written
+from hope_model.ops.cms.types import LevelWeights
+
+
+class Piece(NamedTuple):
+    """Tokens [first, end) that were read with the same weights: of one level, or one fast copy per sequence."""
+
+    first: int
+    end: int
+    weights: LevelWeights
+
+
+class LevelRun:
+    """One level: reads segment after segment, and writes at the end of its chunks.
+
+    Args:
+        theta: Slow weights.
+        delta: What earlier calls wrote; None is zero.
+        total: Gradient, summed, of those tokens of the open chunk that came in earlier calls; None: of none.
+        u_BTD: Room for the level's inputs, in the precision of products.
+    """
+
+    def __init__(
+        self, theta: LevelWeights, delta: LevelWeights | None, total: LevelWeights | None, u_BTD: Tensor
+    ) -> None:
+        self.slow = LevelWeights(*(W.detach() for W in theta))
+        self.delta, self.total, self.u_BTD = delta, total, u_BTD
+        self.z_BTh = u_BTD.new_empty(*u_BTD.shape[:2], len(theta.up))
+        weights = self.slow if delta is None else (W + d for W, d in zip(self.slow, delta, strict=True))
+        self.weights = LevelWeights(*(W.to(u_BTD.dtype) for W in weights))
+        self.pieces: list[Piece] = []
+        self.unwritten = 0  # first token of the open chunk
+
+    def read(self, u_BnD: Tensor, first: int) -> Tensor:
+        """MLP(u) of tokens `first`, `first` + 1, ... with the weights of this moment."""
+        end = first + u_BnD.shape[1]
+        u_BnD = u_BnD.to(self.u_BTD.dtype)
+        self.u_BTD[:, first:end] = u_BnD
+        z_Bnh = u_BnD @ self.weights.up.mT
+        self.z_BTh[:, first:end] = z_Bnh
+        if self.pieces and self.pieces[-1].weights is self.weights:
+            first = self.pieces.pop().first
+        self.pieces.append(Piece(first, end, self.weights))
+        return F.silu(z_Bnh) @ self.weights.down.mT
+
+    def write(self, teach_BTD: Tensor, end: int, rate: float, retention: float, bound: float) -> None:
+        """Write the open chunk, which ends before token `end`: `rate` is the step size of one token's signal."""
+        chunk = slice(self.unwritten, end)
+        u, z, teach = self.u_BTD[:, chunk], self.z_BTh[:, chunk], teach_BTD[:, chunk]
+        back = torch.ops.aten.silu_backward(teach @ self.weights.down, z)
+        precise = self.slow.up.dtype if self.slow.up.dtype == torch.float64 else torch.float32
+        gradient = LevelWeights(*(g.to(precise) for g in (back.mT @ u, teach.mT @ F.silu(z))))
+        if self.total is not None:
+            gradient = LevelWeights(*(a + b for a, b in zip(self.total, gradient, strict=True)))
+        self.delta = cms_written(self.delta, gradient, self.slow, step=rate, retention=retention, bound=bound)
+        self.weights = LevelWeights(
+            *((W + d).to(u.dtype) for W, d in zip(self.slow, self.delta, strict=True))
+        )
+        self.total, self.unwritten = None, end
+
+
+class _Levels(torch.autograd.Function):
+    """The chain of levels whose output is known; deltas are constants (model.md 5)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, y_BTD: Tensor, levels: Sequence[LevelRun], *theta: Tensor) -> Tensor:
+        ctx.bounds = [[(piece.first, piece.end) for piece in level.pieces] for level in levels]
+        tensors = []
+        for level in levels:
+            tensors += [level.u_BTD, level.z_BTh, *(W for piece in level.pieces for W in piece.weights)]
+        ctx.save_for_backward(*tensors)
+        ctx.dtypes = x_BTD.dtype, [W.dtype for W in theta]
+        return y_BTD.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (g_BTD,), tensors = grads, list(ctx.saved_tensors)
+        g_x = torch.zeros_like(g_BTD)
+        by_theta: list[Tensor] = []
+        for bounds in reversed(ctx.bounds):
+            weights, tensors = tensors[-2 * len(bounds) :], tensors[: -2 * len(bounds)]
+            z, u = tensors.pop(), tensors.pop()
+            g = (g_BTD + g_x).to(u.dtype)
+            g_phi, g_u = torch.empty_like(z), torch.empty_like(u)
+            for (first, end), down in zip(bounds, weights[1::2], strict=True):
+                g_phi[:, first:end] = g[:, first:end] @ down
+            g_down = g.flatten(0, 1).T @ F.silu(z).flatten(0, 1)
+            g_z = torch.ops.aten.silu_backward(g_phi, z)
+            for (first, end), up in zip(bounds, weights[::2], strict=True):
+                g_u[:, first:end] = g_z[:, first:end] @ up
+            by_theta += [g_down, g_z.flatten(0, 1).T @ u.flatten(0, 1)]
+            g_x += g_u
+        kind, kinds = ctx.dtypes
+        gradients = (g.to(dtype) for g, dtype in zip(reversed(by_theta), kinds, strict=True))
+        return g_x.to(kind), None, None, *gradients
+
+
+def levels_read(
+    x_BTD: Tensor, y_BTD: Tensor, levels: Sequence[LevelRun], theta: Sequence[LevelWeights]
+) -> Tensor:
+    """Return `y_BTD`, what the levels have read for x, with its gradients by x and theta."""
+    y: Tensor = _LEVELS(x_BTD, y_BTD, levels, *(W for level in theta for W in level))
+    return y
+
+
+_LEVELS: Callable[..., Any] = _Levels.apply
