@@ -14,7 +14,6 @@ import torch
 from hope_data.cli import main as hope_data
 from hope_data.tokenizer import Tokenizer
 from hope_eval import results as schema
-from hope_eval.progress import Display
 from hope_eval.results import Checkpoint, Evaluator, Items, Results, TaskResult
 from hope_eval.scoring.scorer import Scorer
 from hope_eval.tasks.base import Context
@@ -106,7 +105,6 @@ def context(corpora: Path, model: LanguageModel) -> Callable[..., Context]:
             "length": 64,
             "limit": None,
             "seed": 0,
-            "display": Display(),
         }
         return Context(**{**fields, **changes})  # type: ignore[arg-type]
 

@@ -21,8 +21,7 @@ from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
 from hope_eval import results as schema
 from hope_eval.cli import main
-from hope_eval.scoring.adaptation import adapted, parse, wrap
-from hope_eval.scoring.adaptation.compare import flops_per_token
+from hope_eval.scoring.adaptation import parse, wrap
 from hope_eval.scoring.adaptation.dials import (
     ADAPTATIONS,
     Adaptation,
@@ -33,6 +32,7 @@ from hope_eval.scoring.adaptation.dials import (
     Writes,
 )
 from hope_eval.scoring.load import HFModel, HopeModel, load
+from hope_eval.scoring.paired import adapted, flops_per_token
 from hope_eval.scoring.scorer import Scorer
 from hope_eval.tasks import perplexity
 from hope_eval.tasks.base import Context

@@ -11,7 +11,8 @@ import pytest
 from hope_data.errors import InputError
 from hope_eval import files
 from hope_eval.cli import main
-from hope_eval.tasks import babi, books, class_data
+from hope_eval.tasks import babi, class_data
+from hope_eval.tasks.texts import load_texts
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_a_damaged_book_is_named(tmp_path: Path, data: bytes, message: str) -> N
     path = tmp_path / "book.txt.gz"
     path.write_bytes(data)
     with pytest.raises(InputError, match=rf"book\.txt\.gz.*{message}"):
-        books.load_texts([path])
+        load_texts([path])
 
 
 def test_two_books_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_two_books_of_one_name_are_refused(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "book.txt").write_text("text\n")
     with pytest.raises(InputError, match=r"b/book\.txt: another text is called book, too"):
-        books.load_texts([tmp_path / "a", tmp_path / "b"])
+        load_texts([tmp_path / "a", tmp_path / "b"])
 
 
 @pytest.mark.parametrize(

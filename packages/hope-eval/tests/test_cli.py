@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hope_eval import cli
 from hope_eval import results as schema
+from hope_eval.arguments import parser_of
 from hope_eval.cli import main
+from hope_eval.commands import COMMANDS
 from hope_eval.suite import Sizes, pieces
 
 TINY = ("--length", "48", "--limit", "6")
@@ -68,7 +69,7 @@ def test_batches_change_no_number(corpora: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("checkpoint", "missing; is"),
+        ("checkpoint", "config.json: No such file or directory; is"),
         ("shards", "nowhere: no shards here; run `hope-data shard` first"),
         ("tokenizer", "train one with `hope-data tokenizer`"),
         ("task", "unknown task 'reading'; choose among perplexity, choice, passkey"),
@@ -148,7 +149,7 @@ def test_compare_refuses_other_items(
 
 @pytest.mark.parametrize(("bounded", "writes"), [(True, True), (False, False), (True, False)])
 def test_every_command_of_the_suite_is_understood(bounded: bool, writes: bool) -> None:
-    parser = cli._parser()
+    parser = parser_of("hope-eval", "", "", COMMANDS)
     told = ["suite", "--checkpoint", "c", "--tokenizer", "t", "--shards", "s", "--json", "x.json"]
     least = pieces(parser.parse_args(told), Sizes(), bounded=bounded, writes=writes)
     told += ["--mirror", "m", "--text", "a.txt", "b.txt", "--babi", "qa1.txt", "--clinc150", "d"]

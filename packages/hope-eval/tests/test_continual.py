@@ -18,6 +18,7 @@ from hope_eval.results import Items
 from hope_eval.scoring import memorize
 from hope_eval.scoring.load import HopeModel, load
 from hope_eval.scoring.memorize import Memorize
+from hope_eval.scoring.paired import both
 from hope_eval.scoring.scorer import Scorer
 from hope_eval.tasks import choice, class_data, continual, perplexity
 from hope_eval.tasks.base import Context
@@ -183,7 +184,7 @@ def test_memorising_runs_both_and_pairs_them(context: Build, model: LanguageMode
     whole = context()
     settings = choice.Settings(items=24, prefix=48, continuation=8)
     runs = lambda scorer: [choice.run(context(scorer=scorer), settings)]  # noqa: E731
-    tasks, differences = memorize.both(whole.scorer, Memorize(), runs)
+    tasks, differences = both(whole.scorer, Memorize(), runs)
     off, on = tasks
     assert (off.task, on.task) == ("choice+off", "choice+on")
     assert off.settings["memorize"] == "off"
@@ -199,7 +200,7 @@ def test_memorising_runs_both_and_pairs_them(context: Build, model: LanguageMode
 def test_the_oracle_is_named_and_wins(context: Build) -> None:
     settings = choice.Settings(items=40, prefix=33, continuation=16)
     runs = lambda scorer: [choice.run(context(scorer=scorer), settings)]  # noqa: E731
-    tasks, differences = memorize.both(context().scorer, Memorize(oracle=True), runs)
+    tasks, differences = both(context().scorer, Memorize(oracle=True), runs)
     assert tasks[1].task == "choice+oracle"
     assert tasks[1].settings["memorize"] == "oracle"
     assert {row.mode for row in differences} == {"oracle"}

@@ -15,6 +15,7 @@ from hope_eval.cli import main
 from hope_eval.scoring.load import HopeModel, Loaded, load
 from hope_eval.scoring.scorer import Fork, Scorer
 from hope_eval.tasks import babi, books, needle
+from hope_eval.tasks.texts import tokens_of
 from hope_model import LanguageModel, ModelConfig, checkpoint
 
 
@@ -158,7 +159,7 @@ def test_books_by_position_equal_the_whole_text_read_at_once(
     # Untrained memories amplify rounding ten thousandfold within 2,000 tokens, so pieces and whole in float64.
     exact = Scorer(model.double(), batch_tokens=10**6)
     by_book, by_position = books.run(exact, loaded.tokenizer, {"book": body})
-    logp = exact.token_logp([books.tokens_of(loaded.tokenizer, body)])[0]
+    logp = exact.token_logp([tokens_of(loaded.tokenizer, body)])[0]
     bits = by_book.find("bits_per_byte")
     assert bits is not None
     assert bits.value == pytest.approx(-logp.sum() / np.log(2) / len(body.encode()), rel=1e-6)

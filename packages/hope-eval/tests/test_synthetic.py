@@ -8,7 +8,7 @@ import torch
 from hope_data.tasks import build, draw
 from hope_eval import results
 from hope_eval.cli import main
-from hope_eval.tasks import synthetic
+from hope_eval.tasks.synthetic import Synthetic
 from hope_model import LanguageModel, ModelConfig, checkpoint
 
 
@@ -90,4 +90,4 @@ def test_a_checkpoint_of_text_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["task", "--checkpoint", str(tmp_path), "--json", str(tmp_path / "x.json")]) == 2
     assert "was trained on text, not on a task" in capsys.readouterr().err
     with pytest.raises(results.InputError):
-        synthetic.load(tmp_path)
+        Synthetic().load(tmp_path, None, "cpu")

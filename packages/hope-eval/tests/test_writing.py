@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hope_data.publishing import exclusive
-from hope_eval import cli, commands
+from hope_eval import cli, evaluate
 from hope_eval import results as schema
 from hope_eval.cli import main
 
@@ -28,7 +29,7 @@ def add(path: Path, template: Path, task: str, barrier: object) -> None:
     result = schema.load(template)
     mine = replace(result, tasks=[replace(result.tasks[0], task=task)])
     barrier.wait()  # type: ignore[attr-defined]
-    commands.write(path, mine, add=True)
+    evaluate.write(path, mine, add=True)
 
 
 def pairs(count: int, template: Path, folder: Path) -> None:
@@ -64,7 +65,7 @@ def test_results_of_other_weights_are_never_added(
     edited(other, lambda record: record["checkpoint"].update(sha256="9" * 64))
     before = mine.read_bytes()
     with pytest.raises(ValueError, match="holds results of other weights"):
-        commands.write(mine, schema.load(other), add=True)
+        evaluate.write(mine, schema.load(other), add=True)
     assert mine.read_bytes() == before
 
 
@@ -79,29 +80,15 @@ def counting(monkeypatch: pytest.MonkeyPatch, template: schema.Results, stop: in
     """Evaluators that take no time; the one after `stop` of them is interrupted."""
     called: list[str] = []
 
-    def parsed(command: list[str]) -> object:
-        told = PARSER().parse_args(command)
-        if command[0] == "suite":
-            return told
+    def measure(arguments: argparse.Namespace) -> None:
+        if len(called) == stop:
+            raise KeyboardInterrupt
+        called.append(arguments.command)
+        task = replace(template.tasks[0], task=f"task_{len(called)}")
+        evaluate.write(arguments.json, replace(template, tasks=[task]), add=arguments.add)
 
-        def function(arguments: object) -> None:
-            if len(called) == stop:
-                raise KeyboardInterrupt
-            called.append(command[0])
-            task = replace(template.tasks[0], task=f"task_{len(called)}")
-            commands.write(told.json, replace(template, tasks=[task]), add=told.add)
-
-        told.function = function
-        return told
-
-    class Fake:
-        parse_args = staticmethod(parsed)
-
-    monkeypatch.setattr(cli, "_parser", Fake)
+    monkeypatch.setattr(cli, "_evaluate", measure)
     return called
-
-
-PARSER = cli._parser
 
 
 def test_a_suite_resumes_with_what_is_not_measured(

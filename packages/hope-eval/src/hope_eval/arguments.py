@@ -1,12 +1,14 @@
-"""Values of the command line, each refused in one line, and the parser that says so."""
+"""Command lines as tables, and the values of their options, each refused in one line."""
 
 import argparse
 import math
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from hope_data.errors import InputError
 
-# Counts beyond this are no counts; numpy and torch would overflow.
+# numpy and torch would overflow on larger counts.
 MOST = 2**40
 
 
@@ -14,17 +16,93 @@ class Parser(argparse.ArgumentParser):
     """A parser that refuses in one line, without the list of its options."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise InputError, as everything does that a user can mend."""
+        """Raise InputError with the message."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
+@dataclass(frozen=True)
+class Option:
+    """One option, as argparse takes it."""
+
+    flag: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Options that stand together in --help, or, without a title, of which exactly one is given."""
+
+    options: Sequence[Option]
+    title: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row of the table of commands.
+
+    Attributes:
+        name: on the command line.
+        summary: in the list of commands.
+        description: in its own help.
+        options: in the order of its help.
+        examples: below the options.
+    """
+
+    name: str
+    summary: str
+    description: str
+    options: Sequence[Option | Group]
+    examples: str = ""
+
+
+def option(
+    flag: str, text: str = "", kind: Callable[[str], Any] = str, metavar: str | None = None, **settings: Any
+) -> Option:
+    """Describe an option: flag, help, type of its value, and what else argparse knows."""
+    return Option(flag, {"help": text or None, "type": kind, "metavar": metavar, **settings})
+
+
+def switch(flag: str, text: str) -> Option:
+    """Describe an option without a value."""
+    return Option(flag, {"help": text, "action": "store_true"})
+
+
+def parser_of(program: str, description: str, examples: str, commands: Sequence[Command]) -> Parser:
+    """Return the parser of a table of commands; it stores the command's name as `command`."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=program, description=description, epilog=examples, formatter_class=raw)
+    rows = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in commands:
+        row = rows.add_parser(
+            command.name,
+            help=command.summary,
+            description=command.description,
+            epilog=command.examples or None,
+            formatter_class=raw if command.examples else argparse.HelpFormatter,
+        )
+        for entry in command.options:
+            if isinstance(entry, Option):
+                row.add_argument(entry.flag, **entry.settings)
+                continue
+            group = (
+                row.add_argument_group(entry.title, entry.description)
+                if entry.title
+                else row.add_mutually_exclusive_group(required=True)
+            )
+            for inner in entry.options:
+                group.add_argument(inner.flag, **inner.settings)
+        row.set_defaults(command=command.name)
+    return parser
+
+
 def positive(text: str) -> int:
-    """A positive whole number, as argparse takes it."""
+    """Return a positive whole number."""
     return _whole(text, 1, MOST)
 
 
 def seed(text: str) -> int:
-    """What numpy takes for a seed."""
+    """Return what numpy takes for a seed."""
     return _whole(text, 0, 2**63 - 1)
 
 
@@ -35,7 +113,7 @@ def _whole(text: str, least: int, most: int) -> int:
 
 
 def fraction(text: str) -> float:
-    """A finite number, not negative."""
+    """Return a number from 0 to a million."""
     try:
         number = float(text)
     except ValueError:
@@ -46,32 +124,32 @@ def fraction(text: str) -> float:
 
 
 def names(text: str) -> list[str]:
-    """Parts of a list with commas, each once."""
+    """Return the parts of a list with commas, each once."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def lengths(text: str) -> list[int]:
-    """Token counts such as `512,8k,1M`."""
-    made = []
+    """Return token counts such as `512,8k,1M`."""
+    counts = []
     for part in names(text):
         unit = {"k": 1024, "M": 1024**2}.get(part[-1], 1)
         number = part[:-1] if unit > 1 else part
         try:
-            made.append(_whole(number, 1, MOST) * unit)
+            counts.append(_whole(number, 1, MOST) * unit)
         except argparse.ArgumentTypeError:
             raise argparse.ArgumentTypeError(f"{part[:80]!r} is no length; write 512, 8k or 1M") from None
-    if not made:
+    if not counts:
         raise argparse.ArgumentTypeError("no length is given; write 512, 8k or 1M")
-    return made
+    return counts
 
 
 def story_lengths(text: str) -> list[int]:
-    """The same as `lengths`, with 0 for the story alone."""
+    """Return token counts, 0 being the story alone."""
     return [0 if part == "0" else lengths(part)[0] for part in names(text)] or lengths(text)
 
 
 def relative_length(text: str) -> str:
-    """Tokens, or `2x` for twice the training length."""
+    """Return tokens as text, or `2x` for twice the training length."""
     try:
         _whole(text.removesuffix("x"), 1, MOST)
     except argparse.ArgumentTypeError:
@@ -80,22 +158,22 @@ def relative_length(text: str) -> str:
 
 
 def depths(text: str) -> list[float]:
-    """Shares of a text, as `0,0.5,1`."""
-    made = []
+    """Return shares of a text, as `0,0.5,1`."""
+    shares = []
     for part in names(text):
         try:
-            made.append(float(part))
+            shares.append(float(part))
         except ValueError:
-            made.append(math.nan)
-        if not 0 <= made[-1] <= 1:
+            shares.append(math.nan)
+        if not 0 <= shares[-1] <= 1:
             raise argparse.ArgumentTypeError(f"{part[:80]!r}: a depth is a share from 0 to 1")
-    if not made:
+    if not shares:
         raise argparse.ArgumentTypeError("no depth is given; write 0,0.5,1")
-    return made
+    return shares
 
 
 def device(text: str) -> str:
-    """A device of torch that this machine has."""
+    """Return a device of torch that this machine has."""
     if text != "cpu":
         import torch  # noqa: PLC0415 (slow to import, and needed for other devices only)
 

@@ -1,222 +1,356 @@
-"""Command lines of the evaluators that take a checkpoint alone: zeroshot, needle, books, continual, bench."""
+"""The table of commands: names, texts and options; `cli` holds what they do."""
 
-import argparse
-import os
-import sys
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
 
-from hope_data.errors import InputError
-from hope_data.publishing import exclusive, write_atomic
-from hope_eval import results as schema
-from hope_eval.arguments import device, fraction, names, positive
-from hope_eval.escape import terminal
+from hope_eval.arguments import (
+    Command,
+    Group,
+    Option,
+    depths,
+    device,
+    fraction,
+    lengths,
+    names,
+    option,
+    positive,
+    relative_length,
+    seed,
+    story_lengths,
+    switch,
+)
 
-if TYPE_CHECKING:
-    from hope_eval.scoring.load import Loaded
-    from hope_eval.scoring.memorize import Memorize
-    from hope_eval.scoring.scorer import Scorer
-
-Parsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and where results go."""
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="ours, or a folder of transformers"
-    )
-    parser.add_argument(
-        "--tokenizer", type=Path, metavar="DIR", help="default: found by the hash that the checkpoint names"
-    )
-    parser.add_argument(
-        "--json", type=Path, required=True, metavar="FILE", help="the whole result, item by item"
-    )
-    parser.add_argument(
-        "--add", action="store_true", help="keep other tasks of FILE, which must be of the same weights"
-    )
-    parser.add_argument("--device", type=device, default="cpu", help="default: %(default)s")
-    parser.add_argument(
-        "--batch-tokens",
-        type=positive,
-        default=1024,
-        metavar="N",
-        help="per forward pass; default: %(default)s",
-    )
+EXAMPLES = """examples:
+  hope-eval run --checkpoint runs/hope/checkpoint --shards data/shards --tokenizer data/tokenizer \\
+      --json reports/results/hope.json --metrics reports/metrics/eval_hope.json
+  hope-eval zeroshot --checkpoint runs/hope/checkpoint --tasks piqa,boolq --mirror DIR --json zeroshot.json
+  hope-eval compare reports/results/hope.json reports/results/transformer.json
+  hope-eval report --results reports/results --logs runs --out reports/results.md --plots reports/plots
+"""
+ADAPTATIONS = "writes, neural_cache, unigram_cache, dynamic, off"
 
 
-def add_memorize(parser: argparse.ArgumentParser) -> None:
-    """Memorisation at test time."""
-    group = parser.add_argument_group(
-        "memorisation at test time",
-        "each task twice, memories frozen and written, with the paired difference in the same file",
-    )
-    group.add_argument("--memorize", action="store_true", help="run both; the other options imply it")
-    group.add_argument("--memorize-steps", type=positive, metavar="N", help="read each context N times")
-    group.add_argument("--memorize-paths", metavar="A,B", help="of titans, cms.0, cms.1 ...; default: all")
-    group.add_argument(
-        "--memorize-threshold", type=fraction, metavar="X", help="smaller teach signals write nothing"
-    )
-    group.add_argument("--memorize-scale", type=fraction, metavar="X", help="strength of the CMS writes")
-    group.add_argument("--memorize-carry", action="store_true", help="carry the state from item to item")
-    group.add_argument(
-        "--memorize-oracle", action="store_true", help="read correct answers too: an upper bound, no result"
-    )
+def _path(flag: str, text: str, metavar: str = "DIR", *, required: bool = False) -> Option:
+    return option(flag, text, Path, metavar, required=required)
 
 
-def memorize_of(arguments: argparse.Namespace) -> "Memorize | None":
-    """What the options ask for; None without any."""
-    from hope_eval.scoring.memorize import Memorize  # noqa: PLC0415
-
-    given = vars(arguments)
-    wanted = {
-        key: given[f"memorize_{key}"] for key in ("steps", "paths", "threshold", "scale", "carry", "oracle")
-    }
-    paths = None if wanted["paths"] is None else tuple(names(wanted["paths"]))
-    if paths == ():
-        raise InputError("--memorize-paths: names none; leave it out for all of the model's")
-    if not arguments.memorize and not any(value not in (None, False) for value in wanted.values()):
-        return None
-    return Memorize(
-        steps=wanted["steps"] or 1,
-        paths=paths,
-        threshold=wanted["threshold"],
-        teach_scale=wanted["scale"],
-        carry=wanted["carry"],
-        oracle=wanted["oracle"],
-    )
+def _paths(flag: str, text: str, metavar: str = "PATH", *, required: bool = False) -> Option:
+    return option(flag, text, Path, metavar, nargs="+", default=[], required=required)
 
 
-def run_tasks(
-    scorer: "Scorer", memorize: "Memorize | None", run: "Callable[[Scorer], list[schema.TaskResult]]"
-) -> tuple[list[schema.TaskResult], list[schema.PairedDifference]]:
-    """Once as trained, or twice with memories frozen and written."""
-    from hope_eval.scoring.memorize import both  # noqa: PLC0415
-
-    return both(scorer, memorize, run) if memorize else (run(scorer), [])
+def _seed(text: str) -> Option:
+    return option("--seed", f"{text}; default: %(default)s", seed, "S", default=0)
 
 
-def evaluate(
-    arguments: argparse.Namespace, run: "Callable[[Loaded, Scorer], list[schema.TaskResult]]"
-) -> schema.Results:
-    """Load the model, run, write the result file, print its headlines."""
-    from hope_eval.progress import Display  # noqa: PLC0415
-    from hope_eval.scoring.load import load  # noqa: PLC0415
-    from hope_eval.scoring.scorer import Scorer  # noqa: PLC0415
-
-    start = time.monotonic()
-    former, memorize = former_of(arguments.json, add=arguments.add), memorize_of(arguments)
-    loaded = load(arguments.checkpoint, arguments.tokenizer, arguments.device)
-    check_same(arguments.json, former, loaded.about.sha256)
-    with Display() as display:
-        scorer = Scorer(loaded.model, arguments.device, arguments.batch_tokens, display.advance)
-        scorer.begin = display.begin
-        tasks, differences = run_tasks(scorer, memorize, lambda asked: run(loaded, asked))
-    seconds = round(time.monotonic() - start, 3)
-    result = schema.Results(
-        schema.SCHEMA, loaded.about, evaluator(arguments.device), tasks, seconds, differences
-    )
-    write(arguments.json, result, add=arguments.add)
-    say(result)
-    return result
+def _batch_tokens(default: int, text: str = "per forward pass; default: %(default)s") -> Option:
+    return option("--batch-tokens", text, positive, "N", default=default)
 
 
-def former_of(path: Path, *, add: bool) -> schema.Results | None:
-    """What the result file holds already, where it is to be kept."""
-    return schema.load(path) if add and path.is_file() else None
+JSON = _path("--json", "the whole result, item by item", "FILE", required=True)
+ADD = switch("--add", "keep other tasks of FILE, which must be of the same weights")
+DEVICE = option("--device", "default: %(default)s", device, default="cpu")
+MODEL = (
+    _path("--checkpoint", "ours, or a folder of transformers", required=True),
+    _path("--tokenizer", "default: found by the hash that the checkpoint names"),
+    JSON,
+    ADD,
+    DEVICE,
+    _batch_tokens(1024),
+)
+MEMORIZE = Group(
+    (
+        switch("--memorize", "run both; the other options imply it"),
+        option("--memorize-steps", "read each context N times", positive, "N"),
+        option("--memorize-paths", "of titans, cms.0, cms.1 ...; default: all", names, "A,B"),
+        option("--memorize-threshold", "smaller teach signals write nothing", fraction, "X"),
+        option("--memorize-scale", "strength of the CMS writes", fraction, "X"),
+        switch("--memorize-carry", "carry the state from item to item"),
+        switch("--memorize-oracle", "read correct answers too: an upper bound, no result"),
+    ),
+    "memorisation at test time",
+    "each task twice, memories frozen and written, with the paired difference in the same file",
+)
+ADAPT = option(
+    "--adapt",
+    "each task plain and adapted at test time, with the paired difference: "
+    f"{ADAPTATIONS}; or a file of `tune`",
+    metavar="NAME[:DIAL=VALUE,...]",
+)
 
-
-def write(path: Path, result: schema.Results, *, add: bool = False) -> None:
-    """Write a result, or add it to the file; of several that add at once, each waits for the one before."""
-    with exclusive(path, wait=True):
-        former = former_of(path, add=add)
-        check_same(path, former, result.checkpoint.sha256)
-        write_atomic(path, schema.sealed(merge(former, result) if former else result))
-
-
-def check_same(path: Path, former: schema.Results | None, sha256: str) -> None:
-    """Refuse to add to results of other weights."""
-    if former and former.checkpoint.sha256 != sha256:
-        raise InputError(f"{path}: holds results of other weights; leave out --add or name another file")
-
-
-def say(result: schema.Results) -> None:
-    """The overall numbers, one a line."""
-    for task in result.tasks:
-        for metric in task.metrics:
-            if metric.group == "all":
-                print(terminal(f"{task.task}: {schema.line(metric)}"))
-    say_differences(row for row in result.memorized if row.group == "all")
-
-
-def say_differences(rows: Iterable[schema.PairedDifference]) -> None:
-    """Memories written against frozen, or adapted against plain, one a line."""
-    for row in rows:
-        size, group = schema.value(row.difference, row.stderr), "" if row.group == "all" else f" {row.group}"
-        what = f"memories written ({row.mode}) minus frozen"
-        if row.mode not in ("on", "oracle"):
-            what = f"adapted ({row.mode}) minus plain"
-        print(terminal(f"{row.task}, {what}: {row.metric}{group} {size} (n {row.n})"))
-
-
-def merge(former: schema.Results, new: schema.Results) -> schema.Results:
-    """The pack of a checkpoint: what was measured before, replaced where it was measured again."""
-    done = {task.task for task in new.tasks}
-    kept = [task for task in former.tasks if task.task not in done]
-    again = {(row.task, row.mode) for row in new.memorized}
-    memorized = [row for row in former.memorized if (row.task, row.mode) not in again]
-    return replace(
-        new,
-        tasks=kept + new.tasks,
-        memorized=memorized + new.memorized,
-        seconds=round(former.seconds + new.seconds, 3),
-    )
-
-
-def evaluator(device: str) -> schema.Evaluator:
-    """What results say of the evaluating code."""
-    import torch  # noqa: PLC0415
-
-    from hope_eval.evaluate import revision  # noqa: PLC0415
-
-    threads = torch.get_num_threads()
-    return schema.Evaluator(revision(), version("hope-eval"), torch.__version__, device, threads)
-
-
-def add_zeroshot(commands: Parsers) -> None:
-    """`hope-eval zeroshot`."""
-    parser = commands.add_parser(
-        "zeroshot",
-        help="PIQA, HellaSwag, ... with lm-eval's own task definitions",
-        description="Score a checkpoint, ours or of transformers, on tasks of lm-eval: prompts and metrics are "
-        "lm-eval's, rows come from the hub or from a local mirror. Needs hope-eval[lm-eval].",
-    )
-    add_model(parser)
-    parser.add_argument("--tasks", default="", metavar="A,B", help="default: the whole suite")
-    parser.add_argument(
-        "--mirror", type=Path, metavar="DIR", help="folder with the rows; nothing is downloaded"
-    )
-    parser.add_argument("--limit", type=positive, metavar="N", help="the first N rows of each task")
-    parser.add_argument("--max-length", type=positive, default=0, metavar="T", help="default: as in training")
-    add_memorize(parser)
-    parser.set_defaults(function=_zeroshot)
-
-
-def _zeroshot(arguments: argparse.Namespace) -> None:
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval draws bars wherever it is
-    try:
-        from hope_eval.lm_eval_bridge.model import HopeLM  # noqa: PLC0415
-    except ImportError as error:
-        raise InputError(f"zeroshot needs lm-eval ({error.name}); pip install 'hope-eval[lm-eval]'") from None
-    from hope_eval.lm_eval_bridge import run as suite  # noqa: PLC0415
-
-    def run(loaded: "Loaded", scorer: "Scorer") -> list[schema.TaskResult]:
-        lm = HopeLM(loaded, max_length=arguments.max_length, batch_tokens=arguments.batch_tokens)
-        lm.scorer = scorer
-        return suite.evaluate(lm, names(arguments.tasks) or suite.SUITE, arguments.mirror, arguments.limit)
-
-    evaluate(arguments, run)
+RUN = Command(
+    "run",
+    "evaluate one checkpoint",
+    "Evaluate one checkpoint on the test split of its corpora. The same seed, limit and length give every checkpoint "
+    "the same items, so that results can be compared in pairs.",
+    (
+        _path("--checkpoint", "folder with model.safetensors", required=True),
+        _path("--shards", "folder with a folder per corpus", required=True),
+        _path("--tokenizer", "the one it was trained with", required=True),
+        JSON,
+        ADD,
+        _path("--metrics", "a few numbers, flat, for `dvc metrics`", "FILE"),
+        option("--tasks", "default: %(default)s", names, "A,B", default="perplexity,choice,passkey"),
+        option("--domains", "corpora; default: those it was trained on", names, "A,B", default=""),
+        option("--limit", "fewer items, for a quick look", positive, "N"),
+        option("--length", "window; default: as in training", positive, "T", default=0),
+        _seed("of the items"),
+        DEVICE,
+        _batch_tokens(4096),
+        MEMORIZE,
+        ADAPT,
+    ),
+)
+ZEROSHOT = Command(
+    "zeroshot",
+    "PIQA, HellaSwag, ... with lm-eval's own task definitions",
+    "Score a checkpoint, ours or of transformers, on tasks of lm-eval: prompts and metrics are lm-eval's, rows come "
+    "from the hub or from a local mirror. Needs hope-eval[lm-eval].",
+    (
+        *MODEL,
+        option("--tasks", "default: the whole suite", names, "A,B", default=""),
+        _path("--mirror", "folder with the rows; nothing is downloaded"),
+        option("--limit", "the first N rows of each task", positive, "N"),
+        option("--max-length", "default: as in training", positive, "T", default=0),
+        MEMORIZE,
+    ),
+)
+NEEDLE = Command(
+    "needle",
+    "values hidden in long texts, by length and depth (RULER's kinds)",
+    "Ask for values hidden in a haystack, prompts of exactly the given token lengths; greedy generation is searched "
+    "for them. Peak memory after each length stands in the notes.",
+    (
+        *MODEL,
+        option("--tasks", "see the README; default: %(default)s", names, "A,B", default="niah_single_1"),
+        option("--lengths", "tokens, as 512,8k,1M", lengths, "A,B", default=[1024, 2048]),
+        option("--depths", "default: %(default)s", depths, "A,B", default="0,0.25,0.5,0.75,1"),
+        option("--repeats", "prompts per length and depth", positive, "N", default=4),
+        _paths("--text", "haystacks: .txt or folders"),
+        _seed("of the prompts"),
+        MEMORIZE,
+    ),
+)
+BOOKS = Command(
+    "books",
+    "loss by position over whole texts",
+    "Read each text once from its beginning, state carried: nats per token by position, bits per byte of the whole. "
+    "Header and footer of Project Gutenberg are cut.",
+    (
+        *MODEL,
+        _paths("--text", ".txt[.gz], or folders", required=True),
+        option("--max-tokens", "of each text; default: all", positive, "T", default=0),
+        MEMORIZE,
+    ),
+)
+BABI = Command(
+    "babi",
+    "bAbI's stories, alone or scattered over other text (BABILong)",
+    "Pick the answer among all of the file's, and write it greedily; length 0 is the story alone.",
+    (
+        *MODEL,
+        _paths("--data", "qa*.txt of bAbI", "FILE", required=True),
+        option("--lengths", "tokens, as 0,4k", story_lengths, "A,B", default=[0]),
+        _paths("--text", "what facts are hidden in"),
+        option("--limit", "questions; default: %(default)s", positive, "N", default=100),
+        _seed("of what is drawn"),
+        MEMORIZE,
+    ),
+)
+CONTINUAL = Command(
+    "continual",
+    "forgetting and transfer over a stream of domains or of new classes",
+    "Learn domains one after another, by memorising at test time or by training, and measure all of them after each: "
+    "R[i][j], average forgetting, backward and forward transfer.",
+    (
+        *MODEL,
+        Group(
+            (
+                option("--text", "a domain per file: its last tenth is held out", Path, "PATH", nargs="+"),
+                _path("--shards", "a domain per corpus: train split learned, test measured"),
+                option("--classes", "clinc150, banking77 or dbpedia, with --data", metavar="KIND"),
+            )
+        ),
+        _path("--data", "folder of the labelled texts"),
+        option("--corpora", "of --shards, in this order; default: all", names, "A,B", default=""),
+        option(
+            "--learn",
+            "memorize (state), train (weights, on a copy), or each: all that the model can, memories frozen too",
+            default="memorize",
+        ),
+        option("--lr", "of AdamW; default: %(default)s", fraction, default=1e-4),
+        option("--tokens", "learned of each domain", positive, "N", default=20_000),
+        option("--held-out", "measured of each domain", positive, "N", default=5_000),
+        option("--shots", "examples learned of each class", positive, "N", default=5),
+        option("--questions", "asked of each class", positive, "N", default=1),
+        option("--limit", "the first N domains or groups", positive, "N"),
+        _seed("of what is drawn"),
+        MEMORIZE,
+    ),
+)
+BENCH = Command(
+    "bench",
+    "zero-shot examples/s against lm-eval's own hf model",
+    "The same weights, rows and threads in one run; log-likelihoods are compared too.",
+    (
+        _path("--mirror", "folder with the rows", required=True),
+        _path("--checkpoint", "of transformers; default: a random Llama"),
+        option("--tasks", "", names, "A,B", default="piqa,arc_easy,boolq,hellaswag,lambada_openai"),
+        option("--limit", "rows of each; default: %(default)s", positive, "N", default=40),
+        option("--threads", "default: %(default)s", positive, "N", default=1),
+        _path("--json", "the rows as JSON", "FILE"),
+    ),
+)
+TASK = Command(
+    "task",
+    "accuracy by length on the synthetic task a checkpoint was trained on",
+    "Fresh sequences of each length, the same for every checkpoint of a task; standard errors are over sequences. "
+    "Task and training length come from the checkpoint.",
+    (
+        _path("--checkpoint", "", required=True),
+        option(
+            "--lengths",
+            "tokens, or 2x for twice the training length; default: 1x 2x 4x 8x",
+            relative_length,
+            "T",
+            nargs="+",
+            default=["1x", "2x", "4x", "8x"],
+        ),
+        option("--count", "sequences per length; default: %(default)s", positive, "N", default=256),
+        _seed("of the sequences"),
+        JSON,
+        ADD,
+        DEVICE,
+        _batch_tokens(4096, "default: %(default)s"),
+        MEMORIZE,
+    ),
+    "example:\n  hope-eval task --checkpoint runs/parity/checkpoint --lengths 1x 2x 8x --json parity.json",
+)
+TUNE = Command(
+    "tune",
+    "choose the dials of an adaptation at test time on validation text",
+    "Measure bits per byte of the validation split for one dial after another and write every trial. "
+    "The file is what `hope-eval run --adapt FILE` takes. The test split is never read.",
+    (
+        option("--adapt", f"where to begin: {ADAPTATIONS}", metavar="NAME[:DIAL=VALUE,...]", required=True),
+        _path("--checkpoint", "one of ours", required=True),
+        _path("--shards", "a folder per corpus", required=True),
+        _path("--tokenizer", "the one it was trained with", required=True),
+        _path("--json", "every trial and the best", "FILE", required=True),
+        option("--domains", "default: those it was trained on", names, "A,B", default=""),
+        option("--tokens", "of each trial; default: %(default)s", positive, "N", default=16_384),
+        option("--length", "window; default: as in training", positive, "T", default=0),
+        _seed("of the text"),
+        DEVICE,
+        _batch_tokens(4096, "default: %(default)s"),
+    ),
+    "example:\n  hope-eval tune --adapt writes --checkpoint runs/gated_deltanet/checkpoint \\\n"
+    "      --shards data/shards --tokenizer data/tokenizer --json writes.json",
+)
+SURPRISE = Command(
+    "surprise",
+    "a page of a text coloured by loss, with test-time writes and without",
+    "Read a text twice, with test-time writes and without, and write a page that colours every token by its bits. For "
+    "HOPE and Titans, the model's own memories; with --adapt, any model and a memory attached.",
+    (
+        option("checkpoint", "ours, or a folder of transformers", Path),
+        option("text", "UTF-8 text, .gz and .zst too", Path),
+        option("--html", "default: %(default)s", Path, "FILE", default=Path("surprise.html")),
+        _path("--tokenizer", "default: beside the checkpoint"),
+        option("--adapt", "e.g. writes, neural_cache", metavar="NAME[:DIAL=VALUE,...]", default=""),
+        option("--tokens", "of the text; default: %(default)s", positive, "N", default=2048),
+        DEVICE,
+    ),
+    "example:\n  hope-eval surprise runs/hope/checkpoint README.md --html surprise.html",
+)
+SUITE = Command(
+    "suite",
+    "all evaluators in one go, small: the pack of a checkpoint",
+    "Run every evaluator whose data is given, at sizes that a smoke model answers within minutes, into one file. Each "
+    "command is printed before it runs, to be repeated at other sizes. After an interruption the same command "
+    "resumes: what was measured waits in a hidden folder beside the file.",
+    (
+        _path("--checkpoint", "one of ours", required=True),
+        _path("--tokenizer", "its tokenizer", required=True),
+        _path("--shards", "a folder per corpus", required=True),
+        _path("--mirror", "rows of the zero-shot tasks"),
+        _paths("--text", "books: haystacks too"),
+        _paths("--babi", "qa*.txt of bAbI", "FILE"),
+        _path("--clinc150", "data_full.json and domains.json"),
+        _path("--json", "the pack", "FILE", required=True),
+    ),
+)
+COMPARE = Command(
+    "compare",
+    "paired differences between two results",
+    "A minus B over the same items; 95 % intervals from a paired bootstrap over documents, none below ten. They hold "
+    "for these weights: which method is better takes several training seeds.",
+    (
+        option("a", kind=Path, metavar="A.json"),
+        option("b", kind=Path, metavar="B.json"),
+        _path("--json", "the same as JSON", "FILE"),
+    ),
+)
+REPORT = Command(
+    "report",
+    "a page and pictures from results and training logs",
+    "Write a Markdown page and PNG plots. Every figure comes from the files given.",
+    (
+        _paths("--results", "JSON files of `run`, or folders of them", required=True),
+        _paths("--logs", "log.jsonl files, or folders with RUN/log.jsonl"),
+        option(
+            "--runs",
+            "which, the first against the others; default: all by name",
+            metavar="RUN",
+            nargs="+",
+            default=[],
+        ),
+        _path("--out", "Markdown page", "FILE", required=True),
+        _path("--plots", "folder for the pictures", required=True),
+        _path("--html", "the same as one self-contained page that sorts", "FILE"),
+    ),
+)
+PACKAGE = Command(
+    "package",
+    "a release of a checkpoint: weights, tokenizer, results, report, model card, sums",
+    "Write one folder that loads and scores wherever it is copied, or check one.",
+    (
+        Group(
+            (
+                _path("--checkpoint", "one of ours"),
+                _path("--verify", "a bundle: check sums, load it, score its sample"),
+            )
+        ),
+        _paths("--results", "packs of these weights, files of `run` or `suite`"),
+        _paths("--logs", "log.jsonl, for the report's curves"),
+        _path("--tokenizer", "default: found by its hash"),
+        option(
+            "--provenance",
+            "with CORPUS/provenance.json, for licences; default: %(default)s",
+            Path,
+            "DIR",
+            default=Path("data/raw"),
+        ),
+        _path("--out", "the bundle"),
+    ),
+    "examples:\n  hope-eval package --checkpoint runs/hope/checkpoint --results reports/results/hope.json "
+    "--out releases/hope\n  hope-eval package --verify releases/hope",
+)
+STAGE2 = Command(
+    "stage2",
+    "packs against each other and against the paper's rows, as a page",
+    "Write a Markdown page: tasks of the paper's table, chance, cost, and what the numbers say.",
+    (
+        _paths("--packs", "results of `suite`; the first is compared with the others", required=True),
+        option(
+            "--training",
+            "train_RUN.json; default: %(default)s",
+            Path,
+            "DIR",
+            default=Path("reports/metrics"),
+        ),
+        _path("--out", "Markdown page", "FILE", required=True),
+    ),
+)
+COMMANDS = (
+    *(RUN, ZEROSHOT, NEEDLE, BOOKS, BABI, CONTINUAL, BENCH, TASK, TUNE),
+    *(SURPRISE, SUITE, COMPARE, REPORT, PACKAGE, STAGE2),
+)

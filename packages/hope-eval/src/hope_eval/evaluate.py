@@ -1,195 +1,119 @@
-"""From folders to results: load a checkpoint, check that everything fits together, run the tasks."""
+"""The driver of every evaluator: load the model, run a task, merge with the result file, write it."""
 
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import hope_data
-import hope_eval
-import hope_model
-from hope_data import shards
 from hope_data.errors import InputError
-from hope_data.shards import Split
-from hope_data.tokenizer import Tokenizer
-from hope_eval.names import trained_length
+from hope_data.publishing import exclusive, write_atomic
+from hope_eval import results as schema
+from hope_eval.lm_eval_bridge.run import ZeroShot
 from hope_eval.progress import Display
-from hope_eval.results import SCHEMA, Checkpoint, Evaluator, Results, TaskResult
-from hope_eval.scoring.adaptation import Adaptation, adapted
-from hope_eval.scoring.load import HopeModel, check_tokenizer, describe
-from hope_eval.scoring.memorize import Memorize, both
+from hope_eval.results import PairedDifference, Results, TaskResult
+from hope_eval.scoring.about import evaluator
+from hope_eval.scoring.adaptation import Adaptation
+from hope_eval.scoring.load import Loaded
+from hope_eval.scoring.memorize import Memorize
+from hope_eval.scoring.paired import adapted, both
 from hope_eval.scoring.scorer import Scorer
-from hope_eval.tasks import TASKS, USUAL
-from hope_eval.tasks.base import Context
-from hope_eval.tasks.tune import training_texts
-from hope_model import LanguageModel, checkpoint
-from hope_model.cpu import prepare_cpu
-from hope_model.errors import InputError as ModelInputError
+from hope_eval.tasks.babi import Babi
+from hope_eval.tasks.base import Task
+from hope_eval.tasks.books import Books
+from hope_eval.tasks.continual import Continual
+from hope_eval.tasks.held_out import HeldOut
+from hope_eval.tasks.needle import Needle
+from hope_eval.tasks.synthetic import Synthetic
 
-LENGTH = 512  # of windows, where the checkpoint does not say what it was trained with
+EVALUATORS: dict[str, type[Task]] = {
+    "run": HeldOut,
+    "zeroshot": ZeroShot,
+    "needle": Needle,
+    "books": Books,
+    "babi": Babi,
+    "continual": Continual,
+    "task": Synthetic,
+}
 
 
 @dataclass(frozen=True)
 class Request:
-    """One evaluation.
+    """What every evaluator is told.
 
     Attributes:
-        checkpoint: folder written by hope-model.
-        shards: folder with one folder of shards per corpus.
-        tokenizer: folder of the tokenizer.
-        tasks: names of `tasks.TASKS`.
-        domains: corpora to evaluate on; none given means those it was trained on.
-        length: tokens of a window; 0 takes the training length.
-        limit: see `tasks.base.Context`.
-        seed: of the items; the same seed gives every checkpoint the same items.
+        checkpoint: folder of ours, or of transformers.
+        json: result file.
+        tokenizer: its folder; None looks for the one that the checkpoint names.
+        add: keep other tasks of the result file.
         device: where to compute.
         batch_tokens: most tokens in one forward pass.
-        memorize: run everything with memories frozen and so, too.
-        adapt: run everything plain and so, too.
+        memorize: run everything with memories frozen, and written in this way.
+        adapt: run everything plain, and adapted in this way.
     """
 
     checkpoint: Path
-    shards: Path
-    tokenizer: Path
-    tasks: Sequence[str] = USUAL
-    domains: Sequence[str] = ()
-    length: int = 0
-    limit: int | None = None
-    seed: int = 0
+    json: Path
+    tokenizer: Path | None = None
+    add: bool = False
     device: str = "cpu"
-    batch_tokens: int = 4096
+    batch_tokens: int = 1024
     memorize: Memorize | None = None
     adapt: Adaptation | None = None
 
 
-def evaluate(request: Request) -> Results:
-    """Run the tasks.
+def evaluate(request: Request, task: Task) -> Results:
+    """Run one evaluator and write its result file.
 
     Raises:
-        InputError: something is missing, damaged, or of another tokenizer.
+        InputError: something is missing, damaged or does not fit; the result file is then as before.
     """
-    try:
-        return _evaluate(request)
-    except ModelInputError as error:
-        raise InputError(str(error)) from None
-
-
-def _evaluate(request: Request) -> Results:
-    start = time.monotonic()
-    unknown = [name for name in request.tasks if name not in TASKS]
-    if unknown or not request.tasks:
-        raise InputError(f"unknown task '{''.join(unknown[:1])}'; choose among {', '.join(TASKS)}")
     if request.adapt and request.memorize:
         raise InputError("--adapt and --memorize exclude each other; give one of them")
-    with opened(request) as (context, about):
-
-        def run(scorer: Scorer) -> list[TaskResult]:
-            given = replace(context, scorer=scorer)
-            return [result for name in request.tasks for result in TASKS[name](given)]
-
-        if request.adapt:
-            texts = training_texts(context)
-            done, differences = adapted(
-                context.scorer, request.adapt, run, length=context.length, texts=texts
-            )
-        elif request.memorize:
-            done, differences = both(context.scorer, request.memorize, run)
-        else:
-            done, differences = run(context.scorer), []
-    return Results(
-        schema=SCHEMA,
-        checkpoint=about,
-        evaluator=Evaluator(
-            revision(), version("hope-eval"), torch.__version__, request.device, torch.get_num_threads()
-        ),
-        tasks=done,
-        seconds=round(time.monotonic() - start, 3),
-        memorized=differences,
-    )
-
-
-@contextmanager
-def opened(
-    request: Request, splits: Sequence[str] = ("train", "test")
-) -> Iterator[tuple[Context, Checkpoint]]:
-    """The model and the text of a request, known to belong together, and what results say of the checkpoint.
-
-    Args:
-        request: its tasks and what is done at test time do not matter here.
-        splits: what has to be there of every corpus.
-    """
-    tokenizer = Tokenizer.load(request.tokenizer)
-    prepare_cpu()
-    model, meta = checkpoint.load(request.checkpoint, device=request.device)
-    trained = trained_length(request.checkpoint, meta, LENGTH)
-    domains = _check(request, model, meta, tokenizer, splits)
+    if request.memorize:
+        task.refuse(request.memorize)
+    start, existing = time.monotonic(), stored(request.json, add=request.add)
     with Display() as display:
-        context = Context(
-            scorer=Scorer(
-                HopeModel(model, request.device, tokens=tokenizer.vocab_size),
-                request.device,
-                request.batch_tokens,
-                display.advance,
-            ),
-            tokenizer=tokenizer,
-            domains=domains,
-            length=request.length or trained,
-            limit=request.limit,
-            seed=request.seed,
-            display=display,
-        )
-        yield context, describe(request.checkpoint, model, meta)
+        display.begin("loading", None)
+        loaded = task.load(request.checkpoint, request.tokenizer, request.device)
+        check_same(request.json, existing, loaded.about.sha256)
+        scorer = Scorer(loaded.model, request.device, request.batch_tokens, display.advance)
+        scorer.begin = display.begin
+        tasks, differences = _run(request, task, loaded, scorer)
+    seconds = round(time.monotonic() - start, 3)
+    result = Results(schema.SCHEMA, loaded.about, evaluator(request.device), tasks, seconds, differences)
+    write(request.json, result, add=request.add)
+    return result
 
 
-def revision() -> str:
-    """Git revision of the evaluating code, `-dirty` where the code was changed; `unknown` outside git."""
-    folders = [path for package in (hope_eval, hope_model, hope_data) for path in package.__path__]
+def _run(
+    request: Request, task: Task, loaded: Loaded, scorer: Scorer
+) -> tuple[list[TaskResult], list[PairedDifference]]:
+    """Run a task as trained, or twice where the model memorises or adapts while it reads."""
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", folders[0], *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    def run(scorer: Scorer) -> list[TaskResult]:
+        return task.run(loaded, scorer)
 
-    try:
-        if not git("ls-files", "."):
-            return "unknown"
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", *folders) else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _check(
-    request: Request,
-    model: LanguageModel,
-    meta: dict[str, Any],
-    tokenizer: Tokenizer,
-    splits: Sequence[str],
-) -> dict[str, Path]:
-    """Domains by name, once checkpoint, tokenizer and shards are known to belong together."""
-    check_tokenizer(request.checkpoint, model, meta, tokenizer, request.tokenizer)
-    own = meta.get("corpora", [])
-    if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
-        raise InputError(f"{request.checkpoint / 'meta.json'}: corpora is no list of names; save it again")
-    folders = corpora(request.shards, list(request.domains or own))
-    for folder in folders:
-        for name in splits:
-            Split.open(folder, name, tokenizer)
-    return {folder.name: folder for folder in folders}
+    if request.adapt:
+        texts = task.training_text(loaded)
+        return adapted(scorer, request.adapt, run, length=task.window(loaded), texts=texts)
+    if request.memorize:
+        return both(scorer, request.memorize, run)
+    return run(scorer), []
 
 
-def corpora(folder: Path, names: list[str]) -> list[Path]:
-    """Folders of shards by name, or all of them.
+def stored(path: Path, *, add: bool) -> Results | None:
+    """Return what the result file holds, where it is to be kept."""
+    return schema.load(path) if add and path.is_file() else None
 
-    Raises:
-        InputError: none there, or a name that is not among them, which are listed.
-    """
-    there = sorted(path.name for path in shards.corpora(folder))
-    missing = [name for name in names if not (folder / name / shards.INDEX).is_file()]
-    if missing and len(there) > 0:
-        raise InputError(f"{folder}: no shards of corpus {', '.join(missing)}; there are {', '.join(there)}")
-    return shards.corpora(folder, names)
+
+def write(path: Path, result: Results, *, add: bool = False) -> None:
+    """Write a result, or add it to the file; several that add at once wait for each other."""
+    with exclusive(path, wait=True):
+        existing = stored(path, add=add)
+        check_same(path, existing, result.checkpoint.sha256)
+        write_atomic(path, schema.sealed(schema.merge(existing, result) if existing else result))
+
+
+def check_same(path: Path, existing: Results | None, sha256: str) -> None:
+    """Refuse to add to results of other weights."""
+    if existing and existing.checkpoint.sha256 != sha256:
+        raise InputError(f"{path}: holds results of other weights; leave out --add or name another file")

@@ -31,8 +31,20 @@ def read_text(path: Path, remedy: str = "fetch it again") -> str:
     return "".join(parts)
 
 
+def find(folder: Path, file: str) -> Path:
+    """Return the path of a file in a folder, packed with gzip or not.
+
+    Raises:
+        InputError: neither is there.
+    """
+    for path in (folder / file, folder / f"{file}.gz"):
+        if path.is_file():
+            return path
+    raise InputError(f"{folder / file}: no such file, nor .gz; put it there or leave the task out of --tasks")
+
+
 def parse_json(path: Path, text: str, remedy: str) -> Any:
-    """What a file's JSON holds.
+    """Return what a file's JSON holds.
 
     Raises:
         InputError: no JSON, or nested too deeply.
@@ -46,12 +58,12 @@ def parse_json(path: Path, text: str, remedy: str) -> Any:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A file that holds a JSON object.
+    """Read a file that holds a JSON object.
 
     Raises:
         InputError: missing, no JSON, or no object.
     """
-    found = parse_json(path, read_text(path, remedy), remedy)
-    if not isinstance(found, dict):
+    record = parse_json(path, read_text(path, remedy), remedy)
+    if not isinstance(record, dict):
         raise InputError(f"{path}: holds no JSON object; {remedy}")
-    return found
+    return record

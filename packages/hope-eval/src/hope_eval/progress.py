@@ -1,29 +1,52 @@
-"""Progress on stderr: one bar per task with the time left; silent where there is no terminal."""
+"""Progress on stderr: on a terminal one bar per task with the time left, elsewhere a line every ten seconds."""
 
+import sys
+import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from hope_eval.escape import printable
 
+SECONDS = 10.0  # between two lines where there is no terminal
+
+
+class _Tokens(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        total = "" if task.total is None else f"/{task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}{total} tokens" if task.completed or total else "")
+
 
 class Display:
-    """Bars that count tokens fed to the model."""
+    """Counts tokens fed to the model, task by task."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
         columns = (
             TextColumn("{task.description:<12}", markup=False),
             BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+            _Tokens(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
         self._current: TaskID | None = None
+        self._name, self._done = "", 0
+        self._total: int | None = None
+        self._start = self._line = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -34,11 +57,34 @@ class Display:
     ) -> None:
         self._bars.stop()
 
-    def begin(self, name: str, tokens: int) -> None:
-        """Start the bar of a task that will feed about `tokens` tokens."""
-        self._current = self._bars.add_task(printable(name), total=tokens)
+    def begin(self, name: str, tokens: int | None) -> None:
+        """Begin a task that will feed about `tokens` tokens; None: nobody knows yet.
+
+        The task that is under way, named again, gets a new total and begins anew.
+        """
+        name = printable(name)
+        if self._current is not None and name != self._name:
+            self._bars.update(self._current, total=self._bars.tasks[-1].completed, refresh=True)
+            self._current = None
+        if self._current is None:
+            self._current = self._bars.add_task(name, total=tokens)
+        else:
+            self._bars.reset(self._current, total=tokens)
+        self._name, self._done, self._total, self._start = name, 0, tokens, time.monotonic()
 
     def advance(self, tokens: int) -> None:
         """Count tokens."""
-        if self._current is not None:
-            self._bars.advance(self._current, tokens)
+        if self._current is None:
+            return
+        self._bars.advance(self._current, tokens)
+        self._done += tokens
+        now = time.monotonic()
+        if self._bars.disable and now - self._line >= SECONDS:
+            self._line = now
+            sys.stderr.write(f"{self._text(now - self._start)}\n")
+
+    def _text(self, seconds: float) -> str:
+        if not self._total or not self._done:
+            return f"{self._name}: {self._done:,} tokens"
+        left = max(0.0, seconds * (self._total - self._done) / self._done)
+        return f"{self._name}: {self._done:,} of about {self._total:,} tokens, {left:.0f} s left"

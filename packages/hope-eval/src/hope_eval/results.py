@@ -282,6 +282,18 @@ class Results:
         return next((task for task in self.tasks if task.task == name), None)
 
 
+def merge(existing: Results, new: Results) -> Results:
+    """Return all that was measured of a checkpoint; what was measured again replaces what was."""
+    done = {task.task for task in new.tasks}
+    again = {(row.task, row.mode) for row in new.memorized}
+    return dataclasses.replace(
+        new,
+        tasks=[task for task in existing.tasks if task.task not in done] + new.tasks,
+        memorized=[row for row in existing.memorized if (row.task, row.mode) not in again] + new.memorized,
+        seconds=round(existing.seconds + new.seconds, 3),
+    )
+
+
 def load(path: Path) -> Results:
     """Read a result file.
 

@@ -18,7 +18,6 @@ from hope_data.errors import InputError
 from hope_data.files import sha256_bytes
 from hope_data.publishing import exclusive, write_atomic
 from hope_eval import results as schema
-from hope_eval.commands import merge
 from hope_eval.lm_eval_bridge.mirror import FILES
 
 
@@ -61,7 +60,7 @@ def run(given: argparse.Namespace, call: Callable[[list[str]], None]) -> Iterato
     Raises:
         InputError: a command's, or another process makes the same pack.
     """
-    from hope_eval.evaluate import revision  # noqa: PLC0415 (torch is slow to import)
+    from hope_eval.scoring.about import revision  # noqa: PLC0415 (torch is slow to import)
     from hope_eval.scoring.load import load  # noqa: PLC0415
 
     loaded = load(given.checkpoint, given.tokenizer)
@@ -88,7 +87,7 @@ def run(given: argparse.Namespace, call: Callable[[list[str]], None]) -> Iterato
             start = time.monotonic()
             call([*_without_json(command), "--json", str(path)])
             yield f"{time.monotonic() - start:.1f} s"
-        pack = reduce(merge, [schema.load(path) for path in parts])
+        pack = reduce(schema.merge, [schema.load(path) for path in parts])
         write_atomic(whole, schema.sealed(pack))
         shutil.rmtree(out)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_data.errors import InputError
-from hope_eval.files import read_text
+from hope_eval.files import find, read_text
 from hope_eval.lm_eval_bridge.rows import Row, read
 
 Doc = dict[str, Any]
@@ -193,18 +193,6 @@ FILES: dict[str, Source] = {
         lambda row: row.values,  # articles of a text, no rows of a file
     ),
 }
-
-
-def find(folder: Path, file: str) -> Path:
-    """A file of the mirror, packed or not.
-
-    Raises:
-        InputError: neither is there.
-    """
-    for path in (folder / file, folder / f"{file}.gz"):
-        if path.is_file():
-            return path
-    raise InputError(f"{folder / file}: no such file, nor .gz; put it there or leave the task out of --tasks")
 
 
 def rows(folder: Path, task: str) -> list[Doc]:

@@ -5,7 +5,8 @@ python -c "import hope_eval.lm_eval_bridge.model"    # registers it in a program
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         budget = 2**62 if given.rows and not given.automatic else given.batch_tokens
         self.scorer = Scorer(loaded.model, loaded.model.device, budget, batch_size=given.rows)
         self.answers: dict[str, str] = {}
+        self.title = ""
         self._encoded: dict[tuple[str, bool], list[int]] = {}
 
     @property
@@ -137,14 +139,24 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
     ) -> list[tuple[float, bool]]:
         pairs = [self._fit(self._told(strings) + context, answer) for strings, context, answer in requests]
         planned = sum(len(pair.fed()) for pair in pairs)
-        with tqdm(total=planned, desc="tokens at most", unit_scale=True, disable=disable_tqdm or None) as bar:
-            self.scorer.advance = bar.update
+        with self._bar(planned, disable_tqdm):
             scored = self.scorer.continuations(pairs, share=self.share)
         answers = [(score.logp, score.greedy) for score in scored]
         for request, answer in zip(requests, answers, strict=True):
             if request[0] is not None:
                 self.cache_hook.add_partial("loglikelihood", request[0], answer)
         return answers
+
+    @contextmanager
+    def _bar(self, planned: int, disable: bool) -> Iterator[None]:
+        """Show tokens fed: in the scorer's own bar under `title`, or in one of tqdm, as lm-eval's models do."""
+        if self.title:
+            self.scorer.begin(self.title, planned)
+            yield
+            return
+        with tqdm(total=planned, desc="tokens at most", unit_scale=True, disable=disable or None) as bar:
+            self.scorer.advance = bar.update
+            yield
 
     def _told(self, strings: tuple[str, str] | None) -> list[int]:
         """What an oracle reads first: the context with its correct answer."""
@@ -200,32 +212,25 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         Raises:
             InputError: an option that is not built, or a prompt that leaves no room.
         """
-        made = [""] * len(requests)
+        texts = [""] * len(requests)
         by_options: dict[generation.Options, list[int]] = {}
         for number, request in enumerate(requests):
             by_options.setdefault(generation.parse(request.args[1]), []).append(number)
         seeds = torch.randint(2**62, (len(requests),)).tolist()
         for options, numbers in by_options.items():
             prompts = [self._prompt(requests[n].args[0], options.steps) for n in numbers]
-            with tqdm(total=len(numbers), disable=disable_tqdm or None, desc="texts") as bar:
 
-                def done(
-                    _: int, ids: list[int], stops: tuple[str, ...] = options.stops, bar: Any = bar
-                ) -> bool:
-                    stop = ids[-1] == self.eot_token_id or any(
-                        s in self._tokenizer.decode(ids) for s in stops
-                    )
-                    bar.update(int(stop))
-                    return stop
+            def done(_: int, ids: list[int], stops: tuple[str, ...] = options.stops) -> bool:
+                return ids[-1] == self.eot_token_id or any(s in self._tokenizer.decode(ids) for s in stops)
 
-                self.scorer.advance = lambda _: None
-                draw = options.sampler([seeds[n] for n in numbers])
+            draw = options.sampler([seeds[n] for n in numbers])
+            with self._bar(sum(map(len, prompts)) + options.steps * len(prompts), disable_tqdm):
                 written = self.scorer.generate(prompts, options.steps, done, draw)
             for n, ids in zip(numbers, written, strict=True):
                 text = self._tokenizer.decode([i for i in ids if i != self.eot_token_id])
-                made[n] = _until(text, options.stops)
-                self.cache_hook.add_partial("generate_until", requests[n].args, made[n])
-        return made
+                texts[n] = _until(text, options.stops)
+                self.cache_hook.add_partial("generate_until", requests[n].args, texts[n])
+        return texts
 
     def _prompt(self, text: str, steps: int) -> NDArray[np.int64]:
         """Tokens of a prompt, cut from the left to leave room for what is generated."""

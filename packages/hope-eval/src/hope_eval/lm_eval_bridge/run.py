@@ -4,16 +4,23 @@ import logging
 import math
 import os
 import tempfile
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hope_data.errors import InputError
 from hope_eval.estimates import ratio
+from hope_eval.files import find
 from hope_eval.lm_eval_bridge import mirror
-from hope_eval.results import Items, Metric, TaskResult, fingerprint, rounded
+from hope_eval.results import Items, Metric, TaskResult, rounded
+from hope_eval.scoring.load import Loaded
+from hope_eval.scoring.scorer import Scorer
+from hope_eval.tasks.base import Stopwatch, Task
+
+if TYPE_CHECKING:
+    from hope_eval.lm_eval_bridge.model import HopeLM
 
 SUITE = tuple(mirror.FILES)
 VERSION = 1
@@ -21,13 +28,48 @@ VERSION = 1
 SCORES = {"acc": "acc", "acc_norm": "acc_norm", "exact_match": "exact_match"}
 
 
+@dataclass(frozen=True)
+class ZeroShot(Task):
+    """Tasks of lm-eval.
+
+    Attributes:
+        tasks: names; none given means `SUITE`.
+        mirror: folder with the rows; None takes them from the hub.
+        limit: the first rows only, for a quick look.
+        max_length: tokens of context; 0: the training length.
+    """
+
+    tasks: Sequence[str] = ()
+    mirror: Path | None = None
+    limit: int | None = None
+    max_length: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse to begin without lm-eval."""
+        try:
+            import lm_eval  # noqa: F401, PLC0415 (optional)
+        except ImportError as error:
+            raise InputError(
+                f"zeroshot needs lm-eval ({error.name}); pip install 'hope-eval[lm-eval]'"
+            ) from None
+
+    def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
+        """Let lm-eval ask the scorer."""
+        os.environ["TQDM_DISABLE"] = "1"  # our own bar shows the progress
+        from hope_eval.lm_eval_bridge.model import HopeLM  # noqa: PLC0415 (optional, and slow to import)
+
+        lm = HopeLM(loaded, max_length=self.max_length, batch_tokens=scorer.batch_tokens)
+        lm.scorer = scorer
+        return evaluate(lm, list(self.tasks) or SUITE, self.mirror, self.limit)
+
+
 def evaluate(
-    lm: Any, tasks: Sequence[str], folder: Path | None, limit: int | None = None
+    lm: "HopeLM", tasks: Sequence[str], folder: Path | None, limit: int | None = None
 ) -> list[TaskResult]:
     """Run tasks of lm-eval.
 
     Args:
-        lm: a model of lm-eval, such as `harness.HopeLM`.
+        lm: the model.
         tasks: names; with a mirror, of `SUITE`.
         folder: the mirror; None takes the rows from the hub.
         limit: the first rows only, for a quick look.
@@ -43,10 +85,10 @@ def evaluate(
         if unknown:
             raise InputError(f"unknown task '{unknown[0]}'; with --mirror choose among {', '.join(SUITE)}")
         for task in tasks:
-            mirror.find(folder, mirror.FILES[task].file)
-        with tempfile.TemporaryDirectory() as made:
-            mirror.write_tasks(Path(made), folder, list(tasks), limit)
-            manager = TaskManager(include_path=made, include_defaults=False)
+            find(folder, mirror.FILES[task].file)
+        with tempfile.TemporaryDirectory() as definitions:
+            mirror.write_tasks(Path(definitions), folder, list(tasks), limit)
+            manager = TaskManager(include_path=definitions, include_defaults=False)
             return [_task(lm, manager, task, limit) for task in tasks]
     os.environ.setdefault("HF_DATASETS_TRUST_REMOTE_CODE", "0")
     manager = TaskManager()
@@ -56,7 +98,7 @@ def evaluate(
     return [_task(lm, manager, task, limit) for task in tasks]
 
 
-def _task(lm: Any, manager: Any, name: str, limit: int | None) -> TaskResult:
+def _task(lm: "HopeLM", manager: Any, name: str, limit: int | None) -> TaskResult:
     from lm_eval import evaluator  # noqa: PLC0415
 
     try:
@@ -65,40 +107,31 @@ def _task(lm: Any, manager: Any, name: str, limit: int | None) -> TaskResult:
         raise InputError(
             f"{name}: its data set is not to be had ({' '.join(str(error).split())[:120]}); use --mirror FOLDER"
         ) from None
-    asked = getattr(getattr(lm, "scorer", None), "memorize", None)
-    lm.answers = _answers(loaded["tasks"][name]) if asked and asked.oracle and name in loaded["tasks"] else {}
-    start, before = time.monotonic(), getattr(getattr(lm, "scorer", None), "tokens", 0)
-    found = evaluator.evaluate(lm, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
-    seconds = round(time.monotonic() - start, 3)
-    (task, samples), *others = found["samples"].items()
+    oracle = lm.scorer.memorize is not None and lm.scorer.memorize.oracle
+    lm.answers = _answers(loaded["tasks"][name]) if oracle and name in loaded["tasks"] else {}
+    lm.title, watch = name, Stopwatch(lm.scorer, name, None)
+    evaluated = evaluator.evaluate(lm, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    (task, samples), *others = evaluated["samples"].items()
     if others:
         raise InputError(
             f"{name}: is a group of tasks; name them one by one: {task}, {', '.join(k for k, _ in others)}"
         )
     items, extra = _items(samples)
     chance = mirror.FILES[task].chance if task in mirror.FILES else None
-    metrics = items.metrics({"acc": chance, "acc_norm": chance} if chance else None)
-    fed = getattr(getattr(lm, "scorer", None), "tokens", 0) - before
-    identity = [
-        task,
-        VERSION,
-        [[sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]] for sample in samples],
-    ]
-    return TaskResult(
+    hashes = [[sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]] for sample in samples]
+    return watch.finish(
         task=task,
         version=VERSION,
         settings={
             "lm_eval": version("lm-eval"),
-            "task_version": str(found["versions"].get(task, "")),
-            "max_length": int(getattr(lm, "max_length", 0)),
+            "task_version": str(evaluated["versions"].get(task, "")),
+            "max_length": lm.max_length,
             "limit": limit or 0,
         },
         seed=0,
-        items_sha256=fingerprint(identity),
-        tokens=fed,
-        seconds=seconds,
-        metrics=metrics + extra,
         items=items,
+        identity=[task, VERSION, hashes],
+        metrics=[*items.metrics({"acc": chance, "acc_norm": chance} if chance else None), *extra],
         notes=_notes(task, samples),
     )
 
@@ -107,15 +140,15 @@ def _answers(task: Any) -> dict[str, str]:
     """Correct answer by context, for the oracle; empty where a task's choices differ in context."""
     if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood") or getattr(task, "multiple_input", False):
         return {}
-    found = {}
+    answers = {}
     for doc in task.eval_docs:
         target = task.doc_to_target(doc)
         if task.OUTPUT_TYPE == "multiple_choice":
             choices = task.doc_to_choice(doc)
             target = choices[target] if isinstance(target, int) else target
             target = f"{task.config.target_delimiter}{target}"
-        found[task.doc_to_text(doc)] = target
-    return found
+        answers[task.doc_to_text(doc)] = target
+    return answers
 
 
 def _items(samples: Sequence[dict[str, Any]]) -> tuple[Items, list[Metric]]:

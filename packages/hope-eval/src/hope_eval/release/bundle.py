@@ -6,6 +6,7 @@ import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +17,6 @@ from hope_data.files import read_bytes, sha256_file
 from hope_data.publishing import new_folder, write_atomic
 from hope_eval import report
 from hope_eval import results as schema
-from hope_eval.commands import merge
 from hope_eval.files import read_json
 from hope_eval.release import card
 from hope_eval.scoring.load import Loaded, find_tokenizer, load
@@ -119,12 +119,12 @@ def _listed(folder: Path) -> dict[str, str]:
         ) from None
     named: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        found = LISTED.fullmatch(line)
-        if not found or not _inside(found[2]) or found[2] in named:
+        entry = LISTED.fullmatch(line)
+        if not entry or not _inside(entry[2]) or entry[2] in named:
             raise InputError(
                 f"{folder / SUMS}, line {number}: not a hash and a file of the bundle; get it again"
             )
-        named[found[2]] = found[1]
+        named[entry[2]] = entry[1]
     alike = _alike(named)
     if alike:
         raise InputError(
@@ -142,9 +142,9 @@ def _inside(name: str) -> bool:
 def _alike(names: Iterable[str]) -> tuple[str, str] | None:
     seen: dict[str, str] = {}
     for name in names:
-        former = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
-        if former != name:
-            return former, name
+        first = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if first != name:
+            return first, name
     return None
 
 
@@ -166,15 +166,13 @@ def _sample(path: Path) -> tuple[str, float, float]:
 
 
 def _pack(paths: Sequence[Path], sha256: str) -> schema.Results:
-    whole: schema.Results | None = None
-    for path in paths:
-        found = schema.load(path)
-        if found.checkpoint.sha256 != sha256:
-            raise InputError(f"{path}: holds results of other weights; evaluate this checkpoint")
-        whole = merge(whole, found) if whole else found
-    if whole is None:
+    if not paths:
         raise InputError("no results given; run `hope-eval run` or `hope-eval suite` first")
-    return whole
+    packs = [schema.load(path) for path in paths]
+    for path, pack in zip(paths, packs, strict=True):
+        if pack.checkpoint.sha256 != sha256:
+            raise InputError(f"{path}: holds results of other weights; evaluate this checkpoint")
+    return reduce(schema.merge, packs)
 
 
 def _nats(loaded: Loaded, text: str = TEXT) -> float:

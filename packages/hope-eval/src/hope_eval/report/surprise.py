@@ -6,7 +6,6 @@ classes that every token carries.
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from hope_data.errors import InputError
 from hope_data.publishing import write_atomic
-from hope_eval.arguments import device, positive
 from hope_eval.files import read_text
 
 # Upper edges of the colours: bits of a token, and bits that writing saves.
@@ -96,33 +94,8 @@ HEAT = ("#ffffff", "#fff7dc", "#ffedb3", "#ffdd80", "#ffc566", "#ffad66", "#ff95
 BALANCE = ("#ff9466", "#ffc2a6", "#ffe4d6", "#ffffff", "#d9ecfa", "#a6d3f2", "#70b8ea")
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `hope-eval surprise`."""
-    parser = commands.add_parser(
-        "surprise",
-        help="a page of a text coloured by loss, with test-time writes and without",
-        description="Read a text twice, with test-time writes and without, and write a page that colours every token "
-        "by its bits. For HOPE and Titans, the model's own memories; with --adapt, any model and a memory attached.",
-        epilog="example:\n  hope-eval surprise runs/hope/checkpoint README.md --html surprise.html",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("checkpoint", type=Path, help="ours, or a folder of transformers")
-    parser.add_argument("text", type=Path, help="UTF-8 text, .gz and .zst too")
-    parser.add_argument(
-        "--html", type=Path, default=Path("surprise.html"), metavar="FILE", help="default: %(default)s"
-    )
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: beside the checkpoint")
-    parser.add_argument(
-        "--adapt", default="", metavar="NAME[:DIAL=VALUE,...]", help="e.g. writes, neural_cache"
-    )
-    parser.add_argument(
-        "--tokens", type=positive, default=2048, metavar="N", help="of the text; default: %(default)s"
-    )
-    parser.add_argument("--device", type=device, default="cpu", help="default: %(default)s")
-    parser.set_defaults(function=_run)
-
-
-def _run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
+    """Read a text twice and write the page."""
     from hope_eval.progress import Display  # noqa: PLC0415 (--help needs no torch)
     from hope_eval.scoring.adaptation import parse, wrap  # noqa: PLC0415
     from hope_eval.scoring.load import HopeModel, load  # noqa: PLC0415

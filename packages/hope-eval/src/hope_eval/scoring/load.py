@@ -4,8 +4,7 @@ Letters: B sequences, T tokens, V vocabulary.
 """
 
 import copy
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +14,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hope_data.errors import InputError
-from hope_data.files import open_regular, read_bytes, sha256_bytes, sha256_file
+from hope_data.files import open_regular, read_bytes, sha256_file
 from hope_data.tokenizer import MODEL, Tokenizer
-from hope_eval.names import as_name, trained_length
+from hope_eval.files import read_json
+from hope_eval.names import trained_length
 from hope_eval.results import Checkpoint
-from hope_model import LanguageModel, MemorySettings, checkpoint, counting
+from hope_eval.scoring.about import describe, describe_foreign
+from hope_model import LanguageModel, MemorySettings, checkpoint
 from hope_model.blocks import variant_parts
 from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError as ModelInputError
@@ -203,12 +204,30 @@ class HFTokenizer:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be asked, what to say of it, and the length it was trained with."""
+    """A model ready to be asked.
+
+    Attributes:
+        model: the model.
+        about: what results say of it.
+        length: tokens of a training window.
+        meta: of the checkpoint; empty for models of transformers.
+        own_tokenizer: None where it was trained on a task, which has no text.
+    """
 
     model: HopeModel | HFModel
-    tokenizer: HopeTokenizer | HFTokenizer
     about: Checkpoint
     length: int
+    meta: Mapping[str, Any]
+    own_tokenizer: HopeTokenizer | HFTokenizer | None
+
+    @property
+    def tokenizer(self) -> HopeTokenizer | HFTokenizer:
+        """Its tokenizer."""
+        if self.own_tokenizer is None:
+            raise InputError(
+                f"{self.about.run}: was trained on a task, which has no text; use `hope-eval task`"
+            )
+        return self.own_tokenizer
 
 
 def load(
@@ -230,37 +249,30 @@ def load(
     Raises:
         InputError: missing, damaged, without safetensors, or of another tokenizer.
     """
-    try:
-        about = json.loads(read_bytes(folder / "config.json"))
-    except OSError as error:
-        raise InputError(f"{folder / 'config.json'}: {error.strerror}; is {folder} a checkpoint?") from None
-    except ValueError as error:
-        raise InputError(f"{folder / 'config.json'}: not JSON ({error}); save the model again") from None
-    except RecursionError:
-        raise InputError(
-            f"{folder / 'config.json'}: its JSON is nested too deeply; save the model again"
-        ) from None
-    if not isinstance(about, dict):
-        raise InputError(f"{folder / 'config.json'}: holds no JSON object; save the model again")
-    if "model_type" in about and not (folder / "meta.json").is_file():
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder / 'config.json'}: No such file or directory; is {folder} a checkpoint?")
+    config = read_json(folder / "config.json", "save the model again")
+    if "model_type" in config and not (folder / "meta.json").is_file():
         return _load_hf(folder, tokenizer, device, length, dtype)
-    return _load_ours(folder, tokenizer, device, length, dtype)
+    model, meta = load_weights(folder, device)
+    inner = Tokenizer.load(tokenizer or find_tokenizer(folder, str(meta.get("tokenizer_sha256", ""))))
+    check_tokenizer(folder, model, meta, inner, tokenizer or folder)
+    length = trained_length(folder, meta, length)
+    wrapped = HopeModel(model.to(dtype=dtype), device, length=length, tokens=inner.vocab_size)
+    return Loaded(wrapped, describe(folder, model, meta), length, meta, HopeTokenizer(inner))
 
 
-def _load_ours(
-    folder: Path, where: Path | None, device: str, length: int, dtype: torch.dtype | None
-) -> Loaded:
+def load_weights(folder: Path, device: str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:
+    """Load the model and the metadata of a checkpoint of ours.
+
+    Raises:
+        InputError: missing or damaged.
+    """
     prepare_cpu()
     try:
-        model, meta = checkpoint.load(folder, device=device)
+        return checkpoint.load(folder, device=device)
     except ModelInputError as error:
         raise InputError(str(error)) from None
-    tokenizer = Tokenizer.load(where or find_tokenizer(folder, str(meta.get("tokenizer_sha256", ""))))
-    check_tokenizer(folder, model, meta, tokenizer, where or folder)
-    length = trained_length(folder, meta, length)
-    about = describe(folder, model, meta)
-    wrapped = HopeModel(model.to(dtype=dtype), device, length=length, tokens=tokenizer.vocab_size)
-    return Loaded(wrapped, HopeTokenizer(tokenizer), about, length)
 
 
 def find_tokenizer(folder: Path, sha256: str) -> Path:
@@ -289,28 +301,6 @@ def check_tokenizer(
         )
 
 
-def describe(folder: Path, model: LanguageModel, meta: dict[str, Any]) -> Checkpoint:
-    """What results say of one of our checkpoints."""
-    return Checkpoint(
-        run=as_name(str(meta.get("run", folder.resolve().parent.name))),
-        variant=model.config.variant,
-        parameters=counting.parameters(model.config),
-        seed=meta.get("seed"),
-        step=meta.get("step"),
-        tokens=meta.get("tokens"),
-        sha256=weights_sha256(folder),
-        config_sha256=str(meta.get("config_sha256", sha256_file(folder / "config.json"))),
-        tokenizer_sha256=str(meta.get("tokenizer_sha256", "")),
-        revision=str(meta.get("revision", "unknown")),
-    )
-
-
-def weights_sha256(folder: Path) -> str:
-    """Hash of a folder's weights, or of the hashes of all their files."""
-    hashes = [sha256_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    return hashes[0] if len(hashes) == 1 else sha256_bytes("\n".join(hashes).encode())
-
-
 def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: torch.dtype | None) -> Loaded:
     try:
         import transformers  # noqa: PLC0415 (optional, and slow to import)
@@ -320,7 +310,7 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: 
         ) from None
     transformers.logging.disable_progress_bar()
     prepare_cpu()
-    ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "hope"
+    ours = read_json(folder / "config.json", "save the model again")["model_type"] == "hope"
     if ours:
         from hope_model import hf  # noqa: PLC0415 (registers the type)
 
@@ -353,21 +343,9 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: 
         return _load_exported(folder, model, where, device, length)
     if inner.eos_token_id is None:
         raise InputError(f"{where or folder}: the tokenizer has no end-of-text token; set eos_token")
-    about = Checkpoint(
-        run=as_name(folder.resolve().name),
-        variant=as_name(str(model.config.model_type)),
-        parameters=sum(p.numel() for p in model.parameters()),
-        seed=None,
-        step=None,
-        tokens=None,
-        sha256=weights_sha256(folder),
-        config_sha256=sha256_file(folder / "config.json"),
-        tokenizer_sha256="",
-        revision="unknown",
-    )
     tokenizer = HFTokenizer(inner)
     wrapped = HFModel(model, device, tokenizer.vocab_size)
-    return Loaded(wrapped, tokenizer, about, wrapped.max_length or 2048)
+    return Loaded(wrapped, describe_foreign(folder, model), wrapped.max_length or 2048, {}, tokenizer)
 
 
 def _check_types(weights: Sequence[Path]) -> None:
@@ -392,6 +370,5 @@ def _load_exported(folder: Path, model: Any, where: Path | None, device: str, le
         tokenizer = Tokenizer.load(where or find_tokenizer(folder, str(meta.get("tokenizer_sha256", ""))))
     check_tokenizer(folder, inner, meta, tokenizer, where or folder)
     length = trained_length(folder, meta, length)
-    about = describe(folder, inner, meta)
     wrapped = HopeModel(inner, device, length=length, tokens=tokenizer.vocab_size)
-    return Loaded(wrapped, HopeTokenizer(tokenizer), about, length)
+    return Loaded(wrapped, describe(folder, inner, meta), length, meta, HopeTokenizer(tokenizer))

@@ -1,21 +1,16 @@
-"""Memorisation at test time: the same items with memories frozen and with memories written.
+"""Memorisation at test time: how memories are written while items are read.
 
     off      no memory is written: neither the Titans memories nor the levels of the CMS
     on       the context of each item is read with writes, `steps` times, by the chosen paths
     oracle   as on, but the item's correct answer is read with it: an upper bound, never a result
 
-Both runs and their paired difference stand in one file, as TASK+off and TASK+on or TASK+oracle; TASK by itself is
-the model as trained. Nothing but `oracle` may see an answer.
+Nothing but `oracle` may see an answer.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hope_data.errors import InputError
-from hope_eval.compare import compare_tasks
-from hope_eval.results import PairedDifference, TaskResult
-from hope_eval.scoring.load import HFModel, HopeModel
-from hope_eval.scoring.scorer import Scorer
+from hope_eval.scoring.load import HopeModel
 from hope_model import MemorySettings
 
 
@@ -45,19 +40,33 @@ class Memorize:
         return "oracle" if self.oracle else "on"
 
     def record(self) -> dict[str, int | float | str | list[int] | list[float]]:
-        """What a result says of it."""
-        said: dict[str, int | float | str | list[int] | list[float]] = {
+        """Return what a result records of it."""
+        settings: dict[str, int | float | str | list[int] | list[float]] = {
             "memorize": self.mode,
             "memorize_steps": self.steps,
             "memorize_paths": "all" if self.paths is None else ",".join(self.paths),
             "memorize_state": "carried" if self.carry else "reset per item",
         }
         numbers = {"memorize_threshold": self.threshold, "memorize_teach_scale": self.teach_scale}
-        return said | {name: value for name, value in numbers.items() if value is not None}
+        return settings | {name: value for name, value in numbers.items() if value is not None}
+
+
+def refuse_oracle(memorize: Memorize | None, reason: str) -> None:
+    """Raise InputError with the reason where correct answers are to be read."""
+    if memorize and memorize.oracle:
+        raise InputError(f"{reason}; leave out --memorize-oracle")
+
+
+def refuse_rereading(memorize: Memorize | None, task: str) -> None:
+    """Raise InputError where every token is scored and contexts are to be read twice, or with answers."""
+    if memorize and (memorize.steps > 1 or memorize.oracle):
+        raise InputError(
+            f"{task}: more than one reading would show what is scored; leave out steps and oracle"
+        )
 
 
 def settings_on(model: HopeModel, memorize: Memorize) -> MemorySettings:
-    """The model's memory settings with a choice's changes.
+    """Return the model's memory settings with a choice's changes.
 
     Raises:
         InputError: no memory, a path that the model does not have, or carrying what grows without bound.
@@ -73,67 +82,3 @@ def settings_on(model: HopeModel, memorize: Memorize) -> MemorySettings:
     scale = own.teach_scale if memorize.teach_scale is None else memorize.teach_scale
     threshold = own.surprise_threshold if memorize.threshold is None else memorize.threshold
     return MemorySettings(scale, own.teach_clip, threshold, memorize.paths)
-
-
-def both(
-    scorer: Scorer, memorize: Memorize, run: Callable[[Scorer], list[TaskResult]]
-) -> tuple[list[TaskResult], list[PairedDifference]]:
-    """Run tasks with memories frozen, then written, and compare item by item.
-
-    Args:
-        scorer: of one of our models; it is left as it was.
-        memorize: the second run.
-        run: evaluates with the scorer it is given.
-    """
-    model = scorer.model
-    if isinstance(model, HFModel) or not isinstance(model, HopeModel):
-        raise InputError("--memorize: only our own models have memories to write at test time")
-    on = settings_on(model, memorize)
-    before = model.settings, scorer.memorize
-    try:
-        model.settings, scorer.memorize = MemorySettings(0.0, on.teach_clip, 0.0, ()), None
-        frozen = run(scorer)
-        model.settings, scorer.memorize = on, memorize
-        scorer.carried = None
-        written = run(scorer)
-    finally:
-        (model.settings, scorer.memorize), scorer.carried = before, None
-    off = [
-        replace(task, task=f"{task.task}+off", settings={**task.settings, "memorize": "off"})
-        for task in frozen
-    ]
-    named = [
-        replace(task, task=f"{task.task}+{memorize.mode}", settings={**task.settings, **memorize.record()})
-        for task in written
-    ]
-    return off + named, differences(off, named, memorize.mode)
-
-
-def differences(
-    before: Sequence[TaskResult], after: Sequence[TaskResult], mode: str
-) -> list[PairedDifference]:
-    """`after` minus `before`, task by task over the same items.
-
-    Args:
-        before: results as TASK or TASK+off.
-        after: of the same tasks in the same order.
-        mode: what the second run is called.
-    """
-    return [
-        PairedDifference(
-            task=a.task.removesuffix("+off"),
-            mode=mode,
-            metric=row.metric,
-            group=row.group,
-            written=row.a,
-            frozen=row.b,
-            difference=row.difference.value,
-            stderr=row.difference.stderr,
-            low=row.difference.low,
-            high=row.difference.high,
-            n=row.difference.n,
-            clusters=row.difference.clusters,
-        )
-        for a, b in zip(before, after, strict=True)
-        for row in compare_tasks(b, a, {metric.group for metric in a.metrics})
-    ]

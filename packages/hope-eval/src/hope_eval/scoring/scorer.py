@@ -4,7 +4,7 @@ Letters: B sequences, T tokens, V vocabulary, K candidates per sequence, L token
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,8 @@ from torch import Tensor
 from hope_data.errors import InputError
 from hope_eval.scoring.batching import Batch, Request, Scored, plan
 from hope_eval.scoring.load import CausalModel, HopeModel, Places
+from hope_eval.scoring.memorize import Memorize
 from hope_model import LanguageModel
-
-if TYPE_CHECKING:
-    from hope_eval.scoring.memorize import Memorize
 
 Tokens = NDArray[np.int64]
 LABELS = 32  # rows of a pass over labels
@@ -61,7 +59,7 @@ class Scorer:
         self.device, self.batch_tokens, self.advance = device, batch_tokens, advance
         self.batch_size = batch_size
         self.tokens = 0
-        self.begin: Callable[[str, int], None] = lambda _name, _tokens: None
+        self.begin: Callable[[str, int | None], None] = lambda _name, _tokens: None
         self.memorize: Memorize | None = None
         self.carried: Any = None
 

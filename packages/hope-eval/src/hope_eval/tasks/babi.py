@@ -9,7 +9,9 @@ generation that begins with it. Length 0 is the story alone; otherwise prompt an
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ import numpy as np
 from hope_data.errors import InputError
 from hope_eval.files import read_text
 from hope_eval.names import as_name
-from hope_eval.results import Items, TaskResult, fingerprint
-from hope_eval.scoring.load import TextTokenizer
+from hope_eval.results import Items, TaskResult
+from hope_eval.scoring.load import Loaded, TextTokenizer
+from hope_eval.scoring.memorize import Memorize, refuse_oracle
 from hope_eval.scoring.scorer import Scorer, Tokens
-from hope_eval.tasks.base import Stopwatch
+from hope_eval.tasks.base import Stopwatch, Task
+from hope_eval.tasks.texts import haystack, load_texts
 
 VERSION = 1
 LINE = re.compile(r"([0-9]{1,9}) (.*)")
@@ -99,6 +103,48 @@ def task_name(path: Path) -> str:
     return f"babi_{as_name(path.stem.split('_')[0])}"
 
 
+@dataclass(frozen=True)
+class Babi(Task):
+    """Questions of several files.
+
+    Attributes:
+        data: files of bAbI.
+        lengths: tokens of prompt and answer; 0: the story alone.
+        text: files that facts are scattered over.
+        limit: questions of each file.
+        seed: of what is drawn.
+    """
+
+    data: Sequence[Path]
+    lengths: list[int]
+    text: Sequence[Path] = ()
+    limit: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse unreadable texts, and two files of one task."""
+        _ = self.texts
+        tasks = [task_name(path) for path in self.data]
+        if len(set(tasks)) < len(tasks):
+            task = max(tasks, key=tasks.count)
+            raise InputError(f"--data: several files make the task {task}; give one of them")
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Texts by name."""
+        return load_texts(self.text)
+
+    def refuse(self, memorize: Memorize) -> None:
+        """Refuse an oracle."""
+        refuse_oracle(memorize, "babi: an oracle is not defined here")
+
+    def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
+        """Ask the questions of every file."""
+        tokenizer = loaded.tokenizer
+        text = haystack(tokenizer, self.texts)
+        return [run(scorer, tokenizer, path, self.lengths, text, self.limit, self.seed) for path in self.data]
+
+
 def run(
     scorer: Scorer,
     tokenizer: TextTokenizer,
@@ -123,8 +169,13 @@ def run(
     labels = [tokenizer.encode(" " + answer, special=False) for answer in answers]
     rng = np.random.default_rng(seed)
     chosen = [questions[n] for n in sorted(rng.permutation(len(questions))[:limit].tolist())]
-    watch, picked, written, identity = Stopwatch(scorer), [], [], []
-    scorer.begin(path.stem.split("_")[0], sum(lengths) * len(chosen))
+    name = task_name(path)
+    stories = (
+        sum(len(fact) for asked in chosen for fact in asked.facts) // 3
+    )  # about three characters a token
+    planned = sum((length * len(chosen)) or stories for length in lengths)
+    watch = Stopwatch(scorer, name, planned)
+    picked, written, identity = [], [], []
     for length in lengths:
         for asked in chosen:
             tokens_T = prompt(tokenizer, asked, length, text, int(rng.integers(max(1, len(text)))))
@@ -132,24 +183,20 @@ def run(
             fork = scorer.prefill(tokens_T[None])
             picked.append(float(answers[int(scorer.labels(fork, labels).argmax())] == asked.answer))
             steps = len(tokenizer.encode(" " + asked.answer, special=False))
-            said = tokenizer.decode(scorer.greedy(fork, steps)[0].tolist())
-            written.append(float(said.strip() == asked.answer))
+            text_written = tokenizer.decode(scorer.greedy(fork, steps)[0].tolist())
+            written.append(float(text_written.strip() == asked.answer))
     items = Items(
         {"length": [str(length) for length in lengths for _ in chosen]},
         [n for _ in lengths for n in range(len(chosen))],
         [1.0] * len(picked),
         {"label_accuracy": picked, "exact_match": written},
     )
-    tokens, seconds = watch.stop()
-    name = task_name(path)
-    return TaskResult(
+    return watch.finish(
         task=name,
         version=VERSION,
         settings={"lengths": lengths, "answers": len(answers)},
         seed=seed,
-        items_sha256=fingerprint([name, VERSION, identity]),
-        tokens=tokens,
-        seconds=seconds,
-        metrics=items.metrics({"label_accuracy": 1 / len(answers)}),
         items=items,
+        identity=[name, VERSION, identity],
+        chance={"label_accuracy": 1 / len(answers)},
     )

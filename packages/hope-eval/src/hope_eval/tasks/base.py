@@ -1,20 +1,56 @@
-"""What every task is given, and the way from a task's items to its result."""
+"""What every evaluator is: its options, the model it loads, and how its results are put together."""
 
 import time
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
+from torch import Tensor
 
-from hope_data.errors import InputError
 from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
-from hope_eval.progress import Display
-from hope_eval.results import Items, TaskResult, fingerprint
+from hope_eval.results import Items, Metric, TaskResult, fingerprint
+from hope_eval.scoring.load import Loaded, load
+from hope_eval.scoring.memorize import Memorize
 from hope_eval.scoring.scorer import Scorer, Tokens
+
+
+class Task(ABC):
+    """One evaluator.
+
+    A subclass is a frozen dataclass whose fields are its options, named as on the command line. It refuses wrong
+    options when it is made, before any model is loaded.
+    """
+
+    @abstractmethod
+    def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
+        """Ask everything of the scorer, which may adapt or memorise; `loaded` says what model it is."""
+
+    def load(self, checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
+        """Load the model, and check that it can be asked."""
+        return load(checkpoint, tokenizer, device)
+
+    def refuse(self, memorize: Memorize) -> None:
+        """Raise InputError where memorising in this way would show the answers."""
+        del memorize
+
+    def window(self, loaded: Loaded) -> int:
+        """Return the length of sequences for which the cost of an adaptation is counted."""
+        return loaded.length
+
+    def training_text(self, loaded: Loaded) -> list[Tensor]:
+        """Return sequences of training text, for adaptations that take statistics of it."""
+        del loaded
+        return []
+
+    def is_headline(self, metric: str, group: str) -> bool:
+        """Whether a number is printed when the task is done."""
+        del metric
+        return group == "all"
 
 
 @dataclass(frozen=True)
@@ -28,7 +64,6 @@ class Context:
         length: T the model was trained with.
         limit: most documents per domain, choices in all, passkey prompts per length; None: the task's own.
         seed: of everything that is drawn.
-        display: progress.
     """
 
     scorer: Scorer
@@ -37,7 +72,6 @@ class Context:
     length: int
     limit: int | None
     seed: int
-    display: Display
 
     def split(self, domain: str, name: str = "test") -> Split:
         """Open a split of a domain; its tokens are known to be the tokenizer's."""
@@ -48,7 +82,7 @@ class Context:
         return np.random.default_rng([self.seed, *(crc32(name.encode()) for name in names)])
 
     def limited(self, count: int) -> int:
-        """`count`, or the limit if that is lower."""
+        """Return `count`, or the limit if that is lower."""
         return count if self.limit is None else min(count, self.limit)
 
     def windows(self, tokens: Tokens, size: int) -> list[Tokens]:
@@ -57,62 +91,55 @@ class Context:
         return [np.concatenate(([self.tokenizer.eos_id], cut)).astype(np.int64) for cut in cuts]
 
 
-def refuse_rereading(scorer: Scorer, task: str) -> None:
-    """Where every token is scored, reading twice would show the answers.
-
-    Raises:
-        InputError: memorisation is to read more than once, or with answers.
-    """
-    asked = scorer.memorize
-    if asked and (asked.steps > 1 or asked.oracle):
-        raise InputError(
-            f"{task}: more than one reading would show what is scored; leave out steps and oracle"
-        )
-
-
 class Stopwatch:
-    """Measures what a task costs: tokens fed and seconds, from when it is made."""
+    """Measures what a task costs, tokens fed and seconds, and shows its progress.
 
-    def __init__(self, scorer: Scorer) -> None:
+    Args:
+        scorer: counts the tokens.
+        name: shown beside the bar.
+        planned: about how many tokens will be fed; None: not known yet.
+    """
+
+    def __init__(self, scorer: Scorer, name: str, planned: int | None) -> None:
         self._scorer = scorer
         self._tokens, self._start = scorer.tokens, time.monotonic()
+        scorer.begin(name, planned)
 
-    def stop(self) -> tuple[int, float]:
-        """Tokens and seconds since the start."""
-        return self._scorer.tokens - self._tokens, round(time.monotonic() - self._start, 3)
+    def finish(
+        self,
+        *,
+        task: str,
+        version: int,
+        settings: Mapping[str, Any],
+        seed: int,
+        items: Items,
+        identity: object,
+        chance: Mapping[str, float] | None = None,
+        metrics: Sequence[Metric] | None = None,
+        notes: Sequence[str] = (),
+    ) -> TaskResult:
+        """Put a result together.
 
-
-class Clock(Stopwatch):
-    """A stopwatch with a progress bar."""
-
-    def __init__(self, context: Context, name: str, planned: int) -> None:
-        super().__init__(context.scorer)
-        context.display.begin(name, planned)
-
-
-def finish(
-    context: Context,
-    clock: Clock,
-    *,
-    task: str,
-    version: int,
-    settings: Mapping[str, Any],
-    items: Items,
-    identity: object,
-    chance: Mapping[str, float] | None = None,
-    notes: list[str] | None = None,
-) -> TaskResult:
-    """Put a result together; `identity` is the items' content as nested lists, which pairs files."""
-    tokens, seconds = clock.stop()
-    return TaskResult(
-        task=task,
-        version=version,
-        settings=dict(settings),
-        seed=context.seed,
-        items_sha256=fingerprint([task, version, identity]),
-        tokens=tokens,
-        seconds=seconds,
-        metrics=items.metrics(chance),
-        items=items,
-        notes=notes or [],
-    )
+        Args:
+            task: its name.
+            version: raised whenever items or scoring change.
+            settings: everything that determines the items, beside data and seed.
+            seed: of the items.
+            items: their scores.
+            identity: the items' content as nested lists; results of equal identity are compared in pairs.
+            chance: what guessing gives, by metric.
+            metrics: in place of every score in every group.
+            notes: what a reader has to know.
+        """
+        return TaskResult(
+            task=task,
+            version=version,
+            settings=dict(settings),
+            seed=seed,
+            items_sha256=fingerprint(identity),
+            tokens=self._scorer.tokens - self._tokens,
+            seconds=round(time.monotonic() - self._start, 3),
+            metrics=list(items.metrics(chance) if metrics is None else metrics),
+            items=items,
+            notes=list(notes),
+        )

@@ -5,52 +5,51 @@ Each text is read once from its beginning, state carried, in nats per token by p
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from hope_data.errors import InputError
-from hope_eval.files import read_text
 from hope_eval.results import Items, TaskResult, fingerprint, rounded
-from hope_eval.scoring.load import TextTokenizer
-from hope_eval.scoring.scorer import Scorer, Tokens
-from hope_eval.tasks.base import Stopwatch
+from hope_eval.scoring.load import Loaded, TextTokenizer
+from hope_eval.scoring.memorize import Memorize, refuse_rereading
+from hope_eval.scoring.scorer import Scorer
+from hope_eval.tasks.base import Stopwatch, Task
+from hope_eval.tasks.texts import load_texts, tokens_of
 
 VERSION, FIRST = 1, 256
-MARKS = ("*** START OF", "*** END OF")
 
 
-def load_texts(paths: Sequence[Path]) -> dict[str, str]:
-    """Texts by file name, without Project Gutenberg's header and footer.
+@dataclass(frozen=True)
+class Books(Task):
+    """Whole texts, each read once.
 
-    Raises:
-        InputError: a file that is missing, empty, too long or not UTF-8, or two of one name.
+    Attributes:
+        text: files, or folders of them.
+        max_tokens: of each text at most; 0: as many as the model allows.
     """
-    made: dict[str, str] = {}
-    for path in (
-        file for given in paths for file in (sorted(given.iterdir()) if given.is_dir() else [given])
-    ):
-        if not path.is_file() or path.suffix not in (".txt", ".gz"):
-            raise InputError(f"{path}: not a .txt or .txt.gz file; name the texts one by one")
-        text = _body(read_text(path))
-        if not text.strip():
-            raise InputError(f"{path}: holds no text; leave it out")
-        name = path.name.removesuffix(".gz").removesuffix(".txt")
-        if name in made:
-            raise InputError(f"{path}: another text is called {name}, too; rename one of them")
-        made[name] = text
-    if paths and not made:
-        raise InputError(f"{paths[0]}: no .txt file here; name others with --text")
-    return made
 
+    text: Sequence[Path]
+    max_tokens: int = 0
 
-def tokens_of(tokenizer: TextTokenizer, text: str) -> Tokens:
-    """A text after what the model expects at a text's start."""
-    parts = [
-        tokenizer.encode(tokenizer_line, special=False) for tokenizer_line in text.splitlines(keepends=True)
-    ]
-    begin = tokenizer.encode("") or [tokenizer.eos_id]
-    return np.array([*begin, *(i for part in parts for i in part)], np.int64)
+    def __post_init__(self) -> None:
+        """Refuse unreadable texts."""
+        _ = self.texts
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Texts by name."""
+        return load_texts(self.text)
+
+    def refuse(self, memorize: Memorize) -> None:
+        """Refuse to read twice."""
+        refuse_rereading(memorize, "books")
+
+    def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
+        """Read every text once."""
+        return run(scorer, loaded.tokenizer, self.texts, self.max_tokens)
 
 
 def run(scorer: Scorer, tokenizer: TextTokenizer, texts: dict[str, str], most: int = 0) -> list[TaskResult]:
@@ -65,65 +64,56 @@ def run(scorer: Scorer, tokenizer: TextTokenizer, texts: dict[str, str], most: i
     limit = scorer.model.max_length
     if limit is not None and most > limit:
         raise InputError(f"--max-tokens {most}: attention of this model allows {limit}")
-    watch = Stopwatch(scorer)
-    whole_T = {
-        name: tokens_of(tokenizer, text)[: (most or limit or 2**62) + 1] for name, text in texts.items()
+    cut = (most or limit or 2**62) + 1
+    tokens = {name: tokens_of(tokenizer, text)[:cut] for name, text in texts.items()}
+    watch = Stopwatch(scorer, "books", sum(map(len, tokens.values())))
+    nats = {
+        name: -np.concatenate([logp for logp, _ in scorer.stream_logp(tokens_T)])
+        for name, tokens_T in tokens.items()
     }
-    scorer.begin("books", sum(map(len, whole_T.values())))
-    rows: list[tuple[str, str, float, float]] = []
-    whole: list[tuple[str, float, float]] = []
-    identity = []
-    for name, tokens_T in whole_T.items():
-        logp_T = np.concatenate([logp for logp, _ in scorer.stream_logp(tokens_T)])
-        rows += [(name, bucket, -logp_T[a:b].sum(), float(b - a)) for bucket, a, b in buckets(len(logp_T))]
-        n_bytes = len(tokenizer.decode(tokens_T[1:].tolist()).encode())
-        whole.append((name, -logp_T.sum() / np.log(2), float(n_bytes)))
-        identity.append([name, fingerprint(tokens_T.tolist())])
-    tokens, seconds = watch.stop()
-    cluster = {name: n for n, name in enumerate(texts)}
-    by_position = Items(
-        {"book": [r[0] for r in rows], "position": [r[1] for r in rows]},
-        [cluster[r[0]] for r in rows],
-        [r[3] for r in rows],
-        {"token_nats": rounded([r[2] for r in rows])},
-    )
+    n_bytes = {
+        name: len(tokenizer.decode(tokens_T[1:].tolist()).encode()) for name, tokens_T in tokens.items()
+    }
     by_book = Items(
-        {"book": [w[0] for w in whole]},
-        list(range(len(whole))),
-        [w[2] for w in whole],
-        {"bits_per_byte": rounded([w[1] for w in whole])},
+        {"book": list(texts)},
+        list(range(len(texts))),
+        [float(size) for size in n_bytes.values()],
+        {"bits_per_byte": rounded([nats_T.sum() / np.log(2) for nats_T in nats.values()])},
     )
-    settings: dict[str, int | float | str | list[int] | list[float]] = {"max_tokens": most}
+    rows = [
+        (n, name, bucket, nats_T[a:b].sum(), float(b - a))
+        for n, (name, nats_T) in enumerate(nats.items())
+        for bucket, a, b in buckets(len(nats_T))
+    ]
+    by_position = Items(
+        {"book": [name for _, name, *_ in rows], "position": [bucket for _, _, bucket, *_ in rows]},
+        [n for n, *_ in rows],
+        [count for *_, count in rows],
+        {"token_nats": rounded([total for *_, total, _ in rows])},
+    )
+    identity = [[name, fingerprint(tokens_T.tolist())] for name, tokens_T in tokens.items()]
+
+    def finished(task: str, items: Items) -> TaskResult:
+        return watch.finish(
+            task=task,
+            version=VERSION,
+            settings={"max_tokens": most},
+            seed=0,
+            items=items,
+            identity=[task, VERSION, identity],
+        )
+
+    # One reading gives both: its cost stands with the first.
     return [
-        TaskResult(
-            name,
-            VERSION,
-            settings,
-            0,
-            fingerprint([name, VERSION, identity]),
-            fed,
-            spent,
-            items.metrics(),
-            items,
-        )
-        for name, items, fed, spent in (
-            ("books", by_book, tokens, seconds),
-            ("books_position", by_position, 0, 0.0),
-        )
+        finished("books", by_book),
+        replace(finished("books_position", by_position), tokens=0, seconds=0.0),
     ]
 
 
 def buckets(size: int) -> list[tuple[str, int, int]]:
-    """Ranges of positions: 256 tokens, then as many again, then twice as many ... as far as the text reaches."""
-    made, start, end = [], 0, FIRST
+    """Return ranges of positions: 256 tokens, then as many again, then twice as many ... as far as the text reaches."""
+    ranges, start, end = [], 0, FIRST
     while start < size:
-        made.append((f"{start}-{end - 1}", start, min(end, size)))
+        ranges.append((f"{start}-{end - 1}", start, min(end, size)))
         start, end = end, 2 * end
-    return made
-
-
-def _body(text: str) -> str:
-    lines = text.splitlines(keepends=True)
-    begin = next((n + 1 for n, line in enumerate(lines) if line.startswith(MARKS[0])), 0)
-    end = next((n for n, line in enumerate(lines) if line.startswith(MARKS[1])), len(lines))
-    return "".join(lines[begin:end])
+    return ranges

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hope_data.errors import InputError
 from hope_eval.results import Items, TaskResult
 from hope_eval.scoring.scorer import Scorer, Tokens
-from hope_eval.tasks.base import Clock, Context, finish
+from hope_eval.tasks.base import Context, Stopwatch
 
 NAME, VERSION = "choice", 2
 
@@ -59,7 +59,7 @@ def run(context: Context, settings: Settings) -> TaskResult:
     questions, notes = build(context, settings)
     each = settings.prefix + settings.choices * (settings.continuation - 1)
     alone = len(_texts(questions)) * settings.continuation
-    clock = Clock(context, NAME, each * len(questions) + alone)
+    watch = Stopwatch(context.scorer, NAME, each * len(questions) + alone)
     logp_NK = score(context.scorer, questions, each)
     gain_NK = logp_NK - score_alone(context, questions)
     picked = {"choice_accuracy": gain_NK.argmax(1), "choice_likelihood": logp_NK.argmax(1)}
@@ -73,14 +73,14 @@ def run(context: Context, settings: Settings) -> TaskResult:
             for name, answers in picked.items()
         },
     )
-    return finish(
-        context,
-        clock,
+    asked = [[q.domain, q.prefix_P.tolist(), q.choices_KL.tolist(), q.answer] for q in questions]
+    return watch.finish(
         task=NAME,
         version=VERSION,
         settings=asdict(settings),
+        seed=context.seed,
         items=items,
-        identity=[[q.domain, q.prefix_P.tolist(), q.choices_KL.tolist(), q.answer] for q in questions],
+        identity=[NAME, VERSION, asked],
         chance=dict.fromkeys(picked, 1 / settings.choices),
         notes=notes,
     )

@@ -8,20 +8,29 @@ dbpedia    train.csv  test.csv  classes.txt           seven groups of two classe
 import csv
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hope_data.errors import InputError
-from hope_eval.files import read_json, read_text
-from hope_eval.lm_eval_bridge.mirror import find
-from hope_eval.tasks.continual import Labelled
+from hope_eval.files import find, read_json, read_text
 
 Pairs = list[tuple[str, str]]
 Groups = list[tuple[str, list[str]]]
 KINDS = ("clinc150", "banking77", "dbpedia")
 AGAIN = "fetch it again"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A group of classes that come together: examples to learn from, and to ask."""
+
+    name: str
+    labels: list[str]
+    learn: list[tuple[str, str]]
+    ask: list[tuple[str, str]]
 
 
 def load(kind: str, folder: Path, learn: int, ask: int, seed: int = 0) -> list[Labelled]:
@@ -33,7 +42,7 @@ def load(kind: str, folder: Path, learn: int, ask: int, seed: int = 0) -> list[L
     if kind not in KINDS:
         raise InputError(f"--classes {kind}: choose among {', '.join(KINDS)}")
     groups, train, test = _clinc(folder) if kind == "clinc150" else _tables(kind, folder)
-    made = []
+    parts = []
     for place, (name, labels) in enumerate(groups):
         rng = np.random.default_rng([seed, place])
         chosen = {
@@ -43,8 +52,8 @@ def load(kind: str, folder: Path, learn: int, ask: int, seed: int = 0) -> list[L
         lines = [pair for shown, _ in chosen.values() for pair in shown]
         order = rng.permutation(len(lines))
         asked = [pair for _, questions in chosen.values() for pair in questions]
-        made.append(Labelled(name, labels, [lines[n] for n in order], asked))
-    return made
+        parts.append(Labelled(name, labels, [lines[n] for n in order], asked))
+    return parts
 
 
 def _some(folder: Path, pairs: Pairs, label: str, count: int, rng: np.random.Generator) -> Pairs:

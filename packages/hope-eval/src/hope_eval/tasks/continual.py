@@ -14,6 +14,8 @@ carried; no weight changes) or training (AdamW on a copy of the weights). With l
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,23 +25,21 @@ from numpy.typing import NDArray
 
 from hope_data.errors import InputError
 from hope_eval.results import Items, Metric, TaskResult, fingerprint, rounded
-from hope_eval.scoring.load import HopeModel, TextTokenizer
-from hope_eval.scoring.memorize import Memorize, both
+from hope_eval.scoring.load import HopeModel, Loaded, TextTokenizer
+from hope_eval.scoring.memorize import Memorize, refuse_oracle
+from hope_eval.scoring.paired import both
 from hope_eval.scoring.scorer import Scorer, Tokens
-from hope_eval.tasks.base import Stopwatch
+from hope_eval.tasks import class_data, streams
+from hope_eval.tasks.base import Stopwatch, Task
+from hope_eval.tasks.class_data import Labelled
+from hope_eval.tasks.held_out import corpora, own_tokenizer
+from hope_eval.tasks.streams import Domain
+from hope_eval.tasks.texts import load_texts
 
 VERSION = 1
 DRAWS = 500
+EACH = "--learn each: of streams, and it freezes and writes by itself; leave out --memorize"
 Matrix = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Domain:
-    """What is read of a domain, and what is held out: documents in tokens, with their bytes."""
-
-    name: str
-    stream_T: Tokens
-    held_out: list[tuple[Tokens, int]]
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,85 @@ def transfer_errors(
         for place, size in enumerate(sizes):
             times_N[places[:docs] == place] = rng.multinomial(size, np.full(size, 1 / size))
         R = (score_SN * times_N) @ member_NJ / ((weight_N * times_N) @ member_NJ)
-        found = transfer(R, lower_is_better=lower_is_better)
-        drawn.append([found.forgetting, found.backward, found.forward])
+        draw = transfer(R, lower_is_better=lower_is_better)
+        drawn.append([draw.forgetting, draw.backward, draw.forward])
     return Transfer(*np.std(drawn, axis=0, ddof=1).tolist())
+
+
+@dataclass(frozen=True)
+class Continual(Task):
+    """A stream of domains, or of groups of new classes.
+
+    Attributes:
+        text: files with a domain each; or
+        shards: a folder with a domain per corpus; or
+        classes: kind of labelled texts, see `class_data`.
+        data: their folder.
+        corpora: of `shards`, in this order; none given means all.
+        learn: `memorize`, `train`, or `each` for all that the model can.
+        lr: of training.
+        tokens: learned of each domain.
+        held_out: tokens measured of each domain.
+        shots: examples learned of each class.
+        questions: asked of each class.
+        limit: the first domains or groups.
+        seed: of what is drawn.
+    """
+
+    text: Sequence[Path] | None = None
+    shards: Path | None = None
+    classes: str | None = None
+    data: Path | None = None
+    corpora: Sequence[str] = ()
+    learn: str = "memorize"
+    lr: float = 1e-4
+    tokens: int = 20_000
+    held_out: int = 5_000
+    shots: int = 5
+    questions: int = 1
+    limit: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse options that do not go together, and unreadable texts."""
+        if self.classes and not self.data:
+            raise InputError("--classes: name the folder of the labelled texts with --data")
+        if self.corpora and not self.shards:
+            raise InputError("--corpora: are of --shards")
+        if self.learn == "each" and self.classes:
+            raise InputError(EACH)
+        _ = self.texts
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Texts by name."""
+        return load_texts(self.text or ())
+
+    def refuse(self, memorize: Memorize) -> None:
+        """Refuse an oracle, and memorising beside another way to learn."""
+        if self.learn == "each":
+            raise InputError(EACH)
+        refuse_oracle(memorize, "continual: what is learned and what is asked differ")
+        if self.learn != "memorize":
+            raise InputError("continual --learn train: weights learn, not memories; leave out --memorize")
+
+    def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
+        """Learn the stream, and measure everything after each of its parts."""
+        learning = Learning(self.learn, self.lr)
+        if self.classes and self.data:
+            groups = class_data.load(self.classes, self.data, self.shots, self.questions, self.seed)
+            return [classes(scorer, loaded.tokenizer, groups[: self.limit], learning, self.seed)]
+        domains = self._domains(loaded)[: self.limit]
+        if self.learn == "each":
+            return each(scorer, domains, self.lr, self.seed)
+        return [stream(scorer, domains, learning, self.seed)]
+
+    def _domains(self, loaded: Loaded) -> list[Domain]:
+        if not self.shards:
+            return streams.of_texts(loaded.tokenizer, self.texts, self.tokens, self.held_out)
+        tokenizer = own_tokenizer(loaded)
+        folders = corpora(self.shards, list(self.corpora))
+        return streams.of_shards(tokenizer, folders, self.tokens, self.held_out)
 
 
 class Learner:
@@ -120,14 +196,7 @@ class Learner:
             raise InputError(
                 "continual --learn memorize: full attention has no bounded state; use --learn train"
             )
-        asked = scorer.memorize
-        if asked and asked.oracle:
-            raise InputError(
-                "continual: what is learned and what is asked differ; leave out --memorize-oracle"
-            )
-        if asked and learning.how != "memorize":
-            raise InputError("continual --learn train: weights learn, not memories; leave out --memorize")
-        self.steps = asked.steps if asked else 1
+        self.steps = scorer.memorize.steps if scorer.memorize else 1
         self.learning, self.state = learning, None
         self.scorer = Scorer(copy.copy(model), scorer.device, scorer.batch_tokens, scorer.advance)
         if learning.how == "train":
@@ -152,6 +221,7 @@ class Learner:
             logits, _ = model(row[:, :-1])
             loss = F.cross_entropy(logits[0].float(), row[0, 1:])
             loss.backward()  # type: ignore[no-untyped-call]
+            self.scorer.advance(row.shape[1] - 1)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -166,10 +236,10 @@ def stream(scorer: Scorer, domains: Sequence[Domain], learning: Learning, seed: 
     """Learn domains in the order given; after each, bits per byte of every domain's held-out documents."""
     if len(domains) < 2:
         raise InputError("continual: a stream needs two domains at least")
-    learner, watch = Learner(scorer, learning), Stopwatch(scorer)
+    learner = Learner(scorer, learning)
     held_out = sum(len(tokens_T) for domain in domains for tokens_T, _ in domain.held_out)
-    learned = sum(len(domain.stream_T) for domain in domains) if learning.how == "memorize" else 0
-    scorer.begin("continual", learned + (len(domains) + 1) * held_out)
+    learned = learner.steps * sum(len(domain.stream_T) for domain in domains)
+    watch = Stopwatch(scorer, "continual", learned + (len(domains) + 1) * held_out)
     stages, names, cluster, weight, bits = [], [], [], [], []
     for stage in range(len(domains) + 1):
         if stage:
@@ -187,13 +257,11 @@ def stream(scorer: Scorer, domains: Sequence[Domain], learning: Learning, seed: 
     items = Items(
         {"cell": cells, "stage": stages, "domain": names}, cluster, weight, {"bits_per_byte": rounded(bits)}
     )
-    metrics = items.metrics()
-    R = matrix(metrics, "bits_per_byte", [domain.name for domain in domains])
     identity = [
         [d.name, fingerprint(d.stream_T.tolist()), [t.tolist() for t, _ in d.held_out]] for d in domains
     ]
     scorer.tokens += learner.scorer.tokens
-    return _result("continual_stream", items, metrics, R, learning, watch, identity, seed, lower=True)
+    return _result("continual_stream", items, items.metrics(), learning, watch, identity, seed, lower=True)
 
 
 def each(scorer: Scorer, domains: Sequence[Domain], lr: float, seed: int = 0) -> list[TaskResult]:
@@ -202,24 +270,14 @@ def each(scorer: Scorer, domains: Sequence[Domain], lr: float, seed: int = 0) ->
     By its memories, frozen and written, or by its state where it has none to freeze (neither where full attention
     keeps everything), and by training with `lr`.
     """
-    model, made = scorer.model, []
+    model, memorised = scorer.model, []
     if isinstance(model, HopeModel) and model.max_length is None:
 
         def read(asked: Scorer) -> list[TaskResult]:
             return [stream(asked, domains, Learning("memorize"), seed)]
 
-        made = both(scorer, Memorize(), read)[0] if model.memories else read(scorer)
-    return [*made, stream(scorer, domains, Learning("train", lr), seed)]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A group of classes that come together: examples to learn from, and to ask."""
-
-    name: str
-    labels: list[str]
-    learn: list[tuple[str, str]]
-    ask: list[tuple[str, str]]
+        memorised = both(scorer, Memorize(), read)[0] if model.memories else read(scorer)
+    return [*memorised, stream(scorer, domains, Learning("train", lr), seed)]
 
 
 def classes(
@@ -232,7 +290,8 @@ def classes(
     """
     if len(groups) < 2:
         raise InputError("continual: class-incremental learning needs two groups of classes at least")
-    learner, watch = Learner(scorer, learning), Stopwatch(scorer)
+    learner = Learner(scorer, learning)
+    watch = Stopwatch(scorer, "continual", _planned(tokenizer, groups))
     stages, names, cluster, hits, guess = [], [], [], [], []
     for stage in range(len(groups) + 1):
         if stage:
@@ -254,16 +313,28 @@ def classes(
     labels = {"cell": cells, "stage": stages, "domain": names}
     items = Items(labels, cluster, [1.0] * len(hits), {"label_accuracy": hits})
     metrics = [_with_chance(metric, items, guess) for metric in items.metrics()]
-    R = matrix(metrics, "label_accuracy", [group.name for group in groups])
     identity = [[g.name, g.labels, g.learn, g.ask] for g in groups]
     scorer.tokens += learner.scorer.tokens
-    return _result("continual_classes", items, metrics, R, learning, watch, identity, seed, lower=False)
+    return _result("continual_classes", items, metrics, learning, watch, identity, seed, lower=False)
+
+
+def _planned(tokenizer: TextTokenizer, groups: Sequence[Labelled]) -> int:
+    """About the tokens that classes feed: every question, with each of its labels, at every stage."""
+
+    def count(texts: Sequence[str]) -> int:
+        return sum(len(tokenizer.encode(text, special=False)) for text in texts)
+
+    every = [label for group in groups for label in group.labels]
+    learned = count([_example(*pair) for group in groups for pair in group.learn])
+    questions = [_example(text, "") for group in groups for text, _ in group.ask]
+    answers = len(questions) * max(0, count(every) - len(every))
+    return learned + (len(groups) + 1) * (count(questions) + answers)
 
 
 def matrix(metrics: Sequence[Metric], name: str, domains: Sequence[str]) -> Matrix:
     """R [n + 1, n] of a task's metrics."""
-    found = {metric.group: metric.value for metric in metrics if metric.name == name}
-    return np.array([[found[f"cell={i}>{j}"] for j in domains] for i in range(len(domains) + 1)])
+    values = {metric.group: metric.value for metric in metrics if metric.name == name}
+    return np.array([[values[f"cell={i}>{j}"] for j in domains] for i in range(len(domains) + 1)])
 
 
 def _pick(learner: Learner, tokenizer: TextTokenizer, text: str, labels: Sequence[str]) -> str:
@@ -287,7 +358,6 @@ def _result(
     task: str,
     items: Items,
     metrics: list[Metric],
-    R: Matrix,
     learning: Learning,
     watch: Stopwatch,
     identity: Any,
@@ -295,29 +365,27 @@ def _result(
     *,
     lower: bool,
 ) -> TaskResult:
-    found, n = transfer(R, lower_is_better=lower), R.shape[1]
     [score], domains = items.scores, list(dict.fromkeys(items.labels["domain"]))
+    value = transfer(matrix(metrics, score, domains), lower_is_better=lower)
     error = transfer_errors(items, score, domains, lower_is_better=lower)
+    n = len(domains)
     derived = [
-        Metric(name, "all", value, stderr, n - 1, n - 1)
-        for name, value, stderr in (
-            ("forgetting", found.forgetting, error.forgetting if error else None),
-            ("backward_transfer", found.backward, error.backward if error else None),
-            ("forward_transfer", found.forward, error.forward if error else None),
+        Metric(name, "all", getattr(value, part), getattr(error, part) if error else None, n - 1, n - 1)
+        for name, part in (
+            ("forgetting", "forgetting"),
+            ("backward_transfer", "backward"),
+            ("forward_transfer", "forward"),
         )
     ]
-    tokens, seconds = watch.stop()
-    settings = {"learn": learning.how, "domains": n}
+    settings: dict[str, Any] = {"learn": learning.how, "domains": n}
     if learning.how == "train":
         settings |= {"lr": learning.lr, "window": learning.window}
-    return TaskResult(
+    return watch.finish(
         task=f"{task}_{learning.how}",
         version=VERSION,
         settings=settings,
         seed=seed,
-        items_sha256=fingerprint([task, VERSION, identity]),
-        tokens=tokens,
-        seconds=seconds,
-        metrics=metrics + derived,
         items=items,
+        identity=[task, VERSION, identity],
+        metrics=metrics + derived,
     )

@@ -13,14 +13,18 @@ import resource
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from hope_data.errors import InputError
 from hope_eval.results import Items, TaskResult, fingerprint
-from hope_eval.scoring.load import TextTokenizer
+from hope_eval.scoring.load import Loaded, TextTokenizer
+from hope_eval.scoring.memorize import Memorize, refuse_oracle
 from hope_eval.scoring.scorer import Scorer, Tokens
-from hope_eval.tasks.base import Stopwatch
+from hope_eval.tasks.base import Stopwatch, Task
+from hope_eval.tasks.texts import haystack, load_texts
 
 VERSION = 1
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
@@ -86,6 +90,39 @@ class Item:
     room: int
 
 
+@dataclass(frozen=True)
+class Needle(Task):
+    """Prompts of several of RULER's tasks; see `Settings`, and `text` for files of haystacks."""
+
+    tasks: Sequence[str]
+    lengths: list[int]
+    depths: list[float]
+    repeats: int = 4
+    text: Sequence[Path] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse unreadable texts."""
+        _ = self.texts
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Texts by name."""
+        return load_texts(self.text)
+
+    def refuse(self, memorize: Memorize) -> None:
+        """Refuse an oracle."""
+        refuse_oracle(memorize, "needle: an oracle would be told the values")
+
+    def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
+        """Ask every prompt; all tasks are checked before the first begins."""
+        text = haystack(loaded.tokenizer, self.texts)
+        settings = Settings(self.lengths, self.depths, self.repeats)
+        for name in self.tasks:
+            check(scorer, name, settings, text)
+        return [run(scorer, loaded.tokenizer, name, settings, text, self.seed) for name in self.tasks]
+
+
 def run(
     scorer: Scorer, tokenizer: TextTokenizer, name: str, settings: Settings, text: Tokens, seed: int = 0
 ) -> TaskResult:
@@ -96,18 +133,18 @@ def run(
             the model does not allow.
     """
     check(scorer, name, settings, text)
-    watch = Stopwatch(scorer)
-    scorer.begin(name, sum(settings.lengths) * len(settings.depths) * settings.repeats)
+    planned = sum(settings.lengths) * len(settings.depths) * settings.repeats
+    watch = Stopwatch(scorer, name, planned)
     prompts: list[Item] = []
-    found: list[float] = []
+    shares: list[float] = []
     peaks = []
     for length in sorted(settings.lengths):
-        made = sorted(build(tokenizer, name, settings, length, text, seed), key=lambda p: len(p.prompt_T))
-        for size in sorted({len(p.prompt_T) for p in made}):
-            alike = [p for p in made if len(p.prompt_T) == size]
+        built = sorted(build(tokenizer, name, settings, length, text, seed), key=lambda p: len(p.prompt_T))
+        for size in sorted({len(p.prompt_T) for p in built}):
+            alike = [p for p in built if len(p.prompt_T) == size]
             for batch in scorer.batches(len(alike), length):
-                found += ask(scorer, tokenizer, alike[batch])
-        prompts += made
+                shares += ask(scorer, tokenizer, alike[batch])
+        prompts += built
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         peaks.append(f"peak memory of the process after {length} tokens: {peak:.0f} MiB")
     items = Items(
@@ -118,26 +155,18 @@ def run(
         },
         cluster=list(range(len(prompts))),
         weight=[1.0] * len(prompts),
-        scores={"needle_match": found, "needle_exact": [float(share == 1.0) for share in found]},
+        scores={"needle_match": shares, "needle_exact": [float(share == 1.0) for share in shares]},
     )
-    tokens, seconds = watch.stop()
-    identity = [name, VERSION, [[fingerprint(p.prompt_T.tolist()), p.answers] for p in prompts]]
     values = KINDS[name].values * KINDS[name].queries
-    chance = (
-        {"needle_match": 1e-7, "needle_exact": 10.0 ** (-7 * values)}
-        if KINDS[name].value == "numbers"
-        else {}
-    )
-    return TaskResult(
+    numbers = KINDS[name].value == "numbers"
+    return watch.finish(
         task=name,
         version=VERSION,
         settings=asdict(settings),
         seed=seed,
-        items_sha256=fingerprint(identity),
-        tokens=tokens,
-        seconds=seconds,
-        metrics=items.metrics(chance),
         items=items,
+        identity=[name, VERSION, [[fingerprint(p.prompt_T.tolist()), p.answers] for p in prompts]],
+        chance={"needle_match": 1e-7, "needle_exact": 10.0 ** (-7 * values)} if numbers else None,
         notes=peaks,
     )
 
@@ -190,11 +219,11 @@ def ask(scorer: Scorer, tokenizer: TextTokenizer, prompts: Sequence[Item]) -> li
     """Share of the wanted values in what greedy generation writes; prompts are of equal length."""
     steps = max(p.room for p in prompts)
     fork = scorer.prefill(np.stack([p.prompt_T for p in prompts]))
-    made = scorer.greedy(fork, steps)
-    written = [tokenizer.decode(ids[: p.room].tolist()) for ids, p in zip(made, prompts, strict=True)]
+    generated = scorer.greedy(fork, steps)
+    texts = [tokenizer.decode(ids[: p.room].tolist()) for ids, p in zip(generated, prompts, strict=True)]
     return [
-        sum(answer in said for answer in p.answers) / len(p.answers)
-        for said, p in zip(written, prompts, strict=True)
+        sum(answer in text for answer in p.answers) / len(p.answers)
+        for text, p in zip(texts, prompts, strict=True)
     ]
 
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from hope_data.errors import InputError
 from hope_eval.results import Items, TaskResult
+from hope_eval.scoring.memorize import Memorize, refuse_oracle
 from hope_eval.scoring.scorer import Tokens
-from hope_eval.tasks.base import Clock, Context, finish
+from hope_eval.tasks.base import Context, Stopwatch
 
 NAME, VERSION = "passkey", 1
 BEFORE, AFTER, QUESTION = "\nThe pass key is ", ". Remember it.\n", "\nWhat is the pass key? The pass key is "
@@ -52,14 +53,18 @@ class Item:
     answer: int
 
 
+def refuse(memorize: Memorize | None) -> None:
+    """Raise InputError for an oracle."""
+    refuse_oracle(memorize, "passkey: an oracle would be told the number")
+
+
 def run(context: Context, settings: Settings) -> TaskResult:
     """Ask every prompt twice: by generation and by choice, from one pass over its text."""
-    if context.scorer.memorize and context.scorer.memorize.oracle:
-        raise InputError("passkey: an oracle would be told the number; leave out --memorize-oracle")
+    refuse(context.scorer.memorize)
     settings = replace(settings, lengths=settings.lengths or default_lengths(context, settings))
     prompts = build(context, settings)
     spare = (settings.candidates + 1) * (settings.digits - 1)
-    clock = Clock(context, NAME, sum(len(p.prompt_T) + spare for p in prompts))
+    watch = Stopwatch(context.scorer, NAME, sum(len(p.prompt_T) + spare for p in prompts))
     chosen: list[float] = []
     exact: list[float] = []
     for length in settings.lengths:
@@ -74,14 +79,14 @@ def run(context: Context, settings: Settings) -> TaskResult:
         weight=[1.0] * len(prompts),
         scores={"passkey_choice": chosen, "passkey_exact": exact},
     )
-    return finish(
-        context,
-        clock,
+    asked = [[p.prompt_T.tolist(), p.candidates_KL.tolist(), p.answer] for p in prompts]
+    return watch.finish(
         task=NAME,
         version=VERSION,
         settings=asdict(settings),
+        seed=context.seed,
         items=items,
-        identity=[[p.prompt_T.tolist(), p.candidates_KL.tolist(), p.answer] for p in prompts],
+        identity=[NAME, VERSION, asked],
         chance={"passkey_choice": 1 / settings.candidates, "passkey_exact": 10.0**-settings.digits},
     )
 

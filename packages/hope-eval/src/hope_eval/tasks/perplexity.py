@@ -15,8 +15,9 @@ from hope_data.bpb import bits_per_byte
 from hope_data.shards import Split
 from hope_eval.estimates import ratio
 from hope_eval.results import Items, Metric, TaskResult, rounded
+from hope_eval.scoring.memorize import refuse_rereading
 from hope_eval.scoring.scorer import Tokens
-from hope_eval.tasks.base import Clock, Context, finish, refuse_rereading
+from hope_eval.tasks.base import Context, Stopwatch
 from hope_eval.tasks.sources import by_label, classes, positions
 
 NAME, SHUFFLED, VERSION = "perplexity", "perplexity_shuffled", 1
@@ -67,10 +68,10 @@ def run_all(context: Context, settings: Settings) -> list[TaskResult]:
     """The same, then loss per token by position in the window and by class of target."""
     settings = replace(settings, length=settings.length or context.length)
     task = SHUFFLED if settings.shuffle else NAME
-    refuse_rereading(context.scorer, task)
+    refuse_rereading(context.scorer.memorize, task)
     pieces = [piece for domain in context.domains for piece in _pieces(context, domain, settings)]
     windows = [window for piece in pieces for window in piece.windows]
-    clock = Clock(context, task, sum(len(window) - 1 for window in windows))
+    watch = Stopwatch(context.scorer, task, sum(len(window) - 1 for window in windows))
     logp = iter(context.scorer.token_logp(windows))
     nats = [[-next(logp) for _ in piece.windows] for piece in pieces]
     items = _documents(context, pieces, [sum(float(x.sum()) for x in document) for document in nats])
@@ -79,9 +80,13 @@ def run_all(context: Context, settings: Settings) -> list[TaskResult]:
     ]
 
     def finished(name: str, items: Items) -> TaskResult:
-        told = asdict(settings)
-        return finish(
-            context, clock, task=name, version=VERSION, settings=told, items=items, identity=identity
+        return watch.finish(
+            task=name,
+            version=VERSION,
+            settings=asdict(settings),
+            seed=context.seed,
+            items=items,
+            identity=[name, VERSION, identity],
         )
 
     whole = finished(task, items)

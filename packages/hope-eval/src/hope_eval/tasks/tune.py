@@ -6,18 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from hope_data.errors import InputError
 from hope_eval.scoring.adaptation.dials import Adaptation
 from hope_eval.scoring.adaptation.wrap import wrap
 from hope_eval.tasks import perplexity
 from hope_eval.tasks.base import Context
+from hope_eval.tasks.held_out import training_windows
 
 SWEEPS = 3  # over all dials, at most
-TEXTS = 8  # windows of each domain's training text, for statistics of gradients
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def tune(
     if not start.grids:
         raise InputError(f"{start.name} has no dials to tune")
     settings = perplexity.Settings(tokens=tokens, split="val")
-    texts = training_texts(context)
+    texts = training_windows(context)
     plain = context.scorer.model
     tried: dict[Adaptation, dict[str, Any]] = {}
 
@@ -128,14 +124,3 @@ def _finite(measured: Callable[[Adaptation], float], dials: Adaptation) -> float
         if "not finite" in str(error):
             return DIVERGED
         raise
-
-
-def training_texts(context: Context) -> list[Tensor]:
-    """Windows of every domain's training text, the same for the same seed."""
-    texts = []
-    for domain in context.domains:
-        split = context.split(domain, "train")
-        for number in context.rng("texts", domain).permutation(split.n_documents)[:TEXTS].tolist():
-            window = context.windows(split.document(number)[: context.length], context.length)
-            texts += [torch.as_tensor(part.astype(np.int64)) for part in window]
-    return texts

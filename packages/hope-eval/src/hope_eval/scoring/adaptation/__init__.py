@@ -10,8 +10,7 @@ These are the baselines that any memory has to beat. An adaptation wraps a `Caus
 evaluator takes it; each sequence begins with the trained model. `tune` chooses the dials on validation text.
 """
 
-from hope_eval.scoring.adaptation.compare import adapted
 from hope_eval.scoring.adaptation.dials import ADAPTATIONS, Adaptation, parse
 from hope_eval.scoring.adaptation.wrap import wrap
 
-__all__ = ["ADAPTATIONS", "Adaptation", "adapted", "parse", "wrap"]
+__all__ = ["ADAPTATIONS", "Adaptation", "parse", "wrap"]
