@@ -104,10 +104,10 @@ def metrics(state: State) -> dict[str, float]:
     sizes: dict[str, list[float]] = {}
     for block in state.blocks:
         if fast := fast_weights(block.mixer):
-            sizes.setdefault("memory_norm", []).append(_size(fast))
+            sizes.setdefault("memory_norm", []).append(size(fast))
         for n, level in enumerate(block.channel or ()):
             if level.delta is not None:
-                sizes.setdefault(f"delta_norm_{n}", []).append(_size(level.delta))
+                sizes.setdefault(f"delta_norm_{n}", []).append(size(level.delta))
     return result | {name: sum(values) / len(values) for name, values in sizes.items()}
 
 
@@ -120,6 +120,6 @@ def fast_weights(mixer: Any) -> tuple[Tensor, ...]:
     return () if mixer is None else (mixer,)
 
 
-def _size(parts: Iterable[Tensor]) -> float:
+def size(parts: Iterable[Tensor]) -> float:
     """Root of the summed squares, meaned over sequences."""
     return math.sqrt(sum(float(part.detach().square().sum()) / len(part) for part in parts))

@@ -39,6 +39,7 @@ class Params:
         runs: files of conf/run.
         evaluation: where the filter stage finds evaluation text; no run reads it.
         coverage_loss: what the tokenizer stage lets pass; no run reads it.
+        init: checkpoint that every run continues from; empty: none.
         studies: files of conf/study that are stages of reports/dvc.yaml; no run reads it.
     """
 
@@ -49,6 +50,7 @@ class Params:
     runs: list[str] = field(default_factory=list)
     evaluation: str = ""
     coverage_loss: float = field(default=0.0, metadata=within(0, 1))
+    init: str = ""
     studies: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -62,11 +64,12 @@ class Params:
         }.items():
             for name in names:
                 check_name(key, name)
-        if not PATH.fullmatch(self.evaluation):
-            raise InputError(
-                f"evaluation is {shown(self.evaluation)}; a path is of letters, digits, '_', '-', '.' and '/', "
-                "and does not begin with '-'"
-            )
+        for key, path in {"evaluation": self.evaluation, "init": self.init}.items():
+            if not PATH.fullmatch(path):
+                raise InputError(
+                    f"{key} is {shown(path)}; a path is of letters, digits, '_', '-', '.' and '/', "
+                    "and does not begin with '-'"
+                )
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def compose(run: str, conf: Path, params: Params, overrides: Sequence[str] = ())
         f"run@_global_={run}",
         f"seed={params.seed}",
         f"teach_scale={params.teach_scale}",
+        f"init='{params.init}'",
     ]
     if not any(text.startswith("task=") for text in overrides):
         facts.append(f"data.corpora={params.corpora}")
@@ -138,7 +142,12 @@ def compose(run: str, conf: Path, params: Params, overrides: Sequence[str] = ())
     ) as error:
         raise InputError(_one_line(error, conf)) from None
     fields = [f.name for f in dataclasses.fields(TrainConfig)]
-    return TrainConfig(**{name: getattr(values, name) for name in fields})
+    config = TrainConfig(**{name: getattr(values, name) for name in fields})
+    if not config.init:
+        return config
+    from hope_train.initial import resolved  # noqa: PLC0415 (torch takes seconds to import)
+
+    return resolved(config)
 
 
 def _require_group(conf: Path, group: str, name: str) -> None:

@@ -142,6 +142,36 @@ class TeachConfig:
 
 
 @dataclass(frozen=True)
+class AttachConfig:
+    """A memory on the MLPs of a trained Transformer (arXiv 2512.24695, 7.3), see `hope_model.adapt.attach_memory`.
+
+    Each block's MLP is a level with a period of its own. Deltas begin at zero in every sequence and are constants for
+    the gradient; a checkpoint holds the trained matrices alone.
+
+    Attributes:
+        period: tokens between writes of the first blocks; 0: no memory.
+        ratio: each next group of blocks is this much slower.
+        levels: groups of blocks.
+        scale: strength of the writes; `teach.warmup` brings it in.
+        clip: largest norm of a token's teach signal.
+        threshold: tokens with a smaller teach signal write nothing.
+        bound: largest norm of a delta, times its matrix's; 0: none.
+        retention: what a write keeps of the former delta.
+        matrices: `down`, `up` or `all`.
+    """
+
+    period: int = field(default=0, metadata=within(0, 2**40))
+    ratio: int = field(default=4, metadata=within(1, 2**20))
+    levels: int = field(default=1, metadata=within(1, 64))
+    scale: float = field(default=0.3, metadata=within(0, 1_000))
+    clip: float = field(default=1.0, metadata=within(0, 1e12, above=True))
+    threshold: float = field(default=0.0, metadata=within(0, 1e12))
+    bound: float = field(default=0.5, metadata=within(0, 1_000))
+    retention: float = field(default=1.0, metadata=SHARE)
+    matrices: str = field(default="down", metadata=one_of("down", "up", "all"))
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """Where numbers go, besides `log.jsonl`, which is always written.
 
@@ -166,6 +196,9 @@ class TrainConfig:
         run: the name it goes by in folders and reports.
         seed: of initial weights and data order.
         model: the network (see hope-model).
+        init: checkpoint whose model and weights the run begins with; empty: `model` and `seed` say.
+        init_sha256: of its weights; `hope-train compose` fills it in, and another checkpoint is then refused.
+        attach: a memory that is attached to the model while it trains.
         data: corpora and tokenizer.
         optim: outer optimiser.
         schedule: learning rate over the run.
@@ -197,6 +230,9 @@ class TrainConfig:
     run: str
     seed: int = field(default=0, metadata=SEED)
     model: ModelConfig = field(default_factory=ModelConfig)
+    init: str = ""
+    init_sha256: str = ""
+    attach: AttachConfig = field(default_factory=AttachConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -230,6 +266,7 @@ class TrainConfig:
 
             if reason := compile_refusal(self.model):
                 raise InputError(f"'compile': {reason}; leave it false")
+        self._check_attach()
         self._check_sizes()
         self._check_steps()
         if self.parallel.startswith("zero") and self.optim.name != "adamw":
@@ -237,6 +274,20 @@ class TrainConfig:
                 f"'parallel' {self.parallel} slices matrices, which '{self.optim.name}' needs whole; "
                 "set optim.name to adamw or parallel to fsdp"
             )
+
+    def _check_attach(self) -> None:
+        if not self.attach.period:
+            return
+        shares = self.parallel != "ddp" and f"'parallel' {self.parallel} (ddp works)"
+        for reason in (
+            shares,
+            self.compile and "'compile'",
+            self.activation_checkpoint and "'activation_checkpoint'",
+        ):
+            if reason:
+                raise InputError(
+                    f"'attach' reads the matrices of the MLPs itself, which does not go with {reason}"
+                )
 
     def _check_sizes(self) -> None:
         if self.batch_size % self.accumulate:

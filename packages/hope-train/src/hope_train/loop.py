@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hope_data.loader import Batch
 from hope_data.tasks.loader import TaskBatch
-from hope_model import LanguageModel
+from hope_model import LanguageModel, adapt
 from hope_model import state as model_state
 from hope_model.observe import Observations, observe
 from hope_train import distributed, schedule
@@ -42,6 +42,7 @@ class Run:
         config: of the run.
         model: the language model.
         network: the model with its loss, as this process runs it.
+        memory: attached to the model, or None.
         optimizer: of its parameters.
         data: batches and validation windows.
         validation: scores the windows, or a task's sequences.
@@ -54,6 +55,7 @@ class Run:
     config: TrainConfig
     model: LanguageModel
     network: nn.Module
+    memory: adapt.AttachedMemory | None
     optimizer: Optimizer
     data: Data
     validation: Validation | TaskValidation
@@ -203,7 +205,7 @@ def forward_backward(
     """
     config = run.config
     cut = config.length // schedule.context(config, step)
-    settings = schedule.memory(config, run.model.settings(), step, run.model.levels)
+    settings = schedule.memory(config, (run.memory or run.model).settings(), step, run.model.levels)
     columns = (torch.from_numpy(column) for column in (batch.inputs, batch.targets))
     parts = list(zip(*(c.to(run.world.device).chunk(config.accumulate) for c in columns), strict=True))
     total, inner = 0.0, dict[str, float]()
@@ -218,7 +220,8 @@ def forward_backward(
                     settings,
                 )
             if measure and last:
-                inner = model_state.metrics(state) | seen.means()
+                look = adapt.metrics if run.memory else model_state.metrics
+                inner = look(state) | seen.means()
                 inner |= schedule.logged(config.teach, settings, config.model.cms.lr)
             # A state's views keep whole activations; the backward pass needs the room.
             del state

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hope_model import LanguageModel
 from hope_model import state as model_state
+from hope_model.adapt import AttachedMemory, AttachedState, Ladder, attach_memory
 from hope_model.state import MemorySettings, State
-from hope_train.config import TrainConfig
+from hope_train.config import AttachConfig, TrainConfig
 from hope_train.validate import token_losses
 
 SDPA = {
@@ -38,6 +39,7 @@ class Network(nn.Module):
         super().__init__()
         self.model = model
         self._sdpa = config.sdpa
+        self.memory = attached(model, config.attach)
         if config.activation_checkpoint:
             for block in model.blocks:
                 block.forward = partial(_recomputed, block.forward)
@@ -51,14 +53,14 @@ class Network(nn.Module):
         settings: MemorySettings | None = None,
         *,
         hits: bool = False,
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Tensor, State | AttachedState]:
         """Nats of every target `[B, T]`, and the state after the last token, without history.
 
         A negative target costs nothing. With `hits`, nats and whether the target was the likeliest token, `[2, B, T]`.
         """
         with self._attention():
-            start = self.model.initial(len(inputs_BT), settings)
-            logits_BTV, state = self.model(inputs_BT, start)
+            model: Any = self.memory or self.model
+            logits_BTV, state = model(inputs_BT, model.initial(len(inputs_BT), settings))
         losses_BT = token_losses(logits_BTV, targets_BT)
         if hits:
             losses_BT = torch.stack((losses_BT, (logits_BTV.argmax(-1) == targets_BT).to(losses_BT)))
@@ -66,6 +68,24 @@ class Network(nn.Module):
 
     def _attention(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._sdpa == "auto" else sdpa_kernel(SDPA[self._sdpa])
+
+
+def attached(model: LanguageModel, config: AttachConfig) -> AttachedMemory | None:
+    """The memory of a configuration; None without one. The model itself stays as it is."""
+    if not config.period:
+        return None
+    memory = attach_memory(
+        model,
+        periods=Ladder(config.period, config.ratio, config.levels),
+        scale=config.scale,
+        clip=config.clip,
+        threshold=config.threshold,
+        bound=config.bound,
+        retention=config.retention,
+        matrices=config.matrices,
+    )
+    memory.detach()  # called through its handle only
+    return memory
 
 
 def _recomputed(forward: Callable[..., Any], *arguments: Any) -> Any:

@@ -95,7 +95,7 @@ def _compare(saved: Saved, config: TrainConfig, *, alone: bool) -> tuple[list[st
                 other.append(pair)
             else:
                 free[key] = pair
-        elif key.startswith(FREE):
+        elif key == "init" or key.startswith(FREE):  # its weights have a hash
             free[key] = pair
         else:
             other.append(pair)

@@ -16,7 +16,7 @@ from hope_data.publishing import exclusive, recover_folder
 from hope_model import LanguageModel, counting
 from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError
-from hope_train import distributed, files, hardware, provenance, resume, state, zero
+from hope_train import distributed, files, hardware, initial, provenance, resume, state, zero
 from hope_train.config import TrainConfig, fingerprint
 from hope_train.data import Data, open_data
 from hope_train.distributed import World
@@ -58,6 +58,7 @@ def train(
     """
     if until is not None and until < 1:
         raise InputError(f"--until {until}: it must be a step, at least 1")
+    config = initial.resolved(config)
     wandb_mode(config)  # what is wrong with it shall not be found when the former run is gone
     with distributed.join(config.device) as world:
         data = open_data(config, world.rank, world.size)
@@ -93,7 +94,7 @@ def _train(
         display.say(f"{config.run}: finished at step {former.saved.progress.step}; nothing to do")
         return _finish(former.saved.progress.metrics, report, world)
 
-    run = build(config, data, world)
+    run = build(config, data, world, resuming=former.saved is not None)
     progress, flags = Progress(), provenance.flags(config, run.precision, world)
     if former.saved:
         progress = _resume(run, former, folder, flags, display)
@@ -134,13 +135,24 @@ def _train(
     return _finish(progress.metrics, report, world)
 
 
-def build(config: TrainConfig, data: Data, world: World) -> Run:
-    """Everything a run works with, its initial weights drawn from the seed."""
+def build(config: TrainConfig, data: Data, world: World, *, resuming: bool = False) -> Run:
+    """Everything a run works with, its initial weights from the seed or from `init`.
+
+    Args:
+        config: of the run, with the model of `init`.
+        data: its tokens.
+        world: the processes.
+        resuming: other weights follow, so those of `init` need not be read.
+    """
     prepare_cpu()
     torch.manual_seed(config.seed)
-    model = LanguageModel(config.model).to(world.device)
+    model = LanguageModel(config.model)
+    if config.init and not resuming:
+        initial.load(model, config, data.tokenizer_sha256)
+    model = model.to(world.device)
     precision = pick_precision(config.precision, world.device)
-    network: nn.Module = Network(model, config)
+    inner = Network(model, config)
+    network: nn.Module = inner
     optimizer: Optimizer
     if config.parallel.startswith("zero") and world.size > 1:
         groups = counting.parameter_groups(model)
@@ -152,13 +164,15 @@ def build(config: TrainConfig, data: Data, world: World) -> Run:
         config=config,
         model=model,
         network=network,
+        memory=inner.memory,
         optimizer=optimizer,
         data=data,
         validation=data.task or Validation(data.windows, data.token_bytes, config.batch_size // world.size),
         world=world,
         precision=precision,
         peak=hardware.peak_flops(world.device) * world.size,
-        flops=counting.training_flops_per_token(config.model, config.length),
+        flops=counting.training_flops_per_token(config.model, config.length)
+        + (inner.memory.flops_per_token() if inner.memory else 0.0),
     )
 
 
@@ -246,6 +260,8 @@ def _meta(run: Run, identity: Identity) -> dict[str, Any]:
         "corpora": run.data.loader.corpora,
         **({"task": run.config.data.task} if run.data.task else {}),
         "length": run.config.length,
+        **initial.record(run.config),
+        **({"attach": dataclasses.asdict(run.config.attach)} if run.memory else {}),
         "tokenizer_sha256": run.data.tokenizer_sha256,
         "config_sha256": identity.config,
         "data_sha256": identity.data,
@@ -266,7 +282,7 @@ def _headlines(
     """What is about to happen, and everything that decides its outcome."""
     config, counts = run.config, run.optimizer.counts()
     groups = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    begin = f"from step {progress.step} " if progress.step else ""
+    begin = f"from step {progress.step} " if progress.step else f"from {config.init} " if config.init else ""
     switches = ", ".join(f"{name} {value}" for name, value in flags.items())
     versions = ", ".join(f"{name} {number}" for name, number in meta["versions"].items())
     return (

@@ -8,7 +8,7 @@ write in training: ad-hoc level stacking (arXiv 2512.24695, section 7.3). Withou
 """
 
 from hope_model.adapt.attach import AttachedMemory, attach_memory
-from hope_model.adapt.memory import AttachedLayer, AttachedState, Ladder
+from hope_model.adapt.memory import AttachedLayer, AttachedState, Ladder, metrics
 from hope_model.adapt.saved import load_memory, save_memory
 from hope_model.adapt.targets import Rule
 
@@ -20,5 +20,6 @@ __all__ = [
     "Rule",
     "attach_memory",
     "load_memory",
+    "metrics",
     "save_memory",
 ]

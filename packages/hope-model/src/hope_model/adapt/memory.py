@@ -15,7 +15,7 @@ from hope_model.errors import InputError
 from hope_model.ops.cms import cms_written, mlp_backward
 from hope_model.precision import full_precision
 from hope_model.ranges import check_ranges, one_of, shown, within
-from hope_model.state import MemorySettings, Teach
+from hope_model.state import MemorySettings, Teach, size
 
 
 class AttachedLayer(NamedTuple):
@@ -64,6 +64,16 @@ class Options:
         check_ranges(self, "attach_memory")
         if any(period % min(self.periods) for period in self.periods):
             raise InputError(f"attach_memory.periods {self.periods} must be multiples of the smallest")
+
+
+def metrics(state: AttachedState) -> dict[str, float]:
+    """What a memory holds and what taught it: the numbers of `hope_model.state.metrics`, `delta_norm` over all MLPs."""
+    result: dict[str, float] = {}
+    if state.teach is not None and state.teach.signals:
+        norm, (hits,), signals = state.teach
+        result = {"teach_norm": float(norm) / signals, "gate_hit_rate": float(hits) / signals}
+    sizes = [size(layer.delta) for layer in state.layers if layer.delta is not None]
+    return result | ({"delta_norm": sum(sizes) / len(sizes)} if sizes else {})
 
 
 def periods_of(given: int | Sequence[int] | Ladder, layers: int) -> list[int]:
