@@ -5,6 +5,8 @@ tokens that a mask hides (the plain form of attention computes them), and what a
 (the forms that autograd differentiates keep it).
 """
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hope_model import AttentionConfig, CMSConfig, LanguageModel, MemoryConfig, ModelConfig, counting
 from hope_model.blocks import VARIANTS
+from hope_model.counting import build_meta
 from hope_model.ops.deep_memory import chunk
 from hope_model.ops.native.build import without_kernels
 
@@ -104,3 +107,21 @@ def test_hidden_keys_are_not_counted() -> None:
     full = counting.flops_per_token(ModelConfig(variant="transformer", **size), 1024)
     narrow = ModelConfig(variant="transformer_window", attention=AttentionConfig(window=64), **size)
     assert full - counting.flops_per_token(narrow, 1024) == 4 * 64 * (512 - 64 * (1 - 64 / 2048))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_model_without_values_has_the_shapes_and_types_of_one_with_them(variant: str) -> None:
+    config = ModelConfig(variant=variant, vocab_size=64, dim=32, layers=2, head_dim=16)
+    empty, model = build_meta(config), LanguageModel(config)
+    assert all(p.is_meta for p in empty.parameters())
+    shapes = [{n: (p.shape, p.dtype) for n, p in m.named_parameters()} for m in (empty, model)]
+    assert shapes[0] == shapes[1]
+
+
+def test_counting_a_model_does_not_import_the_compiler() -> None:
+    """It takes five seconds of a CPU, at the start of every command that opens a checkpoint."""
+    program = (
+        "import sys; from hope_model import ModelConfig; from hope_model.counting import parameters; "
+        "assert parameters(ModelConfig()) > 1e6; sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

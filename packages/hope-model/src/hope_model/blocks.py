@@ -6,7 +6,6 @@ Letters: B sequences, T tokens, D width.
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hope_model.config import ModelConfig
@@ -18,6 +17,7 @@ from hope_model.layers.deltanet import GatedDeltaNet
 from hope_model.layers.self_modifying import SelfModifyingTitans
 from hope_model.layers.titans import Titans
 from hope_model.layers.titans_attention import TitansMAC, TitansMAG
+from hope_model.shapes import without_values
 from hope_model.state import BlockState, MemorySettings
 
 MIXERS: dict[str, Callable[[ModelConfig, float, float], nn.Module]] = {
@@ -94,7 +94,7 @@ def channel_budget(config: ModelConfig) -> int:
     """Parameters that the channel mixer may have, so that every variant's block weighs what a Transformer's does."""
     dim = config.dim
     swiglu = 3 * dim * round(8 * dim / 3)
-    with torch.device("meta"):
+    with without_values():
         spent = parameter_count(MIXERS[variant_parts(config)[0]](config, 0.0, 0.0))
     return 4 * dim * dim + swiglu - spent
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
@@ -16,6 +15,7 @@ from hope_model.errors import InputError
 from hope_model.files import parse_json, read_bytes, sha256, write_atomic
 from hope_model.model import LanguageModel
 from hope_model.ranges import shown
+from hope_model.shapes import without_values
 
 WEIGHTS, CONFIG, META = "model.safetensors", "config.json", "meta.json"
 TOKENIZER = "tokenizer/"  # of a converted model, inside its checkpoint
@@ -112,7 +112,7 @@ def _differences(file: Any, config: ModelConfig) -> Iterator[str]:
     if layers != config.layers:  # first, because thousands of layers take long to build even without memory
         yield f"it holds {layers} layers, not {config.layers}"
         return
-    with torch.device("meta"):
+    with without_values():
         own = dict(LanguageModel(config).named_parameters())
     yield from (f"missing {name}" for name in own.keys() - names)
     yield from (f"unknown {name}" for name in names - own.keys())

@@ -11,6 +11,7 @@ from torch import nn
 from hope_model.blocks import parameter_count, variant_parts
 from hope_model.config import ModelConfig
 from hope_model.model import LanguageModel
+from hope_model.shapes import without_values
 from hope_model.state import n_bytes
 
 DELTA_RULE_CHUNK = 64  # tokens at a time in `ops.cms.cms_delta_rule`
@@ -18,7 +19,7 @@ DELTA_RULE_CHUNK = 64  # tokens at a time in `ops.cms.cms_delta_rule`
 
 def build_meta(config: ModelConfig) -> LanguageModel:
     """The model without memory behind its tensors."""
-    with torch.device("meta"):
+    with without_values():
         return LanguageModel(config)
 
 
