@@ -21,7 +21,7 @@ class _Undrawn(TorchFunctionMode):
         if name in _DRAWN:
             return args[0] if args else kwargs["tensor"]
         if name == "mul" and not isinstance(args[1], torch.Tensor):
-            return torch.empty_like(args[0])
+            return args[0]
         return torch.empty(*args, **kwargs) if func in (torch.randn, torch.rand) else func(*args, **kwargs)
 
 
