@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hope_data.cli import main
+from hope_data.cli import _weights, main
 from hope_data.compressed import lines
 from hope_data.errors import InputError
 from hope_data.files import load_sealed, read_bytes, sha256_file
+from hope_data.manifest import load_manifest
 from hope_data.publishing import exclusive, new_folder
 from hope_data.shards import open_array
 from hope_data.tokenizer import Guard
@@ -76,3 +77,30 @@ def test_an_output_where_no_file_can_be_made_does_not_wait_for_ever() -> None:
     ):
         pass
     assert time.perf_counter() - begun < 5
+
+
+@pytest.mark.parametrize("text", ["{" * 5000, "[" * 5000, "a: " + "[{a: " * 300])
+def test_brackets_by_the_thousand_are_one_line_at_once(text: str, tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_text(text)
+    begun = time.process_time()
+    with pytest.raises(InputError, match=r"deep.yaml: lists or mappings are nested too deeply$"):
+        load_manifest(tmp_path / "deep.yaml")
+    assert time.process_time() - begun < 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"a.b": 1', "unknown key 'a.b'; known here: kind, licence, source"),
+        ("filter: {a.b: 1}", "unknown key 'filter.a.b'; known here: language, min_chars"),
+    ],
+)
+def test_an_unknown_key_with_a_dot_names_the_known_ones(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_manifest(tmp_path / "it.yaml")
+
+
+def test_a_weight_for_a_name_twice_is_one_line() -> None:
+    with pytest.raises(InputError, match="--weights code=2: code is named twice; give it one weight"):
+        _weights(["code=1", "text=1", "code=2"])

@@ -83,6 +83,9 @@ def test_print_gives_one_value(project: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "512\n"
     assert main(["compose", "--print", "model.vocab", *where]) == 2
     assert capsys.readouterr().err == "error: --print model.vocab: no such key\n"
+    for key in ("__class__", "model.cms.chunks", "steps.real"):  # what Python has besides
+        assert main(["compose", "--print", key, *where]) == 2
+        assert capsys.readouterr().err == f"error: --print {key}: no such key\n"
 
 
 MISTAKES = {

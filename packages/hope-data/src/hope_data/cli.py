@@ -102,9 +102,11 @@ def _clean_folders(folders: list[Path], names: list[str] | None) -> dict[str, Pa
 
 
 def _weights(given: list[str] | None) -> dict[str, float]:
-    weights = {}
+    weights: dict[str, float] = {}
     for text in given or []:
         name, _, number = text.partition("=")
+        if name in weights:
+            raise InputError(f"--weights {text}: {name} is named twice; give it one weight")
         try:
             weights[name] = _above_zero(number)
         except ValueError:

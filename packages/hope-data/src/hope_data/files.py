@@ -15,6 +15,7 @@ from hope_data.publishing import write_atomic
 
 # Of a file that is read whole; the largest of ours are judged parts and tokenizers.
 LARGEST = 2**30
+_DEEPEST = 200
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -35,6 +36,19 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         if os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"is larger than {most:,} bytes", str(path))
         return file.read()
+
+
+def check_depth(path: Path, text: str) -> None:
+    """Refuse text of YAML with brackets in brackets by the hundred, which takes its reader seconds to refuse.
+
+    Raises:
+        InputError: it is nested too deeply.
+    """
+    depth = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
+        if depth > _DEEPEST:
+            raise InputError(f"{path}: lists or mappings are nested too deeply")
 
 
 def sha256_bytes(data: bytes) -> str:

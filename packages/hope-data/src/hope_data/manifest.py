@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from hope_data.config import CODE_FILTER, CONTENTS, KINDS, Manifest
 from hope_data.errors import InputError
-from hope_data.files import open_regular
+from hope_data.files import check_depth, open_regular
 
 # A manifest is a page; its entries are counted with aliases written out, which grow exponentially.
 _MOST_BYTES, _MOST_ENTRIES = 1 << 20, 10_000
@@ -45,9 +45,12 @@ def load_manifest(path: Path) -> Manifest:
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key or _unfit(schema, given))
         if isinstance(error, ConfigKeyError | ConfigAttributeError):
-            parent = OmegaConf.select(schema, key.rpartition(".")[0]) if "." in key else schema
-            known = ", ".join(map(str, parent)) if isinstance(parent, DictConfig) else "none"
-            raise InputError(f"{path}: unknown key {key!r}; known here: {known}") from None
+            parent = schema
+            for part in key.split(".")[:-1]:  # a key of a manifest can hold a dot itself
+                parent = parent[part] if part in parent and isinstance(parent[part], DictConfig) else parent
+            raise InputError(
+                f"{path}: unknown key {key!r}; known here: {', '.join(map(str, parent))}"
+            ) from None
         raise InputError(f"{path}: key {key!r}: {str(error).splitlines()[0]}; see docs/data.md") from None
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"{path}: a key has a value of the wrong type ({error}); see docs/data.md") from None
@@ -73,6 +76,7 @@ def _read(path: Path) -> DictConfig:
                 f"{path}: is longer than {_MOST_BYTES >> 20} MiB; --manifest takes conf/corpus/NAME.yaml"
             )
         text = content.decode("utf-8-sig")
+        check_depth(path, text)
         _refuse_bombs(path, yaml.safe_load(text))
         given = OmegaConf.load(io.StringIO(text))
     except OSError as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from hope_data.console import Parser
 from hope_data.errors import InputError as DataInputError
@@ -197,10 +198,11 @@ def _compose(arguments: argparse.Namespace) -> int:
     resolved = compose(run, arguments.conf, params, arguments.overrides)
     text = config.dump(resolved)
     if arguments.key:
-        try:
-            value = attrgetter(arguments.key)(params if hasattr(params, arguments.key) else resolved)
-        except AttributeError:
-            raise ModelInputError(f"--print {arguments.key}: no such key") from None
+        value: Any = {**dataclasses.asdict(resolved), **dataclasses.asdict(params)}
+        for part in arguments.key.split("."):
+            if not (isinstance(value, dict) and part in value):
+                raise ModelInputError(f"--print {arguments.key}: no such key")
+            value = value[part]
         text = "".join(f"{item}\n" for item in (value if isinstance(value, list) else [value]))
     if arguments.out:
         write_atomic(arguments.out, text.encode())

@@ -20,7 +20,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from hope_data.files import NAME, open_regular
+from hope_data.errors import InputError as DataInputError
+from hope_data.files import NAME, check_depth, open_regular
 from hope_model.errors import InputError
 from hope_model.ranges import KINDS, shown
 
@@ -94,10 +95,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise InputError(f"{path}: larger than {LARGEST:,} bytes; a configuration is a page of text")
-        values = yaml.safe_load(content.decode())
+        text = content.decode()
+        check_depth(path, text)
+        values = yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except RecursionError:
+    except (DataInputError, RecursionError):
         raise InputError(f"{path}: lists or mappings are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
