@@ -13,6 +13,7 @@ from hope_model.config import ModelConfig
 from hope_model.errors import InputError
 from hope_model.layers.basic import linear
 from hope_model.layers.cms import CMS, CMSRun, CMSState
+from hope_model.layers.recording import Tape, recording
 from hope_model.ranges import shown
 from hope_model.state import BlockState, MemorySettings, Pending, State, Teach, detach
 from hope_model.state_check import check_batch, check_range, check_settings, check_state
@@ -38,6 +39,7 @@ class LanguageModel(nn.Module):
         self.levels = len(cms[0].levels) if cms else 0
         self.level_width = cms[0].width if cms else 0
         self.fused = bool(cms) and cms[0].fused
+        self.keeps_products = True  # not where blocks are computed again in the backward
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
@@ -117,7 +119,8 @@ class LanguageModel(nn.Module):
             dtype = torch.get_autocast_dtype(kind)
         scales, writes = state.settings.scales(self.levels), self._writes(state)
         history, outputs, t = torch.is_grad_enabled(), [], 0
-        with torch.no_grad():
+        tape = Tape() if history and self.keeps_products else None
+        with torch.no_grad(), recording(tape):
             teach_BTD = weight.new_empty(B, T, self.config.dim, dtype=dtype)
             after = self._each_cms(
                 detach(before), lambda _, cms, old: CMSRun(cms, old, teach_BTD, scales, writes)
@@ -141,7 +144,8 @@ class LanguageModel(nn.Module):
             torch.clear_autocast_cache()  # else the weights that were cast without history would get no gradient
             runs = zip(before.blocks, start, strict=True)
             with_runs = tuple(BlockState(old.mixer, run.channel) for old, run in runs)
-            logits, whole, trace = self._run(tokens_BT, before._replace(blocks=with_runs))
+            with recording(tape):
+                logits, whole, trace = self._run(tokens_BT, before._replace(blocks=with_runs))
             after = after._replace(blocks=whole.blocks)
             outputs.append((logits, trace.outputs))
         if hidden is not None:

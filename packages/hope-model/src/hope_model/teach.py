@@ -26,14 +26,17 @@ def output_signal(
 ) -> Tensor:
     """Gradient of each token's loss at the last hidden state: (softmax - onehot) W_head.
 
-    `slope_BnV` is the derivative of the logits where a model bends what its head gives; None: 1.
+    `slope_BnV` is the derivative of the logits where a model bends what its head gives; None: 1. Products are taken in
+    the logits' precision, their sums in float32.
     """
-    with full_precision(logits_BnV) as cast:
-        p, onehot_row = F.softmax(cast(logits_BnV), -1), cast(F.embedding(targets_Bn, head_VD))
-        if slope_BnV is not None:
-            p = p * slope_BnV
-            onehot_row = onehot_row * slope_BnV.expand_as(p).gather(-1, targets_Bn[..., None])
-        return p @ cast(head_VD) - onehot_row
+    p = F.softmax(logits_BnV, -1)
+    onehot_row = F.embedding(targets_Bn, head_VD).to(p.dtype)
+    if slope_BnV is not None:
+        p = p * slope_BnV
+        onehot_row = onehot_row * slope_BnV.expand_as(p).gather(-1, targets_Bn[..., None])
+    if not torch.is_autocast_enabled(p.device.type):  # which casts the head once for all segments
+        head_VD = head_VD.to(p.dtype)
+    return p @ head_VD - onehot_row
 
 
 def layer_signals(

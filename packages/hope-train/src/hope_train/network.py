@@ -41,6 +41,7 @@ class Network(nn.Module):
         self._sdpa = config.sdpa
         self.memory = attached(model, config.attach)
         if config.activation_checkpoint:
+            model.keeps_products = False
             for block in model.blocks:
                 block.forward = partial(_recomputed, block.forward)
         if config.compile:

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import linear, to_heads, to_width
+from hope_model.layers.recording import attended
 from hope_model.layers.rotary import angles, rotate
 
 
@@ -109,6 +110,10 @@ class Attention(nn.Module):
         """softmax(q k^T / sqrt d) v. The fused kernels have no second derivative."""
         if self.heads != self.kv_heads:
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
+        if self.window == 0 and self.persistent_PD is None:
+            known = attended(self, q, k, v, mask, is_causal=is_causal)
+            if known is not None:
+                return known
         with sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext():
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hope_model.layers.recording import Linear
 from hope_model.ops.activations import l2norm
 from hope_model.ops.deep_memory.written_parts import normalise, normalise_back
 from hope_model.ops.native.convolution import convolution, convolution_applies
@@ -20,7 +21,7 @@ from hope_model.ops.native.heads import split_heads as native_split_heads
 
 def linear(inputs: int, outputs: int, std: float, *, bias: bool = False) -> nn.Linear:
     """A matrix drawn from a normal distribution; its bias begins at zero."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = Linear(inputs, outputs, bias=bias)
     if not layer.weight.is_meta:  # there torch would import its compiler to draw nothing
         nn.init.normal_(layer.weight, std=std)
         if bias:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import RetentionGate
+from hope_model.layers.recording import remembered
 from hope_model.ops.gated_delta import gated_delta
 from hope_model.precision import full_precision
 
@@ -53,5 +54,10 @@ class GatedDeltaNet(nn.Module):
                 o = (state.S_BHdd @ q.transpose(-1, -2)).transpose(-1, -2)
                 return self.output(o, x_BTD), DeltaState(state.S_BHdd, tail)
             strength = 2 * cast(beta).transpose(1, 2).sigmoid()
-            o, S = gated_delta(q, k, v, log_a, strength, state.S_BHdd, chunk=self.chunk, twice=self.twice)
+            o, S = remembered(self, self._rule, (q, k, v, log_a, strength), (), state.S_BHdd)
         return self.output(o, x_BTD), DeltaState(S, tail)
+
+    def _rule(self, tokens: tuple[Tensor, ...], shared: tuple[()], S_BHdd: Tensor) -> tuple[Tensor, Tensor]:
+        del shared
+        q, k, v, log_a, strength = tokens
+        return gated_delta(q, k, v, log_a, strength, S_BHdd, chunk=self.chunk, twice=self.twice)

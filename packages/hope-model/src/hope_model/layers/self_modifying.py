@@ -4,6 +4,7 @@ Letters: B sequences, T tokens, D width, H heads, d head width.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import retention_bias
+from hope_model.layers.recording import remembered
 from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules, with_chunk
 from hope_model.ops.deep_memory import (
     BANK,
@@ -19,6 +21,7 @@ from hope_model.ops.deep_memory import (
     Gates,
     MemoryState,
     Readout,
+    Rules,
     read_memory,
     self_modifying,
 )
@@ -73,18 +76,23 @@ class SelfModifyingTitans(nn.Module):
             strengths: tuple[Tensor, ...] = ()
             if raw is not None:
                 strengths = torch.split(2 * cast(raw).transpose(1, 2).sigmoid(), self.heads, 1)
-            output = strengths[0][:, :, None] if self.rules.stable else None
-            gates = Gates(None, strengths[-1] if self.erase else None, output, None, None)
-            o, memory = self_modifying(
-                x,
-                q,
-                gates,
-                self._readout(cast),
-                state.memory,
-                with_chunk(self.rules, chunk),
-                *self._firsts(len(x)),
-            )
+            shared = (self._readout(cast), *self._firsts(len(x)))
+            rule = partial(self._rule, with_chunk(self.rules, chunk))
+            o, memory = remembered(self, rule, (x, q, *strengths), shared, state.memory)
         return self.output(o, x_BTD), TitansState(memory, tail)
+
+    def _rule(
+        self,
+        rules: Rules,
+        tokens: tuple[Tensor, ...],
+        shared: tuple[Readout, FastWeights | None, FastWeights | None],
+        memory: MemoryState,
+    ) -> tuple[Tensor, MemoryState]:
+        x, q, *strengths = tokens
+        output = strengths[0][:, :, None] if self.rules.stable else None
+        gates = Gates(None, strengths[-1] if self.erase else None, output, None, None)
+        readout, *firsts = shared
+        return self_modifying(x, q, gates, readout, memory, rules, *firsts)
 
     def _firsts(self, batch: int) -> tuple[FastWeights | None, FastWeights | None]:
         """Meta-learned memories: those that project if only `memory` is written, and those that retention pulls to."""
