@@ -52,9 +52,14 @@ class _Zstd(io.RawIOBase):
 
 
 def _unpacked(file: BinaryIO, suffix: str) -> BinaryIO:
+    if suffix.lower() not in (".gz", ".zst"):
+        return file
+    if not file.read(1):  # even of no text at all, a packed file has a header
+        raise EOFError("it is empty")
+    file.seek(0)
     if suffix.lower() == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 17)  # type: ignore[arg-type, unused-ignore]
-    return io.BufferedReader(_Zstd(file), 1 << 17) if suffix.lower() == ".zst" else file
+    return io.BufferedReader(_Zstd(file), 1 << 17)
 
 
 def check_growth(where: str, unpacked: int, packed: int) -> None:
