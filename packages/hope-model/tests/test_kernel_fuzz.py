@@ -124,6 +124,8 @@ def calls(draw: Any) -> tuple[Kernel, dict[str, Any], dict[str, Tensor | None]]:
         sizes["R"] = draw(st.integers(4, 6))
         sizes["own"] = draw(st.integers(0, 1))
         sizes["F"] = sizes["R"] if sizes["own"] else draw(st.integers(4, 6))
+    if "half" in sizes:
+        sizes["half"] = draw(st.integers(0, 1))
     if "parts" in sizes:
         sizes["parts"] = draw(st.integers(1, 3))
         sizes["unit"] = draw(st.integers(0, sizes["parts"]))

@@ -12,3 +12,9 @@ def full_precision(x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
     """Autocast off inside; yields a cast that lifts half precision to float32 and leaves float64 alone."""
     with torch.autocast(x.device.type, enabled=False):
         yield lambda tensor: tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def half_products(x: Tensor) -> bool:
+    """Whether autocast multiplies in bfloat16 here: then memories may, with states and sums in float32."""
+    kind = x.device.type
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16

@@ -3,6 +3,7 @@
 Letters: B sequences, T tokens, D width, H heads, d head width.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import RetentionGate
 from hope_model.layers.recording import remembered
 from hope_model.ops.gated_delta import gated_delta
-from hope_model.precision import full_precision
+from hope_model.precision import full_precision, half_products
 
 
 class DeltaState(NamedTuple):
@@ -47,17 +48,21 @@ class GatedDeltaNet(nn.Module):
         """Read and write; with `write=False` only read. The rule is the same at any `chunk`."""
         del chunk
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
-        log_a, beta = self.retention(x_BTD), self.beta(x_BTD)
+        log_a, beta, half = self.retention(x_BTD), self.beta(x_BTD), half_products(x_BTD)
         with full_precision(x_BTD) as cast:
             q, k, v = split_heads(qkv, self.heads, parts=3, unit=2, silu=True, twice=self.twice)
             if not write:
                 o = (state.S_BHdd @ q.transpose(-1, -2)).transpose(-1, -2)
                 return self.output(o, x_BTD), DeltaState(state.S_BHdd, tail)
             strength = 2 * cast(beta).transpose(1, 2).sigmoid()
-            o, S = remembered(self, self._rule, (q, k, v, log_a, strength), (), state.S_BHdd)
+            rule = partial(self._rule, half)
+            o, S = remembered(self, rule, (q, k, v, log_a, strength), (), state.S_BHdd)
         return self.output(o, x_BTD), DeltaState(S, tail)
 
-    def _rule(self, tokens: tuple[Tensor, ...], shared: tuple[()], S_BHdd: Tensor) -> tuple[Tensor, Tensor]:
+    def _rule(
+        self, half: bool, tokens: tuple[Tensor, ...], shared: tuple[()], S_BHdd: Tensor
+    ) -> tuple[Tensor, Tensor]:
         del shared
         q, k, v, log_a, strength = tokens
-        return gated_delta(q, k, v, log_a, strength, S_BHdd, chunk=self.chunk, twice=self.twice)
+        choices = {"twice": self.twice, "half": half}
+        return gated_delta(q, k, v, log_a, strength, S_BHdd, self.chunk, **choices)

@@ -14,7 +14,7 @@ from hope_model.config import ModelConfig
 from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import retention_bias
 from hope_model.layers.recording import remembered
-from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules, with_chunk
+from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules, rules_of_call
 from hope_model.ops.deep_memory import (
     BANK,
     FastWeights,
@@ -67,7 +67,7 @@ class SelfModifyingTitans(nn.Module):
     ) -> tuple[Tensor, TitansState]:
         """Read and write; with `write=False` only read. `chunk`: another length than the configuration's."""
         x_BTD, tail = self.conv(x_BTD, state.tail)
-        q = self.query(x_BTD)
+        q, rules = self.query(x_BTD), rules_of_call(self.rules, chunk, x_BTD)
         raw = None if self.strengths is None else self.strengths(x_BTD)
         with full_precision(x_BTD) as cast:
             x, q = (split_heads(part, self.heads, twice=self.rules.twice)[0] for part in (x_BTD, q))
@@ -77,7 +77,7 @@ class SelfModifyingTitans(nn.Module):
             if raw is not None:
                 strengths = torch.split(2 * cast(raw).transpose(1, 2).sigmoid(), self.heads, 1)
             shared = (self._readout(cast), *self._firsts(len(x)))
-            rule = partial(self._rule, with_chunk(self.rules, chunk))
+            rule = partial(self._rule, rules)
             o, memory = remembered(self, rule, (x, q, *strengths), shared, state.memory)
         return self.output(o, x_BTD), TitansState(memory, tail)
 

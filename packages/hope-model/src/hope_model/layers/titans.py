@@ -15,7 +15,7 @@ from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import RetentionGate
 from hope_model.observe import note
 from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, read_memory, titans_memory
-from hope_model.precision import full_precision
+from hope_model.precision import full_precision, half_products
 
 
 class TitansState(NamedTuple):
@@ -40,9 +40,11 @@ def memory_rules(config: ModelConfig) -> Rules:
     )
 
 
-def with_chunk(rules: Rules, chunk: int) -> Rules:
-    """The same rules with chunks of another length; 0 leaves it."""
-    return dataclasses.replace(rules, chunk=chunk) if chunk else rules
+def rules_of_call(rules: Rules, chunk: int, x_BTD: Tensor) -> Rules:
+    """The same rules with chunks of another length (0 leaves it) and products in autocast's precision."""
+    chunk, half = chunk or rules.chunk, half_products(x_BTD)
+    same = (chunk, half) == (rules.chunk, rules.half)
+    return rules if same else dataclasses.replace(rules, chunk=chunk, half=half)
 
 
 class MemoryWeights(nn.Module):
@@ -96,13 +98,14 @@ class Titans(nn.Module):
         """Read and write; with `write=False` only read. `chunk`: another length than the configuration's."""
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
         log_a, raw = self.retention(x_BTD), self.gates(x_BTD)
+        rules = rules_of_call(self.rules, chunk, x_BTD)
         with full_precision(x_BTD) as cast:
             q, k, v = split_heads(qkv, self.heads, parts=3, unit=3, silu=True, twice=self.rules.twice)
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             gates = self._gates(log_a, cast(raw))
             origin = self.memory.first() if self.decay_to == "initial" else None
-            o, memory = titans_memory(q, k, v, gates, state.memory, with_chunk(self.rules, chunk), origin)
+            o, memory = titans_memory(q, k, v, gates, state.memory, rules, origin)
         return self.output(o, x_BTD), TitansState(memory, tail)
 
     def _gates(self, log_a: Tensor, raw: Tensor) -> Gates:

@@ -14,7 +14,7 @@ from hope_model.ops.native.function import Kernel
 
 TITANS = Kernel(
     "titans",
-    sizes="N H d m T C",
+    sizes="N H d m T C half",
     numbers="slope",
     inputs="q[N,d,T] k[N,d,T] v[N,d,T] log_a[N,T] log_theta[N,T] output[N,T] eta[N,T] "
     "S2[N,m,d] S1[N,d,m] P2[N,m,d] P1[N,d,m] O2[H,m,d] O1[H,d,m]",
@@ -24,7 +24,7 @@ TITANS = Kernel(
 )
 SELF_MODIFYING = Kernel(
     "self_modifying",
-    sizes="N H R F d m T C own",
+    sizes="N H R F d m T C own half",
     numbers="eta_max slope",
     # F: memories that project, where they are not those that are written; scale and share: factors [H, R] of eta and b.
     inputs="x[N,d,T] q[N,d,T] output[N,T] W2[N,R,m,d] W1[N,R,d,m] O2[H,R,m,d] O1[H,R,d,m] "
@@ -72,7 +72,7 @@ def titans_span(
     (N, m, d), T = S2.shape, q.shape[-1]
     o, S2, S1, P2, P1 = kernel(
         {"N": N, "H": len(O2), "d": d, "m": m, "T": T, "C": min(rules.chunk, T)}
-        | {"slope": NEGATIVE_SLOPES[rules.activation]},
+        | {"half": rules.half, "slope": NEGATIVE_SLOPES[rules.activation]},
         q=q, k=k, v=v, log_a=_flat(gates.log_a_NT, 1), log_theta=_flat(gates.log_theta_NT, 1),
         output=_flat(gates.output_NRT, 1), eta=_flat(gates.eta_NRT, 1), S2=S2, S1=S1, P2=P2, P1=P1, O2=O2, O1=O1,
     )  # fmt: skip
@@ -103,7 +103,7 @@ def self_modifying_span(
     if sizes["F"] < len(BANK) - 1:
         raise ValueError(f"self_modifying: {sizes['F']} memories project; {len(BANK) - 1} must")
     o, W2, W1, eta, alpha = kernel(
-        sizes | {"C": min(rules.chunk, T), "own": F2 is None, "eta_max": rules.eta_max}
+        sizes | {"C": min(rules.chunk, T), "own": F2 is None, "half": rules.half, "eta_max": rules.eta_max}
         | {"slope": NEGATIVE_SLOPES[rules.activation]},
         x=_flat(x_NdT, 2), q=_flat(q_NdT, 2), output=_flat(gates.output_NRT, 1), W2=W2, W1=W1,
         O2=origin.W2_NRmd, O1=origin.W1_NRdm, F2=F2, F1=F1,

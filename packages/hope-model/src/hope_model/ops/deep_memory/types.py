@@ -59,3 +59,4 @@ class Rules:
     tied_gates: bool = False  # erase with eta
     through_writes: bool = True  # False: what is written is a constant for the outer gradient
     twice: bool = False  # must be differentiable twice: no written-out backward
+    half: bool = False  # kernels may round products to bfloat16; states and sums stay in float32

@@ -49,6 +49,7 @@ def gated_delta(
     chunk: int = 64,
     *,
     twice: bool = False,
+    half: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """S_t = a_t (S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T), o_t = S_t q_t.
 
@@ -64,7 +65,7 @@ def gated_delta(
         return from_fla(o_BTHV, S_BHKV, v_NTV, S_NVK)
     b_NT = log_a_NT.exp() * beta_NT
     w_NTV = b_NT[..., None] * v_NTV
-    return recurrence(q_NTK, k_NTK, w_NTV, log_a_NT, b_NT, S_NVK, chunk=chunk, twice=twice)[:2]
+    return recurrence(q_NTK, k_NTK, w_NTV, log_a_NT, b_NT, S_NVK, chunk=chunk, twice=twice, half=half)[:2]
 
 
 def recurrence(
@@ -79,14 +80,15 @@ def recurrence(
     chunk: int = 64,
     *,
     twice: bool = False,
+    half: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`gated_delta_naive` by the C++ kernel where it applies (no momentum), else by the torch form.
 
-    `twice`: differentiable more than once, as only the torch form is.
+    `twice`: differentiable more than once, as only the torch form is. `half`: products may be rounded to bfloat16.
     """
     plain = twice or log_theta_NT is not None or b_NT is None
     if not plain and b_NT is not None and KERNEL.applies(q_NTK, k_NTK, w_NTV, log_a_NT, b_NT, S_NVK):
-        return *gated_delta_native(q_NTK, k_NTK, w_NTV, log_a_NT, b_NT, S_NVK, chunk), P_NVK
+        return *gated_delta_native(q_NTK, k_NTK, w_NTV, log_a_NT, b_NT, S_NVK, chunk, half=half), P_NVK
     return gated_delta_torch(q_NTK, k_NTK, w_NTV, log_a_NT, b_NT, S_NVK, log_theta_NT, P_NVK, chunk)
 
 

@@ -10,7 +10,7 @@ from hope_model.ops.native.function import Kernel
 
 KERNEL = Kernel(
     "gated_delta",
-    sizes="N K V T C",
+    sizes="N K V T C half",
     inputs="q[N,K,T] k[N,K,T] w[N,V,T] log_a[N,T] b[N,T] S[N,V,K]",
     outputs="o[N,V,T] S_end[N,V,K]",
     record="V K",
@@ -25,8 +25,10 @@ def gated_delta_native(
     b_NT: Tensor,
     S_NVK: Tensor,
     chunk: int = 64,
+    *,
+    half: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Reads and final state: `gated_delta` without momentum."""
+    """Reads and final state: `gated_delta` without momentum; `half`: products may be rounded to bfloat16."""
     T = q_NTK.shape[-2]
 
     def flat(x: Tensor, last: int) -> Tensor:
@@ -39,7 +41,7 @@ def gated_delta_native(
     whole = T // chunk * chunk  # and what is left, a shorter chunk
     lengths = [n for n in (whole, T - whole) if n]
     for q, k, w, log_a, b in zip(*(torch.split(x, lengths, -1) for x in (*tokens, *gates)), strict=True):
-        sizes = {"N": N, "K": K, "V": V, "T": q.shape[-1], "C": min(chunk, q.shape[-1])}
+        sizes = {"N": N, "K": K, "V": V, "T": q.shape[-1], "C": min(chunk, q.shape[-1]), "half": half}
         o, S = KERNEL(sizes, q=q, k=k, w=w, log_a=log_a, b=b, S=S)
         outputs.append(o)
     o_NVT = torch.cat(outputs, -1).view(*w_NTV.shape[:-2], w_NTV.shape[-1], T)

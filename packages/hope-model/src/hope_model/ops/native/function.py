@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from hope_model.ops.native.build import HALF, SUFFIXES, Kernels, compiled, fill, kernels, structure, usable
 
 LARGEST = 2**31 - 1  # elements of a working matrix, which C++ counts in 32 bits
-FLAGS = ("unit", "silu", "own")  # sizes that may be 0
+FLAGS = ("unit", "silu", "own", "half")  # sizes that may be 0
 MEMO = 256  # sizes whose shapes are kept
 
 

@@ -6,7 +6,7 @@
 using namespace hope;
 
 struct Args {
-  int64_t N, K, V, T, C;
+  int64_t N, K, V, T, C, half;  // half: products may be rounded to bfloat16
   void *q, *k, *w, *log_a, *b, *S;  // [N, K, T], [N, K, T], [N, V, T], [N, T], [N, T], [N, V, K]
   void *o, *S_end, *records;
   void *g_o, *g_S_end;
@@ -61,6 +61,7 @@ void write(Work<T>& w) {
 
 template <class T>
 void forward(const Args& g, int64_t from, int64_t to) {
+  halved = g.half;
   Scratch<T> arena;
   Work<T> w(g, arena);
   const int64_t chunks = g.T / g.C, state = g.V * g.K, record = int64_t(w.V) * w.Kp;
@@ -151,6 +152,7 @@ void chunk_back(Work<T>& w, Back<T>& b) {
 
 template <class T>
 void backward(const Args& g, int64_t from, int64_t to) {
+  halved = g.half;
   Scratch<T> arena;
   Work<T> w(g, arena);
   Back<T> b(w, arena);

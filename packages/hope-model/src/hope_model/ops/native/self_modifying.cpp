@@ -266,6 +266,7 @@ void chunk_back(Work<T>& w, Back<T>& b, const Head<T>& head, T eta_max, Summed<T
 
 template <class T>
 void forward(const Args& g, int64_t from, int64_t to) {
+  halved = g.half;
   const Sizes s = sizes<T>(g.R, g.F, g.d, g.m, g.C);
   Scratch<T> arena;
   Work<T> w(s, arena, g);
@@ -296,6 +297,7 @@ void forward(const Args& g, int64_t from, int64_t to) {
 
 template <class T>
 void backward(const Args& g, int64_t from, int64_t to) {
+  halved = g.half;
   const Sizes s = sizes<T>(g.R, g.F, g.d, g.m, g.C);
   Scratch<T> arena;
   Work<T> even(s, arena, g), odd(s, arena, g);

@@ -10,7 +10,8 @@
 using namespace hope;
 
 struct Args {
-  int64_t N, H, R, F, d, m, T, C, own;  // F memories that project (at least 4; where own, the R that are written)
+  // F memories that project (at least 4; where own, the R that are written); half: products may be rounded to bfloat16
+  int64_t N, H, R, F, d, m, T, C, own, half;
   double eta_max, slope;  // slope: of the activation below zero
   void *x, *q, *output, *W2, *W1, *O2, *O1, *F2, *F1, *readers, *bias, *scale, *share;
   void *o, *W2_end, *W1_end, *eta, *alpha, *records;

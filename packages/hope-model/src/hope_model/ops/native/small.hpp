@@ -12,6 +12,8 @@
 #include <memory>
 #include <vector>
 
+#include "half.hpp"
+
 namespace hope {
 
 #if defined(__AVX512F__)
@@ -90,6 +92,10 @@ inline void panel(int M, int K, const T* A, int lda, const T* B, int ldb, T* C, 
 // C [M, N] (=, += or -=) A B with B [K, N]; A is [M, K], or [K, M] and transposed.
 template <bool TA, Into INTO, class T>
 inline void mm(int M, int N, int K, const T* A, int lda, const T* B, int ldb, T* C, int ldc) {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+  if constexpr (sizeof(T) == 4)
+    if (halved && M >= FEWEST) return half_mm<TA, int(INTO)>(M, N, K, A, lda, B, ldb, C, ldc);
+#endif
   int n = 0;
   for (; n + 2 * W<T> <= padded<T>(N); n += 2 * W<T>) panel<T, 2, TA, INTO>(M, K, A, lda, B + n, ldb, C + n, ldc);
   for (; n < N; n += W<T>) panel<T, 1, TA, INTO>(M, K, A, lda, B + n, ldb, C + n, ldc);

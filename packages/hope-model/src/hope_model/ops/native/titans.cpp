@@ -188,6 +188,7 @@ void write_back(Work<T>& w, Back<T>& b) {
 // All scalars, backwards: gradients at log a, log theta and (to b.end_u) the output strength.
 template <class T>
 void shares_back(Work<T>& w, Back<T>& b) {
+  const Exact exact;
   const int C = w.C, Cp = w.Cp;
   for (int t = 0; t + 1 < C; ++t) {
     b.start[t] += b.start_before[t + 1];
@@ -236,6 +237,7 @@ void chunk_back(Work<T>& w, Back<T>& b) {
 
 template <class T>
 void forward(const Args& g, int64_t from, int64_t to) {
+  halved = g.half;
   Scratch<T> arena;
   Work<T> w(g, arena);
   const int64_t chunks = g.T / g.C, record = record_size<T>(g.d, g.m, g.C);
@@ -261,6 +263,7 @@ void forward(const Args& g, int64_t from, int64_t to) {
 
 template <class T>
 void backward(const Args& g, int64_t from, int64_t to) {
+  halved = g.half;
   Scratch<T> arena;
   Work<T> w(g, arena);
   Back<T> b(w, arena);

@@ -9,7 +9,7 @@
 using namespace hope;
 
 struct Args {
-  int64_t N, H, d, m, T, C;
+  int64_t N, H, d, m, T, C, half;  // half: products may be rounded to bfloat16
   double slope;  // of the activation below zero
   void *q, *k, *v, *log_a, *log_theta, *output, *eta, *S2, *S1, *P2, *P1, *O2, *O1;
   void *o, *S2_end, *S1_end, *P2_end, *P1_end, *records;
@@ -97,6 +97,7 @@ void tokens_in(Work<T>& w, const Args& g, int64_t n, int64_t at) {
 // All scalars of the chunk: what of S, P, O, u and w is left when.
 template <class T>
 void shares(Work<T>& w) {
+  const Exact exact;
   const int C = w.C, Cp = w.Cp;
   decays(C, Cp, w.a, w.decay);
   decays(C, Cp, w.theta, w.fade);
