@@ -4,6 +4,7 @@ Letters: B sequences, T tokens, D width.
 """
 
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ MIXERS: dict[str, Callable[[ModelConfig, float, float], nn.Module]] = {
     "self_modifying": SelfModifyingTitans,
 }
 
+BUILT_IN = frozenset(MIXERS)
+
 VARIANTS: dict[str, tuple[str, str]] = {
     "hope": ("self_modifying", "cms"),
     "hope_paper": ("self_modifying", "cms"),  # tied gates, gradient output rule (config.FORMS)
@@ -44,8 +47,16 @@ VARIANTS: dict[str, tuple[str, str]] = {
 }
 
 
+def add_mixer(name: str, mixer: Callable[[ModelConfig, float, float], nn.Module]) -> None:
+    """Add a variant with a mixer of your own, beside a SwiGLU; docs/reading.md shows what a mixer has to be."""
+    MIXERS[name], VARIANTS[name] = mixer, (name, "swiglu")
+
+
 def variant_parts(config: ModelConfig) -> tuple[str, str]:
-    """Names of mixer and channel mixer."""
+    """Names of mixer and channel mixer; an unknown variant may be an installed package's mixer."""
+    if config.variant not in VARIANTS:
+        for entry in entry_points(group="hope_model.mixers", name=config.variant):
+            add_mixer(config.variant, entry.load())
     if config.variant not in VARIANTS:
         raise InputError(f"model.variant is {config.variant!r}; choose one of {', '.join(VARIANTS)}")
     return VARIANTS[config.variant]
@@ -71,9 +82,10 @@ EQUATIONS = {"attention": 1, "memory": 1, "cms": 1}
 def identity(config: ModelConfig) -> dict[str, Any]:
     """What decides what a model computes: without settings of parts that it has not, with the numbers of EQUATIONS."""
     mixer, channel = variant_parts(config)
+    added = mixer not in BUILT_IN  # may read any setting
     has = {
-        "attention": mixer in ("attention", "titans_mag", "titans_mac"),
-        "memory": mixer in ("titans", "titans_mag", "titans_mac", "self_modifying"),
+        "attention": added or mixer in ("attention", "titans_mag", "titans_mac"),
+        "memory": added or mixer in ("titans", "titans_mag", "titans_mac", "self_modifying"),
         "cms": channel == "cms",
     }
     values = config.to_dict()

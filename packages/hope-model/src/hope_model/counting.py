@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from hope_model.blocks import parameter_count, variant_parts
+from hope_model.blocks import BUILT_IN, MIXERS, parameter_count, variant_parts
 from hope_model.config import ModelConfig
 from hope_model.model import LanguageModel
 from hope_model.shapes import without_values
@@ -100,6 +100,9 @@ def _mixer_flops(config: ModelConfig, length: int) -> Flops:
     """Products of one layer's mixer beside its projections."""
     D, d, m, C = config.dim, config.head_dim, config.memory_hidden, config.memory.chunk
     mixer, _ = variant_parts(config)
+    if mixer not in BUILT_IN:  # its projections are counted; it may know of more products
+        own = getattr(MIXERS[mixer], "flops_per_token", None)
+        return Flops(own(config, length) if own else 0, 0)
     persistent = config.memory.persistent
     if mixer == "attention":
         return Flops(4 * config.query_heads * d * _keys_seen(config, length), 0)

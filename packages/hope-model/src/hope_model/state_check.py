@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hope_model.blocks import variant_parts
+from hope_model.blocks import BUILT_IN, MIXERS, variant_parts
 from hope_model.config import CMSConfig, MemoryConfig, ModelConfig
 from hope_model.errors import InputError
 from hope_model.layers.attention import AttentionState
@@ -23,8 +23,9 @@ from hope_model.layers.titans_attention import MACState, MAGState
 from hope_model.ops.cms import LevelWeights
 from hope_model.ops.deep_memory import BANK, FastWeights, MemoryState
 from hope_model.ranges import check_value, shown
+from hope_model.shapes import without_values
 from hope_model.state import BlockState, MemorySettings, Pending, State, Teach
-from hope_model.tree import tensors
+from hope_model.tree import tensors, tree_map
 
 MOST = 2**62  # tokens of a stream
 
@@ -151,7 +152,16 @@ def _blocks(config: ModelConfig, level_width: int, B: int, position: int, n: int
         seen: Any = Each(tokens_and_signals)
         waiting = like(B, n, config.dim) if n else None
         channel = (LevelState(weights, weights, seen, waiting, weights),) * len(config.cms.chunks())
-    return (BlockState(_mixer(config, B, position), channel),) * config.layers
+    added = variant_parts(config)[0] not in BUILT_IN
+    mixer = _added_mixer(config, B) if added else _mixer(config, B, position)
+    return (BlockState(mixer, channel),) * config.layers
+
+
+def _added_mixer(config: ModelConfig, B: int) -> Any:
+    """Tensors of the shapes that it begins with."""
+    with without_values():
+        initial = MIXERS[variant_parts(config)[0]](config, 0.0, 0.0).initial(B)  # type: ignore[operator]
+    return tree_map(lambda x: like(*x.shape), initial)
 
 
 def _mixer(config: ModelConfig, B: int, position: int) -> Any:
