@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from hope_data.tokenizer import Tokenizer
-from hope_eval.scoring.load import HopeTokenizer, Places
+from hope_eval.scoring.load import Places
 from hope_eval.scoring.scorer import Scorer
+from hope_eval.scoring.tokenizers import HopeTokenizer
 from hope_eval.tasks import babi, choice, continual, needle, passkey
 from hope_eval.tasks.base import Context
 

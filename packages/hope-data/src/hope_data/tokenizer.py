@@ -31,6 +31,12 @@ _TOO_LARGE, _TOO_SMALL = re.compile(r"Please set it to a value <= (\d+)"), re.co
 _TRIES = 30
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer of Hugging Face, whose file goes by the name of our record."""
+    content = (folder / META).read_bytes() if (folder / META).is_file() else b""
+    return b'"seal"' not in content and b'"added_tokens"' in content
+
+
 class Tokenizer:
     """Text to token ids and back, without loss.
 
@@ -82,11 +88,10 @@ class Tokenizer:
             InputError: missing, damaged, or a model that is not the one its `tokenizer.json` names.
         """
         folder = Path(folder)
-        content = (folder / META).read_bytes() if (folder / META).is_file() else b""
-        if b'"seal"' not in content and b'"added_tokens"' in content:
+        if is_foreign(folder):
             from hope_data.hf_tokenizer import HFTokenizer  # noqa: PLC0415 (it needs this module)
 
-            return HFTokenizer(folder, content)
+            return HFTokenizer(folder, (folder / META).read_bytes())
         meta = load_sealed(folder / META, "train one with `hope-data tokenizer`")
         conform(folder / META, meta, {"sha256": str}, "run `hope-data tokenizer` again")
         try:

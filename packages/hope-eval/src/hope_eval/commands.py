@@ -48,9 +48,10 @@ def _batch_tokens(default: int, text: str = "per forward pass; default: %(defaul
 JSON = _path("--json", "the whole result, item by item", "FILE", required=True)
 ADD = switch("--add", "keep other tasks of FILE, which must be of the same weights")
 DEVICE = option("--device", "default: %(default)s", device, default="cpu")
+TOKENIZER = _path("--tokenizer", "default: found by the hash that the checkpoint names")
 MODEL = (
     _path("--checkpoint", "ours, or a folder of transformers", required=True),
-    _path("--tokenizer", "default: found by the hash that the checkpoint names"),
+    TOKENIZER,
     JSON,
     ADD,
     DEVICE,
@@ -82,9 +83,9 @@ RUN = Command(
     "Evaluate one checkpoint on the test split of its corpora. The same seed, limit and length give every checkpoint "
     "the same items, so that results can be compared in pairs.",
     (
-        _path("--checkpoint", "folder with model.safetensors", required=True),
+        _path("--checkpoint", "ours, or a folder of transformers", required=True),
         _path("--shards", "folder with a folder per corpus", required=True),
-        _path("--tokenizer", "the one it was trained with", required=True),
+        TOKENIZER,
         JSON,
         ADD,
         _path("--metrics", "a few numbers, flat, for `dvc metrics`", "FILE"),
@@ -111,6 +112,7 @@ ZEROSHOT = Command(
         option("--limit", "the first N rows of each task", positive, "N"),
         option("--max-length", "default: as in training", positive, "T", default=0),
         MEMORIZE,
+        ADAPT,
     ),
 )
 NEEDLE = Command(
@@ -127,6 +129,7 @@ NEEDLE = Command(
         _paths("--text", "haystacks: .txt or folders"),
         _seed("of the prompts"),
         MEMORIZE,
+        ADAPT,
     ),
 )
 BOOKS = Command(
@@ -139,6 +142,7 @@ BOOKS = Command(
         _paths("--text", ".txt[.gz], or folders", required=True),
         option("--max-tokens", "of each text; default: all", positive, "T", default=0),
         MEMORIZE,
+        ADAPT,
     ),
 )
 BABI = Command(
@@ -153,6 +157,7 @@ BABI = Command(
         option("--limit", "questions; default: %(default)s", positive, "N", default=100),
         _seed("of what is drawn"),
         MEMORIZE,
+        ADAPT,
     ),
 )
 CONTINUAL = Command(
@@ -184,6 +189,7 @@ CONTINUAL = Command(
         option("--limit", "the first N domains or groups", positive, "N"),
         _seed("of what is drawn"),
         MEMORIZE,
+        ADAPT,
     ),
 )
 BENCH = Command(
@@ -221,6 +227,7 @@ TASK = Command(
         DEVICE,
         _batch_tokens(4096, "default: %(default)s"),
         MEMORIZE,
+        ADAPT,
     ),
     "example:\n  hope-eval task --checkpoint runs/parity/checkpoint --lengths 1x 2x 8x --json parity.json",
 )
@@ -233,7 +240,7 @@ TUNE = Command(
         option("--adapt", f"where to begin: {ADAPTATIONS}", metavar="NAME[:DIAL=VALUE,...]", required=True),
         _path("--checkpoint", "one of ours", required=True),
         _path("--shards", "a folder per corpus", required=True),
-        _path("--tokenizer", "the one it was trained with", required=True),
+        TOKENIZER,
         _path("--json", "every trial and the best", "FILE", required=True),
         option("--domains", "default: those it was trained on", names, "A,B", default=""),
         option("--tokens", "of each trial; default: %(default)s", positive, "N", default=16_384),

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from hope_data.errors import InputError
 from hope_eval.lm_eval_bridge import arguments, generation
 from hope_eval.scoring.batching import Request
-from hope_eval.scoring.load import HopeTokenizer, Loaded, load
+from hope_eval.scoring.load import Loaded, load
 from hope_eval.scoring.scorer import Scorer
+from hope_eval.scoring.tokenizers import HopeTokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from hope_data.errors import InputError
 from hope_data.files import open_regular, read_bytes, sha256_file
-from hope_data.tokenizer import MODEL, Tokenizer
+from hope_data.tokenizer import META, MODEL, Tokenizer, is_foreign
 from hope_eval.files import read_json
 from hope_eval.names import trained_length
 from hope_eval.results import Checkpoint
 from hope_eval.scoring.about import describe, describe_foreign
+from hope_eval.scoring.tokenizers import HFTokenizer, HopeTokenizer
 from hope_model import LanguageModel, MemorySettings, checkpoint
 from hope_model.blocks import variant_parts
 from hope_model.cpu import prepare_cpu
@@ -53,19 +54,6 @@ class CausalModel(Protocol):
 
     def fork(self, state: Any, rows: Tensor) -> Any:
         """The state's sequences named by `rows`, each as often as it is named."""
-
-
-class TextTokenizer(Protocol):
-    """What text tasks need of a tokenizer."""
-
-    eos_id: int
-    vocab_size: int
-
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; `special` puts before them what the model expects at a text's start."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids."""
 
 
 class HopeModel:
@@ -167,41 +155,6 @@ def copied(cache: Any) -> Any:
     return made
 
 
-class HopeTokenizer:
-    """Ours: texts begin after end-of-text, as documents do in training."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.inner = tokenizer
-        self.eos_id, self.vocab_size = tokenizer.eos_id, tokenizer.vocab_size
-
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids."""
-        ids = self.inner.encode(text)
-        return [self.eos_id, *ids] if special else ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text; end-of-text has none."""
-        return self.inner.decode(ids)
-
-
-class HFTokenizer:
-    """A tokenizer of transformers with its own habits."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.inner = tokenizer
-        self.eos_id, self.vocab_size = int(tokenizer.eos_token_id), len(tokenizer)
-
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; `special` leaves it to the tokenizer's own default, unless the text begins with its token."""
-        begun = text.startswith(str(self.inner.bos_token or self.inner.eos_token))
-        options = {} if special and not begun else {"add_special_tokens": False}
-        return list(self.inner.encode(text, **options))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens."""
-        return str(self.inner.decode(list(ids), skip_special_tokens=True))
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A model ready to be asked.
@@ -255,9 +208,15 @@ def load(
     if "model_type" in config and not (folder / "meta.json").is_file():
         return _load_hf(folder, tokenizer, device, length, dtype)
     model, meta = load_weights(folder, device)
-    inner = Tokenizer.load(tokenizer or find_tokenizer(folder, str(meta.get("tokenizer_sha256", ""))))
-    check_tokenizer(folder, model, meta, inner, tokenizer or folder)
+    where = tokenizer or find_tokenizer(folder, str(meta.get("tokenizer_sha256", "")))
     length = trained_length(folder, meta, length)
+    if is_foreign(where):
+        check_tokenizer(folder, model, meta, sha256_file(where / META), 0, where)
+        # All rows of a padded vocabulary count, as they do in transformers.
+        wrapped = HopeModel(model.to(dtype=dtype), device, length=length)
+        return Loaded(wrapped, describe(folder, model, meta), length, meta, HFTokenizer(where))
+    inner = Tokenizer.load(where)
+    check_tokenizer(folder, model, meta, inner.sha256, inner.vocab_size, tokenizer or folder)
     wrapped = HopeModel(model.to(dtype=dtype), device, length=length, tokens=inner.vocab_size)
     return Loaded(wrapped, describe(folder, model, meta), length, meta, HopeTokenizer(inner))
 
@@ -279,7 +238,7 @@ def find_tokenizer(folder: Path, sha256: str) -> Path:
     """The tokenizer with a hash in the checkpoint's folder, or in `data/tokenizer` of a folder above it."""
     above = folder.resolve().parents[:5]
     for place in (folder / "tokenizer", *(parent / "data" / "tokenizer" for parent in above)):
-        model = place / "tokenizer.model"
+        model = place / (META if is_foreign(place) else MODEL)
         if model.is_file() and (not sha256 or sha256_file(model) == sha256):
             return place
     raise InputError(
@@ -289,14 +248,14 @@ def find_tokenizer(folder: Path, sha256: str) -> Path:
 
 
 def check_tokenizer(
-    folder: Path, model: LanguageModel, meta: dict[str, Any], tokenizer: Tokenizer, where: Path
+    folder: Path, model: LanguageModel, meta: dict[str, Any], sha256: str, size: int, where: Path
 ) -> None:
     """Refuse a checkpoint that was made with another tokenizer; a padded vocabulary may be larger than it."""
-    made_with = str(meta.get("tokenizer_sha256") or tokenizer.sha256)
-    if made_with != tokenizer.sha256 or model.config.vocab_size < tokenizer.vocab_size:
+    made_with = str(meta.get("tokenizer_sha256") or sha256)
+    if made_with != sha256 or model.config.vocab_size < size:
         raise InputError(
             f"{folder}: its tokenizer is {made_with[:12]} ({model.config.vocab_size} tokens), but "
-            f"{where} holds {tokenizer.sha256[:12]} ({tokenizer.vocab_size}); name the --tokenizer "
+            f"{where} holds {sha256[:12]} ({size or 'of Hugging Face'}); name the --tokenizer "
             "it was made with, or train again"
         )
 
@@ -327,7 +286,6 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: 
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=dtype or "auto", **options
         )
-        inner: Any = None if ours else transformers.AutoTokenizer.from_pretrained(where or folder, **options)
     except (InputError, ModelInputError) as error:
         raise InputError(str(error)) from None
     except Exception as error:  # noqa: BLE001 (of a damaged folder, from four libraries)
@@ -341,9 +299,7 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: 
         )
     if ours:
         return _load_exported(folder, model, where, device, length)
-    if inner.eos_token_id is None:
-        raise InputError(f"{where or folder}: the tokenizer has no end-of-text token; set eos_token")
-    tokenizer = HFTokenizer(inner)
+    tokenizer = HFTokenizer(where or folder)
     wrapped = HFModel(model, device, tokenizer.vocab_size)
     return Loaded(wrapped, describe_foreign(folder, model), wrapped.max_length or 2048, {}, tokenizer)
 
@@ -368,7 +324,7 @@ def _load_exported(folder: Path, model: Any, where: Path | None, device: str, le
         tokenizer = Tokenizer(read_bytes(folder / MODEL))
     else:
         tokenizer = Tokenizer.load(where or find_tokenizer(folder, str(meta.get("tokenizer_sha256", ""))))
-    check_tokenizer(folder, inner, meta, tokenizer, where or folder)
+    check_tokenizer(folder, inner, meta, tokenizer.sha256, tokenizer.vocab_size, where or folder)
     length = trained_length(folder, meta, length)
     wrapped = HopeModel(inner, device, length=length, tokens=tokenizer.vocab_size)
     return Loaded(wrapped, describe(folder, inner, meta), length, meta, HopeTokenizer(tokenizer))

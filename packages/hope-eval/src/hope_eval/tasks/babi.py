@@ -20,9 +20,10 @@ from hope_data.errors import InputError
 from hope_eval.files import read_text
 from hope_eval.names import as_name
 from hope_eval.results import Items, TaskResult
-from hope_eval.scoring.load import Loaded, TextTokenizer
+from hope_eval.scoring.load import Loaded
 from hope_eval.scoring.memorize import Memorize, refuse_oracle
 from hope_eval.scoring.scorer import Scorer, Tokens
+from hope_eval.scoring.tokenizers import TextTokenizer
 from hope_eval.tasks.base import Stopwatch, Task
 from hope_eval.tasks.texts import haystack, load_texts
 

@@ -86,9 +86,9 @@ class Context:
         return count if self.limit is None else min(count, self.limit)
 
     def windows(self, tokens: Tokens, size: int) -> list[Tokens]:
-        """Cut a document into windows of up to `size` tokens, each after an end-of-text token as context."""
+        """Cut a document into windows of up to `size` tokens, each after what stands before a text as context."""
         cuts = [tokens[start : start + size] for start in range(0, len(tokens), size)]
-        return [np.concatenate(([self.tokenizer.eos_id], cut)).astype(np.int64) for cut in cuts]
+        return [np.concatenate(([self.tokenizer.begin_id], cut)).astype(np.int64) for cut in cuts]
 
 
 class Stopwatch:

@@ -13,9 +13,10 @@ import numpy as np
 
 from hope_data.errors import InputError
 from hope_eval.results import Items, TaskResult, fingerprint, rounded
-from hope_eval.scoring.load import Loaded, TextTokenizer
+from hope_eval.scoring.load import Loaded
 from hope_eval.scoring.memorize import Memorize, refuse_rereading
 from hope_eval.scoring.scorer import Scorer
+from hope_eval.scoring.tokenizers import TextTokenizer
 from hope_eval.tasks.base import Stopwatch, Task
 from hope_eval.tasks.texts import load_texts, tokens_of
 

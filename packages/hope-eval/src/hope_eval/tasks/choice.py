@@ -105,7 +105,7 @@ def _read(scorer: Scorer, question: Item) -> Tokens:
 def score_alone(context: Context, questions: list[Item]) -> NDArray[np.float64]:
     """Log-likelihoods [N, K] of the choices with nothing before them; each distinct text is scored once."""
     texts = _texts(questions)
-    begin = [context.tokenizer.eos_id]
+    begin = [context.tokenizer.begin_id]
     logp = context.scorer.token_logp(
         [np.concatenate((begin, choice_L)) for choice_L in texts.values()], fresh=True
     )
@@ -178,5 +178,5 @@ def _questions(context: Context, domain: str, settings: Settings, wanted: int) -
                 break
         order = rng.permutation(settings.choices)
         if len(choices) == settings.choices:
-            prefix = np.concatenate(([context.tokenizer.eos_id], window[:cut]))
+            prefix = np.concatenate(([context.tokenizer.begin_id], window[:cut]))
             yield Item(domain, document, prefix, np.stack(choices)[order], int(np.flatnonzero(order == 0)[0]))

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from hope_data.errors import InputError
 from hope_eval.results import Items, Metric, TaskResult, fingerprint, rounded
-from hope_eval.scoring.load import HopeModel, Loaded, TextTokenizer
+from hope_eval.scoring.load import HFModel, HopeModel, Loaded
 from hope_eval.scoring.memorize import Memorize, refuse_oracle
 from hope_eval.scoring.paired import both
 from hope_eval.scoring.scorer import Scorer, Tokens
+from hope_eval.scoring.tokenizers import TextTokenizer
 from hope_eval.tasks import class_data, streams
 from hope_eval.tasks.base import Stopwatch, Task
 from hope_eval.tasks.class_data import Labelled
@@ -190,8 +191,10 @@ class Learner:
         if learning.how not in ("memorize", "train"):
             raise InputError(f"--learn {learning.how}: choose memorize or train")
         model = scorer.model
-        if not isinstance(model, HopeModel):
+        if isinstance(model, HFModel):
             raise InputError("continual: only our own models learn streams here")
+        if learning.how == "train" and not isinstance(model, HopeModel):
+            raise InputError("continual --learn train: --adapt learns from the state; use --learn memorize")
         if learning.how == "memorize" and model.max_length is not None:
             raise InputError(
                 "continual --learn memorize: full attention has no bounded state; use --learn train"
@@ -199,9 +202,8 @@ class Learner:
         self.steps = scorer.memorize.steps if scorer.memorize else 1
         self.learning, self.state = learning, None
         self.scorer = Scorer(copy.copy(model), scorer.device, scorer.batch_tokens, scorer.advance)
-        if learning.how == "train":
-            inner = copy.deepcopy(model.model)
-            assert isinstance(self.scorer.model, HopeModel)  # noqa: S101
+        if learning.how == "train" and isinstance(self.scorer.model, HopeModel):
+            inner = copy.deepcopy(self.scorer.model.model)
             self.scorer.model.model = inner
             self.optimizer = torch.optim.AdamW(inner.parameters(), lr=learning.lr, weight_decay=0.0)
 

@@ -13,7 +13,7 @@ from hope_data.errors import InputError
 from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
 from hope_eval.results import TaskResult
-from hope_eval.scoring.load import HopeTokenizer, Loaded
+from hope_eval.scoring.load import Loaded
 from hope_eval.scoring.memorize import Memorize, refuse_rereading
 from hope_eval.scoring.scorer import Scorer
 from hope_eval.tasks import choice, passkey, perplexity
@@ -119,14 +119,12 @@ def training_windows(context: Context) -> list[Tensor]:
 
 
 def own_tokenizer(loaded: Loaded) -> Tokenizer:
-    """Return our own tokenizer, whose tokens shards hold.
+    """Return the tokenizer as shards are made with it: of hope-data, or of Hugging Face behind its interface.
 
     Raises:
-        InputError: a model of transformers.
+        InputError: one that is not lossless.
     """
-    if not isinstance(loaded.tokenizer, HopeTokenizer):
-        raise InputError("--shards: hold tokens of our own tokenizer; use --text for models of transformers")
-    return loaded.tokenizer.inner
+    return loaded.tokenizer.data
 
 
 def corpora(folder: Path, names: list[str]) -> list[Path]:

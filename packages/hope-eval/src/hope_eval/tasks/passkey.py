@@ -122,7 +122,7 @@ def build(context: Context, settings: Settings) -> list[Item]:
             filler = _filler(context, rng, length - least)
             place = round(depth * len(filler))
             parts = (
-                [context.tokenizer.eos_id],
+                [context.tokenizer.begin_id],
                 filler[:place],
                 [*encode(BEFORE), *candidates[answer], *encode(AFTER)],
                 filler[place:],

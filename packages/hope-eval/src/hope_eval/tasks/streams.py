@@ -9,8 +9,8 @@ import numpy as np
 from hope_data.errors import InputError
 from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
-from hope_eval.scoring.load import TextTokenizer
 from hope_eval.scoring.scorer import Tokens
+from hope_eval.scoring.tokenizers import TextTokenizer
 from hope_eval.tasks.texts import tokens_of
 
 LONGEST_DOCUMENT = 2048  # tokens of a held-out document
@@ -65,13 +65,13 @@ def of_shards(tokenizer: Tokenizer, folders: Sequence[Path], learned: int, held_
 
 
 def _documents(split: Split, tokenizer: Tokenizer, budget: int) -> list[tuple[Tokens, int]]:
-    """Documents after end-of-text with their bytes, up to so many tokens in all."""
+    """Documents after what stands before a text, with their bytes, up to so many tokens in all."""
     documents, room = [], budget
     for number in range(split.n_documents):
         tokens_T = split.document(number)[: min(room, LONGEST_DOCUMENT)].astype(np.int64)
         size = int(tokenizer.token_bytes[tokens_T].sum())
         if size:
-            documents.append((np.concatenate(([tokenizer.eos_id], tokens_T)), size))
+            documents.append((np.concatenate(([tokenizer.begin_id], tokens_T)), size))
             room -= len(tokens_T)
         if room <= 0:
             break

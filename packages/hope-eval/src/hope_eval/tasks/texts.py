@@ -7,8 +7,8 @@ import numpy as np
 
 from hope_data.errors import InputError
 from hope_eval.files import read_text
-from hope_eval.scoring.load import TextTokenizer
 from hope_eval.scoring.scorer import Tokens
+from hope_eval.scoring.tokenizers import TextTokenizer
 
 MARKS = ("*** START OF", "*** END OF")
 
