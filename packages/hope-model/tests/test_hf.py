@@ -45,6 +45,13 @@ def test_auto_classes_load_the_same_model(exported: Path) -> None:
     assert not [path for path in exported.iterdir() if path.suffix in {".py", ".bin", ".pt"}]
 
 
+def test_generate_without_a_prompt_begins_a_document(exported: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
+    ids = model.generate(max_new_tokens=3, do_sample=False)
+    first = model.generate(torch.tensor([[model.config.eos_token_id]]), max_new_tokens=3, do_sample=False)
+    assert torch.equal(ids, first)
+
+
 def test_generate_carries_our_state(exported: Path) -> None:
     """Greedy and beam search equal running everything again, and the cache is our state."""
     model = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()

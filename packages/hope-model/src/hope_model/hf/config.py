@@ -31,5 +31,7 @@ class HopeConfig(transformers.PretrainedConfig):  # type: ignore[misc]  # transf
         self.hidden_size, self.num_hidden_layers = self.hope["dim"], self.hope["layers"]
         kwargs.setdefault("tie_word_embeddings", self.hope["tied_embedding"])
         kwargs.setdefault("eos_token_id", 1)
+        # Documents begin after the end of the one before, so `generate()` without a prompt begins there too.
+        kwargs.setdefault("bos_token_id", kwargs["eos_token_id"])
         kwargs.setdefault("architectures", ["HopeForCausalLM"])
         super().__init__(**kwargs)
