@@ -130,8 +130,19 @@ def test_facts_are_what_params_says(clone: Path) -> None:
         "evaluation": [params["evaluation"]],
         "runs": params["runs"],
         "scale": [params["scale"]],
+        "seeds": ["0", "1", "2"],
+        "changes": [],
         "vocab_size": ["4096"],
     }
+
+
+def test_facts_say_what_differs_from_the_defaults(clone: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"teach_scale": 0.15, "seeds": [0, 3]}
+    (clone / "params.yaml").write_text(yaml.safe_dump(params))
+    command = ["hope-train", "facts", "--out", "data/facts"]
+    subprocess.run(command, cwd=clone, env=ENVIRONMENT, check=True)
+    changes = (clone / "data" / "facts" / "changes").read_text()
+    assert changes == "teach_scale: 0.15 (default 0.1)\nseeds: 0, 3 (default 0, 1, 2)\n"
 
 
 def test_make_mends_the_locks_that_a_killed_dvc_left(clone: Path) -> None:

@@ -80,10 +80,7 @@ def test_page_holds_the_numbers_and_what_follows(synthetic: Write, tmp_path: Pat
     assert not re.search(
         r"\b(better|worse|distinguishable)\b", text.split("## Runs")[0].split("method is better")[1]
     )
-    assert (
-        "these weights are more than three standard errors below it, on domains of 10 documents or more"
-        in text
-    )
+    assert "every run is more than three standard errors below it, on domains of 10 documents or more" in text
     assert "above chance (0.25): alpha (+" in text
     assert "not clearly above chance (0.25): beta (" in text
     for name in ("loss", "inside", "perplexity", "choice", "passkey"):

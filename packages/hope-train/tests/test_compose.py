@@ -55,7 +55,7 @@ def test_teach_scale_reaches_hope_and_nothing_else(project: Path) -> None:
 
 
 def test_facts_of_params_reach_every_run(project: Path) -> None:
-    set_params(project, seed=7, scale="tiny", corpora=["mine", "its_2.0-b"])
+    set_params(project, seeds=[7, 8], scale="tiny", corpora=["mine", "its_2.0-b"])
     for run in ("hope", "titans", "transformer"):
         values = yaml.safe_load(compose(project, run)[1])
         tiny = yaml.safe_load((ROOT / "conf/scale/tiny.yaml").read_text())
@@ -90,7 +90,11 @@ def test_print_gives_one_value(project: Path, capsys: pytest.CaptureFixture[str]
 
 MISTAKES = {
     "unknown parameter": ("params.yaml", "teach_scal: 0.1\n", "params.yaml: unknown key 'teach_scal'"),
-    "wrong type": ("params.yaml", "seed: zero\n", "params.yaml: seed is 'zero'; it must be a whole number"),
+    "wrong type": (
+        "params.yaml",
+        "seeds: [zero]\n",
+        "params.yaml: seeds[0] is 'zero'; it must be a whole number",
+    ),
     "unknown key": ("conf/run/hope.yaml", "modell: {dim: 3}\n", "conf/run/hope.yaml: unknown key 'modell'"),
     "unknown inner key": (
         "conf/scale/smoke.yaml",
@@ -143,7 +147,7 @@ def test_a_missing_parameter_and_a_missing_run_are_named(
 ) -> None:
     assert compose(project, "hpoe") == (2, b"")
     assert "conf/run/hpoe.yaml: no such file; choose one of gated_deltanet, hope" in capsys.readouterr().err
-    (project / "params.yaml").write_text("scale: tiny\nseed: 0\n")
+    (project / "params.yaml").write_text("scale: tiny\nseeds: [0]\n")
     assert compose(project, "hope") == (2, b"")
     assert "params.yaml: 'teach_scale' is missing" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ CONF = Path(__file__).parents[3] / "conf"
 
 
 def test_plan_of_a_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "params.yaml").write_text("scale: smoke\nteach_scale: 0.1\nseed: 0\nruns: [transformer]\n")
+    (tmp_path / "params.yaml").write_text("scale: smoke\nteach_scale: 0.1\nseeds: [0]\nruns: [transformer]\n")
     where = [
         "--conf",
         str(CONF),
@@ -39,7 +39,7 @@ def test_plan_of_a_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_operations_are_those_of_training(tmp_path: Path) -> None:
     """Writes and the teach signal have no backward; recomputing blocks costs time, and is no operation of the model."""
-    (tmp_path / "params.yaml").write_text("scale: smoke\nteach_scale: 0.1\nseed: 0\n")
+    (tmp_path / "params.yaml").write_text("scale: smoke\nteach_scale: 0.1\nseeds: [0]\n")
     where = [
         "--conf",
         str(CONF),

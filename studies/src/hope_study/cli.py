@@ -1,4 +1,4 @@
-"""Console script `hope-study`: run the studies of conf/study, write their pages, compare two runs of them."""
+"""Console script `hope-study`: studies of conf/study, the pipeline's trainings of several seeds, its experiments."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ examples:
   hope-study run --jobs 2                     all but follow-ups, or what is missing of it
   hope-study report                           reports/ablations.md and a page for every study
   hope-study replication FIRST SECOND         which numbers and verdicts replicate
+  hope-study train --run hope                 the pipeline's trainings of a run; `evaluate` likewise
 
 `hope-study COMMAND --help` teaches each command. `hope-train ablations` is `hope-study run`, `hope-eval ablations` is
 `hope-study report`, `hope-eval replication` is `hope-study replication`.
@@ -49,6 +50,15 @@ REPLICATION = """\
 example:
   git worktree add /tmp/former REVISION
   hope-study replication /tmp/former/reports/studies reports/studies
+"""
+SEEDS = """\
+example:
+  dvc repro {verb}@hope                       what the pipeline does; hope-study {verb} --run hope
+
+Seeds are those of params.yaml, as the stage `facts` has written them. Each is a process with one thread. What was
+interrupted resumes with the same command.
+
+exit status: 0 all done, 75 stopped and ready to resume, 2 wrong input.
 """
 FINISHED, RESUMABLE = 0, 75
 
@@ -151,12 +161,52 @@ def replication_command(argv: Sequence[str]) -> int:
     return FINISHED
 
 
+def train_command(argv: Sequence[str]) -> int:
+    """Train a run of the pipeline with every seed."""
+    return _seeds_command("train", argv)
+
+
+def evaluate_command(argv: Sequence[str]) -> int:
+    """Evaluate a run of the pipeline, every seed."""
+    return _seeds_command("evaluate", argv)
+
+
+def _seeds_command(verb: str, argv: Sequence[str]) -> int:
+    from hope_study import seeds  # noqa: PLC0415
+
+    about = (
+        f"{verb.capitalize()} one run with every seed, side by side, as the pipeline's stage `{verb}` does."
+    )
+    parser = _parser(f"hope-study {verb}", about, SEEDS.format(verb=verb))
+    parser.add_argument("--run", required=True, metavar="NAME", help="runs/NAME/config.yaml is there")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="with facts/, shards/ and tokenizer/"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="gets NAME/seeds; default: %(default)s"
+    )
+    parser.add_argument(
+        "--reports", type=Path, default=Path("reports"), metavar="DIR", help="gets metrics/ and results/"
+    )
+    arguments = parser.parse_args(argv)
+    run, facts = arguments.run, arguments.data / "facts"
+    numbers = (facts / "seeds").read_text().split()
+    metrics = arguments.reports / "metrics"
+    if verb == "train":
+        of = (facts / "runs").read_text().split()
+        return seeds.train(run, numbers, arguments.runs, metrics / f"train_{run}.json", of)
+    out = arguments.reports / "results" / run
+    return seeds.evaluate(run, numbers, arguments.runs, out, metrics / f"eval_{run}.json", arguments.data)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; wrong input is one line on stderr and status 2."""
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "run": run_command,
         "report": report_command,
         "replication": replication_command,
+        "train": train_command,
+        "evaluate": evaluate_command,
     }
     about = "Ablation studies: arms that differ in one thing, with seeds, intervals and pages."
     parser = _parser("hope-study", about, TOP)

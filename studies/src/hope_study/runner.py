@@ -6,15 +6,11 @@ The records are the whole memory: with them (in git, say) another machine resume
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import os
 import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -24,6 +20,7 @@ from hope_data.publishing import write_atomic
 from hope_model.errors import InputError
 from hope_study import measure
 from hope_study.ledger import Ledger, timed_here
+from hope_study.locks import StoppedError, locked
 from hope_study.progress import Display
 from hope_study.records import Record, Value, invalid_reason, record_of
 from hope_study.study import Arm, Training
@@ -34,10 +31,6 @@ from hope_train.run import RESUMABLE
 
 GRACE = 60.0  # seconds that a training has to save
 DIVERGED = re.compile(r"loss is .* and gradient norm")
-
-
-class StoppedError(Exception):
-    """Asked to stop; what was running resumes with the same command."""
 
 
 class Runner:
@@ -175,29 +168,3 @@ class Runner:
         if process.exitcode == RESUMABLE or self.stop.is_set():
             raise StoppedError
         return process.exitcode or 0
-
-
-@contextmanager
-def locked(path: Path, stop: Event | None = None) -> Iterator[int]:
-    """Hold a lock that a child which outlives this process keeps: it inherits the descriptor.
-
-    Raises:
-        StoppedError: `stop` was set while another process had it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_CREAT | os.O_RDWR)
-    try:
-        while not _taken(handle):
-            if (stop or Event()).wait(0.2):
-                raise StoppedError
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _taken(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -195,7 +195,7 @@ def arms(name: str, study: Study, conf: Path, corpora: list[str], scale: str = "
     composed: list[Arm] = []
     file = f"{conf}/study/{name}.yaml"
     for arm, settings in study.arms.items():
-        params = Params(scale=scale or study.scale, teach_scale=0.1, seed=0, corpora=corpora)
+        params = Params(scale=scale or study.scale, teach_scale=0.1, seeds=[0], corpora=corpora)
         config = compose(settings.run, conf, params, [*study.overrides, *settings.overrides])
         count = counting.parameters(config.model)
         if both := sorted(set(study.stream.domains) & set(config.data.corpora)):

@@ -17,7 +17,7 @@ from a manifest to batches:
   hope-data filter    data/raw/python --out data/clean/python
   hope-data tokenizer data/clean --out data/tokenizer --vocab-size 4096
   hope-data shard     data/clean/python --tokenizer data/tokenizer --out data/shards/python
-  hope-data validate  data/shards --tokenizer data/tokenizer --json reports/metrics/data.json
+  hope-data validate  data/shards --tokenizer data/tokenizer --json data/shards.json
   hope-data look      data/clean/python --html reports/look
   hope-data bench     data/clean/python --tokenizer data/tokenizer
 synthetic tasks need none of this:
@@ -160,6 +160,12 @@ def _validate(args: argparse.Namespace) -> None:
     record = validate(args.shards, args.corpora, args.tokenizer)
     _print_mixture(record)
     _json(args, record)
+    if args.metrics:
+        from hope_data.files import write_json
+
+        write_json(
+            args.metrics, {"data": {key: float(f"{value:.4g}") for key, value in record["total"].items()}}
+        )
 
 
 def _print_mixture(record: dict[str, Any]) -> None:
@@ -334,8 +340,9 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
             "--tokenizer": _path("DIR", "also check that they fit this tokenizer"),
             **_NAMES,
             **_JSON,
+            "--metrics": _path("FILE", "the totals alone, for `dvc metrics`"),
         },
-        "data/shards --tokenizer data/tokenizer --json reports/metrics/data.json",
+        "data/shards --tokenizer data/tokenizer --json data/shards.json",
     ),
     "look": (
         _look,

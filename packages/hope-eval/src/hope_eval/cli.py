@@ -196,7 +196,15 @@ def _report(arguments: argparse.Namespace) -> None:
     from hope_eval import report
 
     report.write(
-        arguments.results, arguments.logs, arguments.out, arguments.plots, arguments.runs, arguments.html
+        arguments.results,
+        arguments.logs,
+        arguments.out,
+        arguments.plots,
+        arguments.runs,
+        arguments.html,
+        changes=arguments.changes.read_text().splitlines() if arguments.changes else None,
+        losses=arguments.curves,
+        metrics=arguments.metrics,
     )
     print(terminal(str(arguments.out)))
 

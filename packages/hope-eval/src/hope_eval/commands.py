@@ -301,7 +301,7 @@ REPORT = Command(
     "a page and pictures from results and training logs",
     "Write a Markdown page and PNG plots. Every figure comes from the files given.",
     (
-        _paths("--results", "JSON files of `run`, or folders of them", required=True),
+        _paths("--results", "JSON files of `run`, or folders of RUN.json or RUN/SEED.json", required=True),
         _paths("--logs", "log.jsonl files, or folders with RUN/log.jsonl"),
         option(
             "--runs",
@@ -313,6 +313,9 @@ REPORT = Command(
         _path("--out", "Markdown page", "FILE", required=True),
         _path("--plots", "folder for the pictures", required=True),
         _path("--html", "the same as one self-contained page that sorts", "FILE"),
+        _path("--changes", "what differs from the defaults, a line each: the page's head", "FILE"),
+        _path("--curves", "loss of every seed as CSV, for `dvc plots`", "FILE"),
+        _path("--metrics", "the differences, for `dvc metrics`", "FILE"),
     ),
 )
 PACKAGE = Command(

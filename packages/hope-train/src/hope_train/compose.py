@@ -34,7 +34,7 @@ class Params:
     Attributes:
         scale: a file of conf/scale.
         teach_scale: strength of HOPE's fast writes in the CMS; 0 switches them off.
-        seed: of initial weights and data order.
+        seeds: of initial weights and data order; every run is trained once with each.
         corpora: names of manifests in conf/corpus.
         runs: files of conf/run.
         evaluation: where the filter stage finds evaluation text; no run reads it.
@@ -45,7 +45,7 @@ class Params:
 
     scale: str
     teach_scale: float = field(metadata=TEACH_SCALE)
-    seed: int = field(metadata=SEED)
+    seeds: list[int] = field(metadata=SEED)
     corpora: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
     evaluation: str = ""
@@ -56,6 +56,8 @@ class Params:
     def __post_init__(self) -> None:
         """Refuse what cannot be: the pipeline hands these values to a shell."""
         check_ranges(self, "")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"seeds is {self.seeds}; name each once, one at least")
         for key, names in {
             "scale": [self.scale],
             "corpora": self.corpora,
@@ -114,7 +116,7 @@ def compose(run: str, conf: Path, params: Params, overrides: Sequence[str] = ())
     facts = [
         f"scale@_global_={params.scale}",
         f"run@_global_={run}",
-        f"seed={params.seed}",
+        f"seed={params.seeds[0]}",
         f"teach_scale={params.teach_scale}",
         f"init='{params.init}'",
     ]

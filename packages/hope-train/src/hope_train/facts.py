@@ -1,6 +1,7 @@
 """The pipeline's first stage: params.yaml is checked before any other stage reads a value of it.
 
-    FOLDER/{scale,corpora,runs,evaluation,coverage_loss,vocab_size}    one value a line
+    FOLDER/{scale,seeds,corpora,runs,evaluation,coverage_loss,vocab_size}    one value a line
+    FOLDER/changes    `KEY: VALUE (default VALUE)` for each fact that differs from conf/defaults.yaml
 
 Every other stage depends on one of these files and reads its values there, so an unfit value stops the pipeline
 before a path or a shell gets it.
@@ -8,11 +9,12 @@ before a path or a shell gets it.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from hope_data.publishing import write_atomic
 from hope_model.errors import InputError
-from hope_train.compose import compose, load_params
+from hope_train.compose import Params, compose, load_params
 
 
 def check(path: Path, conf: Path) -> dict[str, list[str]]:
@@ -42,12 +44,26 @@ def check(path: Path, conf: Path) -> dict[str, list[str]]:
     runs = [compose(run, conf, params) for run in params.runs]
     return {
         "scale": [params.scale],
+        "seeds": [str(seed) for seed in params.seeds],
+        "changes": _changes(params, load_params(conf / "defaults.yaml")),
         "corpora": params.corpora,
         "runs": params.runs,
         "evaluation": [params.evaluation],
         "coverage_loss": [str(params.coverage_loss)],
         "vocab_size": [str(runs[0].model.vocab_size)],
     }
+
+
+def _changes(params: Params, defaults: Params) -> list[str]:
+    keys = [field.name for field in dataclasses.fields(Params)]
+    values = [(key, getattr(params, key), getattr(defaults, key)) for key in keys]
+    return [
+        f"{key}: {_text(value)} (default {_text(usual)})" for key, value, usual in values if value != usual
+    ]
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def write(path: Path, conf: Path, out: Path) -> None:

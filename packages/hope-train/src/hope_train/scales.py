@@ -26,7 +26,7 @@ def scales(conf: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for path in sorted((conf / "scale").glob("*.yaml")):
-        config = compose("hope", conf, Params(scale=path.stem, teach_scale=0.1, seed=0))
+        config = compose("hope", conf, Params(scale=path.stem, teach_scale=0.1, seeds=[0]))
         tokens = config.steps * config.batch_size * config.length
         for variant in VARIANTS:
             count = parameters(dataclasses.replace(config.model, variant=variant))

@@ -48,7 +48,7 @@ def draw_all(results: Named, curves: Sequence[Curve], folder: Path) -> list[str]
     colour = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(dict.fromkeys(names))}
     drawings: dict[str, Callable[[], Figure | None]] = {
         "loss.png": lambda: loss(curves, colour),
-        "inside.png": lambda: inside(curves, colour),
+        "inside.png": lambda: inside(list({c.run: c for c in reversed(curves)}.values())[::-1], colour),
         "perplexity.png": lambda: bits_per_byte(results, colour),
         "choice.png": lambda: choice(results, colour),
         "passkey.png": lambda: passkey(results, colour),
@@ -73,7 +73,14 @@ def loss(curves: Sequence[Curve], colour: dict[str, str]) -> Figure | None:
         for curve in curves:
             x = np.array(curve.tokens) / 1e6 if axes is left else np.array(curve.seconds)
             axes.plot(x, curve.loss, color=colour[curve.run], alpha=0.25, linewidth=0.8)
-            axes.plot(x, smooth(curve.loss), color=colour[curve.run], linewidth=1.8, label=curve.run)
+            known = curve.run in axes.get_legend_handles_labels()[1]
+            axes.plot(
+                x,
+                smooth(curve.loss),
+                color=colour[curve.run],
+                linewidth=1.8,
+                label=None if known else curve.run,
+            )
             points = [(tokens / 1e6 if axes is left else at, nats) for tokens, at, nats in curve.validation]
             if points:
                 axes.plot(*zip(*points, strict=True), "o", color=colour[curve.run], markeredgecolor="white")

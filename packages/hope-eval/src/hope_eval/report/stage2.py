@@ -208,4 +208,5 @@ def _training(folder: Path, name: str) -> dict[str, float]:
     """Finite numbers of a training's metrics."""
     path = folder / f"train_{name}.json"
     found = read_json(path, "train again, or move it away") if path.is_file() else {}
+    found = found.get(name, found)  # as the pipeline writes it, by run
     return {k: float(v) for k, v in found.items() if type(v) in (int, float) and -1e300 < v < 1e300}

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 from hope_eval.compare import Comparison
 from hope_eval.escape import inline, printable
+from hope_eval.report.seeds import Seeds
 from hope_eval.report.select import Named, any_of, done, groups, plain
 from hope_eval.report.training import Curve
-from hope_eval.results import METRICS, value
+from hope_eval.results import METRICS, Results, value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], escape: Callable[[str], str] = inline) -> str:
@@ -25,12 +26,44 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], escape: Callable
     return "\n".join([text(header), text(rule), *(text(row) for row in rows)])
 
 
-def runs_table(results: Named, curves: Sequence[Curve]) -> str:
-    """What was trained, and how fast."""
-    logs = {curve.run: curve for curve in curves}
+def summary_table(results: Named, curves: Sequence[Curve]) -> str:
+    """The page's first table: quality on new and on repeated text, and what it costs."""
+    speeds = {run: _mean([curve.tokens_per_s for curve in of]) for run, of in _by_run(curves).items()}
+    columns: dict[str, tuple[str, str, str]] = {
+        "bits per byte": ("perplexity", "bits_per_byte", "all"),
+        "new targets, nats": ("perplexity_target", "token_nats", "target=new"),
+        "repeats, nats": ("perplexity_target", "token_nats", "target=trigram seen"),
+        "choice": ("choice", "choice_accuracy", "all"),
+    }
+
+    def cell(result: Results, where: tuple[str, str, str]) -> str:
+        task = result.task(where[0])
+        metric = task.find(*where[1:]) if task else None
+        return value(metric.value, metric.stderr) if metric else ""
+
+    def reading(result: Results) -> str:
+        task = result.task("perplexity")
+        return f"{1000 * task.seconds / task.tokens:.3g}" if task and task.tokens else ""
+
+    rows = [
+        [
+            name,
+            *(cell(result, where) for where in columns.values()),
+            f"{speeds[name]:,.0f}" if name in speeds else "",
+            reading(result),
+            f"{result.checkpoint.parameters:,}",
+        ]
+        for name, result in results
+    ]
+    return table(["run", *columns, "training, tokens/s", "reading, ms/token", "parameters"], rows)
+
+
+def runs_table(results: Named, curves: Sequence[Curve], seeds: Seeds) -> str:
+    """What was trained, and how fast; of several seeds the mean."""
+    logs = _by_run(curves)
     rows = []
     for name, result in results:
-        checkpoint, log = result.checkpoint, logs.get(name)
+        checkpoint, of = result.checkpoint, logs.get(name, [])
         rows.append(
             [
                 name,
@@ -38,14 +71,25 @@ def runs_table(results: Named, curves: Sequence[Curve]) -> str:
                 f"{checkpoint.parameters:,}",
                 _count(checkpoint.tokens),
                 _count(checkpoint.step),
-                f"{log.tokens_per_s:,.0f}" if log else "",
-                f"{log.seconds[-1]:,.0f}" if log else "",
-                _count(checkpoint.seed),
+                f"{_mean([curve.tokens_per_s for curve in of]):,.0f}" if of else "",
+                f"{_mean([curve.seconds[-1] for curve in of]):,.0f}" if of else "",
+                ", ".join(_count(seed.checkpoint.seed) for seed in seeds[name]),
                 short(checkpoint.revision),
             ]
         )
-    header = ["run", "variant", "parameters", "tokens", "steps", "tokens/s", "train s", "seed", "revision"]
+    header = ["run", "variant", "parameters", "tokens", "steps", "tokens/s", "train s", "seeds", "revision"]
     return table(header, rows)
+
+
+def _by_run(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    runs: dict[str, list[Curve]] = {}
+    for curve in curves:
+        runs.setdefault(curve.run, []).append(curve)
+    return runs
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def metric_table(results: Named, task: str, names: Sequence[str], label: str, against: str = "") -> str:

@@ -20,13 +20,14 @@ class Curve:
     """One run's log as columns.
 
     Attributes:
-        run: name of the folder that holds the log.
+        run: name of the folder that holds the log, or of the run whose `seeds/SEED` it is.
         tokens: seen so far, per row.
         seconds: spent in training steps so far, validation and saving left out.
         loss: nats per token, per row.
         validation: (tokens, seconds, nats per token) where the trainer validated.
         tokens_per_s: median over the rows.
         rows: all that was logged.
+        seed: where the log is of one of several seeds.
     """
 
     run: str
@@ -36,13 +37,21 @@ class Curve:
     validation: list[tuple[float, float, float]]
     tokens_per_s: float
     rows: list[dict[str, float]] = field(default_factory=list)
+    seed: str = ""
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
-    """Log files themselves, and `<run>/log.jsonl` of folders."""
-    found = [log for path in paths for log in (sorted(path.glob("*/log.jsonl")) if path.is_dir() else [path])]
+    """Log files themselves; of folders `<run>/seeds/<seed>/log.jsonl`, or `<run>/log.jsonl` of runs without seeds."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            seeds = sorted(path.glob("*/seeds/*/log.jsonl"))
+            runs = {log.parents[2] for log in seeds}
+            found += seeds + [log for log in sorted(path.glob("*/log.jsonl")) if log.parent not in runs]
+        else:
+            found.append(path)
     if paths and not found:
-        raise InputError(f"{paths[0]}: no <run>/log.jsonl here; train first")
+        raise InputError(f"{paths[0]}: no <run>/seeds/<seed>/log.jsonl here; train first")
     return found
 
 
@@ -73,8 +82,11 @@ def load(path: Path) -> Curve:
     if not rows:
         raise InputError(f"{path}: empty; train first")
     _check_hash(path, lines, rows)
+    folder = path.resolve().parent
+    of_seed = folder.parent.name == "seeds"
     return Curve(
-        run=printable(path.resolve().parent.name),
+        run=printable((folder.parents[1] if of_seed else folder).name),
+        seed=printable(folder.name) if of_seed else "",
         tokens=[row["tokens"] for row in rows],
         seconds=seconds,
         loss=[row["loss"] for row in rows],

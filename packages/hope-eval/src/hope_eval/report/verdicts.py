@@ -1,4 +1,4 @@
-"""Sentences that the numbers themselves decide: of these weights, not of the methods that trained them."""
+"""Sentences that the numbers themselves decide: of methods where there are several seeds, else of these weights."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -6,6 +6,7 @@ from itertools import chain
 from hope_eval.compare import Comparison, compare_tasks, same_items
 from hope_eval.escape import markdown
 from hope_eval.estimates import LEAST, Difference
+from hope_eval.report.seeds import Seeds, compare
 from hope_eval.report.select import Named, done, plain
 from hope_eval.results import METRICS, value
 
@@ -23,19 +24,21 @@ UNITS = {"perplexity": "documents", "choice": "documents", "passkey": "prompts"}
 Pairs = Sequence[tuple[str, str, Sequence[Comparison]]]
 
 
-def pairs(results: Named) -> Pairs:
+def pairs(results: Named, seeds: Seeds | None = None) -> Pairs:
     """Every two runs with their comparisons over all items; tasks over different items are left out."""
-    found = []
+    compared = []
     for n, (name_a, a) in enumerate(results):
         for name_b, b in results[n + 1 :]:
-            rows = [
-                row
-                for task in a.tasks
-                if (other := b.task(task.task)) and same_items(task, other)
-                for row in compare_tasks(task, other, groups=("all",))
-            ]
-            found.append((name_a, name_b, rows))
-    return found
+            rows = [] if seeds is None else compare(seeds[name_a], seeds[name_b])
+            if not rows or rows[0].difference.seeds == 1:
+                rows = [
+                    row
+                    for task in a.tasks
+                    if (other := b.task(task.task)) and same_items(task, other)
+                    for row in compare_tasks(task, other, groups=("all",))
+                ]
+            compared.append((name_a, name_b, rows))
+    return compared
 
 
 def sentences(results: Named, compared: Pairs) -> list[str]:
@@ -60,11 +63,20 @@ def _against_others(first: str, compared: Pairs) -> Iterator[str]:
 
 
 def difference(a: str, b: str, row: Comparison) -> str:
-    """One comparison in words, such as `a - b -0.012 [-0.020, -0.004], these weights, 106 documents`."""
-    return (
-        f"{markdown(a)} - {markdown(b)} {measured(row.difference)}, these weights, {row.difference.clusters} "
-        + (UNITS.get(row.task, "rows"))
-    )
+    """One comparison in words, such as `a - b -0.012 [-0.040, +0.016], 3 seeds x 106 documents: undecided`."""
+    units, seeds = UNITS.get(row.task, "rows"), row.difference.seeds
+    text = f"{markdown(a)} - {markdown(b)} {measured(row.difference)}"
+    if seeds == 1:
+        return f"{text}, these weights, {row.difference.clusters} {units}"
+    return f"{text}, {seeds} seeds x {row.difference.clusters} {units}: {verdict(a, b, row)}"
+
+
+def verdict(a: str, b: str, row: Comparison) -> str:
+    """Which run is better, where the interval over seeds and documents excludes zero; else `undecided`."""
+    low, high = row.difference.low, row.difference.high
+    if row.difference.seeds == 1 or low is None or high is None or low <= 0 <= high:
+        return "undecided"
+    return f"{markdown(a if (high < 0) == METRICS[row.metric].lower_is_better else b)} better"
 
 
 def measured(found: Difference) -> str:
@@ -88,7 +100,7 @@ def _unigram(results: Named) -> Iterator[str]:
     clear = all(size > 3 * error for size, error, *_ in margins)
     said = "more than" if clear else "not everywhere more than"
     yield (
-        f"**Unigram**: these weights are {said} three standard errors below it, on domains of {LEAST} documents "
+        f"**Unigram**: every run is {said} three standard errors below it, on domains of {LEAST} documents "
         f"or more; least margin {margin}."
     )
 

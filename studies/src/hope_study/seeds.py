@@ -1,0 +1,289 @@
+"""One run of the pipeline with every seed of params.yaml: trainings side by side, then evaluations side by side.
+
+    runs/RUN/config.yaml            composed, with the first seed
+    runs/RUN/seeds/SEED/            checkpoint/ and log.jsonl, as `hope-train run` writes them
+    reports/results/RUN/SEED.json   as `hope-eval run` writes it
+
+Each seed is a process with one thread. A seed that was interrupted resumes from its checkpoint, a finished one is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from hope_data.files import write_json
+from hope_data.publishing import write_atomic
+from hope_eval import results
+from hope_eval.estimates import combined
+from hope_model.errors import InputError
+from hope_study.locks import locked
+from hope_study.worker import IMPORTED, Workers, last_line
+from hope_train import config as configuration
+
+EVERY = 8.0  # seconds between lines of progress
+GRACE = 60.0  # seconds that a training has to save
+SCORES = {
+    "bpb": ("perplexity", "bits_per_byte"),
+    "choice": ("choice", "choice_accuracy"),
+    "needle": ("passkey", "passkey_choice"),
+}
+FINISHED, RESUMABLE = 0, os.EX_TEMPFAIL
+
+
+@dataclass
+class Task:
+    """A console script for one seed.
+
+    Attributes:
+        seed: its number, as text.
+        command: script and arguments.
+        done: share that is finished, by whatever the command writes.
+    """
+
+    seed: str
+    command: list[str]
+    done: Callable[[], float]
+    process: ForkServerProcess | None = field(default=None, repr=False)
+
+
+def at_a_time(seeds: int, cores: int) -> int:
+    """Return how many processes run at a time: as many as cores, or some more where a core would wait for the last.
+
+    Three seeds on two cores run together, each with two thirds of a core.
+    """
+    return -(-seeds // max(1, seeds // max(1, cores)))
+
+
+def train(run: str, seeds: Sequence[str], runs: Path, metrics: Path, of: Sequence[str]) -> int:
+    """Train every seed of a run, or resume it.
+
+    Args:
+        run: its name; `runs/RUN/config.yaml` is there.
+        seeds: numbers, as text.
+        runs: folder of all runs.
+        metrics: file for the means over seeds; those of other runs are beside it.
+        of: all runs of the pipeline, for the display.
+
+    Returns:
+        Exit status: 0 finished, 75 stopped with everything saved.
+    """
+    config = configuration.load(runs / run / "config.yaml")
+    home = runs / run / "seeds"
+    tasks = []
+    for seed in seeds:
+        folder = home / seed
+        write_atomic(folder / "config.yaml", _with_seed(config, seed))
+        command = ["hope-train", "run", str(folder / "config.yaml"), "--fresh-on-mismatch"]
+        command += ["--out", str(folder), "--json", str(folder / "train.json")]
+        (folder / "train.json").unlink(missing_ok=True)
+        tasks.append(Task(seed, command, _steps(folder / "log.jsonl", config.steps)))
+    for other in home.iterdir():  # the result shall be that of the present parameters alone
+        if other.is_dir() and other.name not in seeds:
+            shutil.rmtree(other)
+    later = [name for name in of if name != run and not _finished(runs / name, seeds)]
+    begin, total = (len(of) - len(later) - 1) * len(seeds) + 1, len(of) * len(seeds)
+    title = f"{run}, trainings {begin} to {begin + len(seeds) - 1} of {total}"
+    status = side_by_side(
+        title, tasks, runs / run, config.device, _relative_times(run, later, metrics.parent)
+    )
+    if status == FINISHED:
+        numbers = [json.loads((home / seed / "train.json").read_text()) for seed in seeds]
+        write_json(metrics, {run: _means(numbers)})
+    return status
+
+
+def _with_seed(config: configuration.TrainConfig, seed: str) -> bytes:
+    return configuration.dump(dataclasses.replace(config, seed=int(seed))).encode()
+
+
+def _finished(folder: Path, seeds: Sequence[str]) -> bool:
+    """Whether a run has been trained as its configuration says now."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    config = configuration.load(folder / "config.yaml")
+    trained = [
+        folder / "seeds" / seed for seed in seeds if (folder / "seeds" / seed / "train.json").is_file()
+    ]
+    return len(trained) == len(seeds) and all(
+        (one / "config.yaml").read_bytes() == _with_seed(config, one.name) for one in trained
+    )
+
+
+def _relative_times(run: str, later: Sequence[str], metrics: Path) -> dict[str, float]:
+    """Times of the trainings still to come as multiples of this one's, by the speeds of the last time; 1 if unknown."""
+    speeds = {}
+    for name in (run, *later):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            speeds[name] = float(
+                json.loads((metrics / f"train_{name}.json").read_text())[name]["tokens_per_s"]
+            )
+    return {name: speeds[run] / speeds[name] if {run, name} <= set(speeds) else 1.0 for name in later}
+
+
+def _means(numbers: Sequence[dict[str, float]]) -> dict[str, float]:
+    keys = ("tokens_per_s", "flops_per_token", "parameters", "tokens")
+    means = {key: sum(one[key] for one in numbers) / len(numbers) for key in keys}
+    return {key: float(f"{value:.4g}") if key != "parameters" else int(value) for key, value in means.items()}
+
+
+def _steps(log: Path, steps: int) -> Callable[[], float]:
+    def done() -> float:
+        with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
+            return float(json.loads(log.read_bytes().splitlines()[-1])["step"]) / steps
+        return 0.0
+
+    return done
+
+
+def evaluate(run: str, seeds: Sequence[str], runs: Path, out: Path, metrics: Path, data: Path) -> int:
+    """Evaluate every seed of a run on the same items.
+
+    Args:
+        run: its name.
+        seeds: numbers, as text.
+        runs: folder of all runs.
+        out: folder for `SEED.json`.
+        metrics: file for the means over seeds.
+        data: folder of `shards` and `tokenizer`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for other in out.glob("*.json"):
+        if other.stem not in seeds:
+            other.unlink()
+    tasks = []
+    for seed in seeds:
+        folder, path = runs / run / "seeds" / seed, out / f"{seed}.json"
+        command = ["hope-eval", "run", "--checkpoint", str(folder / "checkpoint"), "--json", str(path)]
+        command += ["--shards", str(data / "shards"), "--tokenizer", str(data / "tokenizer")]
+        tasks.append(Task(seed, command, lambda: 0.0))
+    status = side_by_side(f"{run}, evaluation of {len(seeds)} seeds", tasks, runs / run, "auto", {})
+    if status == FINISHED:
+        write_json(metrics, {run: _scores([results.load(out / f"{seed}.json") for seed in seeds])})
+    return status
+
+
+def _scores(seeds: Sequence[results.Results]) -> dict[str, float]:
+    """Return means over seeds; of bits per byte also half the 95 % interval over seeds and documents."""
+    scores = {}
+    for short, (task, name) in SCORES.items():
+        metrics = [found for one in seeds if (done := one.task(task)) and (found := done.find(name))]
+        if metrics:
+            pooled = combined([m.value for m in metrics], [m.stderr for m in metrics], metrics[0].clusters)
+            scores[short] = round(pooled.value, 4)
+            if short == "bpb" and pooled.high is not None:
+                scores["ci95"] = round(pooled.high - pooled.value, 4)
+    return scores
+
+
+def side_by_side(
+    title: str, tasks: Sequence[Task], folder: Path, device: str, later: Mapping[str, float]
+) -> int:
+    """Run console scripts, each with one thread, as many at a time as `at_a_time` says.
+
+    Args:
+        title: what is done, for the display.
+        tasks: of the seeds, in order.
+        folder: of the run; gets `.seeds.lock` and what each script prints.
+        device: of the trainings; on a GPU they take turns.
+        later: times of what comes after them, as multiples of theirs, by run.
+
+    Returns:
+        Exit status: 0 finished, 75 stopped with everything saved.
+
+    Raises:
+        InputError: one of them failed; the others have ended, too.
+    """
+    gpu = device.startswith("cuda") or (device == "auto" and Path("/dev/nvidia0").exists())
+    places = 1 if gpu else at_a_time(len(tasks), len(os.sched_getaffinity(0)))
+    modules = IMPORTED if tasks[0].command[0] == "hope-train" else IMPORTED[:1] + IMPORTED[3:]
+    workers = Workers({} if gpu else {"OMP_NUM_THREADS": "1"}, modules)
+    stop: list[int] = []
+    for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(kind) is not signal.SIG_IGN:
+            signal.signal(kind, lambda number, _: stop.append(number))
+    display = Display(title, tasks, later)
+    # Processes of a start that was killed keep the lock until they end; then this one resumes.
+    with locked(folder / ".seeds.lock", say=display.say) as lock:
+        waiting, running, failed = list(tasks), list[Task](), list[Task]()
+        while waiting or running:
+            while waiting and len(running) < places and not (stop or failed):
+                task = waiting.pop(0)
+                task.process = workers.start(task.command, _output(folder, task), lock)
+                running.append(task)
+            if stop or failed:
+                waiting.clear()
+                _end(running)
+            for task in [one for one in running if not _alive(one)]:
+                running.remove(task)
+                if task.process and task.process.exitcode not in (FINISHED, RESUMABLE):
+                    failed.append(task)
+            display.update()
+            time.sleep(0.1)
+    if failed and not stop:
+        output = _output(folder, failed[0])
+        raise InputError(f"{title}: seed {failed[0].seed}: {last_line(output)}; {output} has the rest")
+    return RESUMABLE if stop else FINISHED
+
+
+def _output(folder: Path, task: Task) -> Path:
+    return folder / f"{task.command[0]}-{task.seed}.txt"
+
+
+def _alive(task: Task) -> bool:
+    return task.process is not None and task.process.is_alive()
+
+
+def _end(running: Sequence[Task]) -> None:
+    """Have all save and end; kill what takes longer than `GRACE`."""
+    for task in running:
+        if task.process:
+            task.process.terminate()
+    deadline = time.monotonic() + GRACE
+    for task in running:
+        if task.process:
+            task.process.join(max(0.0, deadline - time.monotonic()))
+            if task.process.is_alive():
+                task.process.kill()
+
+
+class Display:
+    """A line on stderr now and then: how far the seeds are, and the time left, also of the runs still to come."""
+
+    def __init__(self, title: str, tasks: Sequence[Task], later: Mapping[str, float]) -> None:
+        self._title, self._tasks, self._later = title, tasks, later
+        self._start, self._before, self._last = time.monotonic(), self._share(), 0.0
+
+    def _share(self) -> float:
+        return sum(task.done() for task in self._tasks) / len(self._tasks)
+
+    def update(self) -> None:
+        """Say where things stand, unless that was said a moment ago."""
+        now = time.monotonic()
+        if now - self._last < EVERY:
+            return
+        self._last = now
+        share, seconds = self._share(), now - self._start
+        text = f"{self._title}: {share:.0%}, {seconds:.0f} s"
+        if share > self._before:
+            whole = seconds / (share - self._before)
+            text += f", {whole * (1 - share):.0f} s left"
+            if self._later:
+                rest = whole * (1 - share + sum(self._later.values()))
+                text += f"; {rest:.0f} s with {', '.join(self._later)}"
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
