@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hope_eval.estimates import paired, ratio
+from hope_eval.estimates import combined, crossed, paired, ratio
 
 
 def test_trials_of_separate_documents_give_the_textbook_error() -> None:
@@ -70,3 +70,31 @@ def test_fewer_than_ten_documents_have_no_interval(
     )
     assert (found.value, found.n, found.clusters) == (1.0, 2 * documents, documents)
     assert ((found.low, found.high) if interval else found.low) == interval
+
+
+def test_an_interval_over_seeds_and_documents_by_hand() -> None:
+    # Seeds 1, 2, 3: variance of their mean 1 / 3, Student's factor with 2 degrees of freedom 4.303; documents: 0.
+    mean = combined([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], 100)
+    assert (mean.value, mean.seeds) == (2.0, 3)
+    assert mean.stderr == pytest.approx(3**-0.5)
+    assert mean.high == pytest.approx(2 + 4.302653 * 3**-0.5, abs=1e-5)
+    # Seeds agree: documents alone, 1.984 with 99 degrees of freedom.
+    assert combined([2.0, 2.0], [0.1, 0.1], 100).low == pytest.approx(2 - 1.984217 * 0.1, abs=1e-5)
+    assert combined([1.0, 2.0], [0.1, 0.1], 9).low is None
+    assert combined([1.0, 2.0], [0.1, None], 100).stderr is None
+
+
+def test_one_seed_is_a_ratio_with_students_interval() -> None:
+    scores, weights = [4.0, 2.0, 5.0, 1.0] * 5, [2.0, 2.0, 3.0, 1.0] * 5
+    one, plain = crossed([scores], weights, range(20)), ratio(scores, weights, range(20))
+    assert (one.value, one.stderr, one.n, one.clusters) == (plain.value, plain.stderr, 20, 20)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.2])  # of seeds; documents have 0.2
+def test_an_interval_over_seeds_and_documents_covers(spread: float) -> None:
+    rng, covered = np.random.default_rng(2), 0
+    for _ in range(400):
+        scores_SD = rng.normal(0, spread, (3, 1)) + rng.normal(0, 0.2, (1, 60)) + rng.normal(0, 0.1, (3, 60))
+        found = crossed(scores_SD, np.ones(60), range(60))
+        covered += found.low <= 0 <= found.high
+    assert covered >= 370  # 380 expected of a 95 % interval, standard deviation 4.4

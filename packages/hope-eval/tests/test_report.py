@@ -13,6 +13,8 @@ from hope_data.files import dump_sealed, sha256_bytes
 from hope_eval import results as schema
 from hope_eval.cli import main
 from hope_eval.report import _notes, plots, training
+from hope_eval.report.numbers import losses
+from hope_eval.report.seeds import pool
 from hope_eval.tasks.perplexity import margins
 
 Write = Callable[..., Path]
@@ -232,3 +234,86 @@ def test_notes_say_whose_they_are(synthetic: Write) -> None:
         named.append((run, replace(result, tasks=[replace(first, notes=notes), *others])))
     assert _notes(named).splitlines() == ["Notes:", "", "- perplexity: both", "- perplexity: one (alpha)"]
     assert _notes(named[1:]).splitlines() == ["Notes:", "", "- perplexity: both"]
+
+
+def of_seeds(tmp_path: Path, run: str, paths: list[Path]) -> None:
+    """Result files as those of the run's seeds 0, 1, ..."""
+    folder = tmp_path / "results" / run
+    folder.mkdir()
+    for seed, path in enumerate(paths):
+        result = schema.load(path)
+        seeded = replace(result, checkpoint=replace(result.checkpoint, seed=seed))
+        (folder / f"{seed}.json").write_bytes(schema.sealed(seeded))
+        path.unlink()
+
+
+def test_seeds_decide_what_is_better_and_what_is_undecided(synthetic: Write, tmp_path: Path) -> None:
+    of_seeds(tmp_path, "alpha", [synthetic(f"a{n}", bits, 0.6) for n, bits in enumerate((2.0, 2.01, 1.99))])
+    of_seeds(tmp_path, "beta", [synthetic(f"b{n}", bits, 0.3) for n, bits in enumerate((2.1, 2.11, 2.09))])
+    # On average as far from alpha as beta is, but its seeds differ by more.
+    of_seeds(tmp_path, "gamma", [synthetic(f"c{n}", bits, 0.6) for n, bits in enumerate((2.0, 2.3, 2.0))])
+    changes = tmp_path / "changes"
+    changes.write_text("teach_scale: 0.15 (default 0.1)\nseeds: 0, 1 (default 0, 1, 2)\n")
+    out, csv, metrics = (tmp_path / "reports" / name for name in ("results.md", "loss.csv", "metrics.json"))
+    flags = ["--results", str(tmp_path / "results"), "--out", str(out), "--plots", str(tmp_path / "plots")]
+    flags += ["--changes", str(changes), "--curves", str(csv), "--metrics", str(metrics)]
+    assert main(["report", *flags]) == 0
+    text = out.read_text()
+    assert text.startswith(
+        "# Results\n\n**What differs from the defaults**: teach_scale: 0.15 (default 0.1); "
+        "seeds: 0, 1 (default 0, 1, 2).\n\n## At a glance\n\n| run "
+    )
+    [line] = [line for line in text.splitlines() if line.startswith("- **Bits per byte**")]
+    said = re.findall(r"alpha - (\w+) (\S+) \[(\S+), (\S+)\], 3 seeds x 200 documents: ([\w ]+)[;.]", line)
+    assert [(name, verdict) for name, *_, verdict in said] == [
+        ("beta", "alpha better"),
+        ("gamma", "undecided"),
+    ]
+    assert [float(value) for _, value, *_ in said] == pytest.approx([-0.1, -0.1], abs=0.01)
+    numbers = json.loads(metrics.read_text())
+    assert list(numbers) == ["alpha-beta", "alpha-gamma"]
+    assert numbers["alpha-gamma"]["verdict"] == "undecided"
+    # Seeds of 2.0, 2.3, 2.0: half the interval is at least 4.30 standard errors of 0.1.
+    assert 0.43 < numbers["alpha-gamma"]["ci95"] < 0.46
+
+
+def test_a_pooled_run_has_the_mean_of_its_seeds_and_one_line_for_unfit_ones(
+    synthetic: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = schema.load(synthetic("one", 2.0, 0.6))
+    two = schema.load(synthetic("two", 2.2, 0.4))
+    first, second = (replace(r, checkpoint=replace(r.checkpoint, seed=n)) for n, r in enumerate((one, two)))
+    pooled = pool("run", [first, second])
+    for task in pooled.tasks:
+        for metric in task.metrics:
+            each = [r.task(task.task).find(metric.name, metric.group).value for r in (one, two)]  # type: ignore[union-attr]
+            assert metric.value == pytest.approx(sum(each) / 2, abs=1e-5), metric
+    assert pooled.checkpoint.seed is None
+    bits = [r.task("perplexity").find("bits_per_byte") for r in (pooled, one)]  # type: ignore[union-attr]
+    assert bits[0].stderr > bits[1].stderr  # seeds that differ by 0.2 add their own
+    of_seeds(tmp_path, "alpha", [synthetic("a", 2.0, 0.6), synthetic("b", 2.0, 0.6, items="other")])
+    for path in (tmp_path / "results").glob("*.json"):
+        path.unlink()
+    flags = [
+        "--results",
+        str(tmp_path / "results"),
+        "--out",
+        str(tmp_path / "x.md"),
+        "--plots",
+        str(tmp_path / "p"),
+    ]
+    assert main(["report", *flags]) == 2
+    assert capsys.readouterr().err == (
+        "error: run 'alpha', perplexity: seeds measured on different items; evaluate all again\n"
+    )
+
+
+def test_curves_of_seeds_go_by_their_run(tmp_path: Path) -> None:
+    for run, seed in (("alpha", "0"), ("alpha", "10"), ("beta", "0")):
+        folder = tmp_path / "runs" / run / "seeds" / seed
+        folder.mkdir(parents=True)
+        rows = [{"step": n, "tokens": 10 * n, "loss": 4.0, "tokens_per_s": 5.0} for n in (1, 2)]
+        write_log(folder / "log.jsonl", rows)
+    curves = [training.load(path) for path in training.find([tmp_path / "runs"])]
+    assert [(c.run, c.seed) for c in curves] == [("alpha", "0"), ("alpha", "10"), ("beta", "0")]
+    assert losses(curves[:1]) == "run,seed,tokens,loss\nalpha,0,10,4.0\nalpha,0,20,4.0\n"

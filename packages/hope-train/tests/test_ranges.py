@@ -87,8 +87,8 @@ def test_every_number_of_a_run_is_taken_or_named(filled: dict[str, Any], tmp_pat
             assert train(config, tmp_path / "out", fresh_on_mismatch=True) in (0, 75), (path, value)
 
 
-PARAMS = {"scale": "tiny", "teach_scale": 0.1, "seeds": [0], "coverage_loss": 0.02, "runs": ["hope"], "corpora": ["code"],
-    "evaluation": "conf/evaluation"}  # fmt: skip
+PARAMS = {"scale": "tiny", "teach_scale": 0.1, "seeds": [0], "coverage_loss": 0.02, "runs": ["hope"],
+    "corpora": ["code"], "evaluation": "conf/evaluation"}  # fmt: skip
 
 
 def test_every_number_of_params_is_taken_or_named() -> None:
@@ -104,7 +104,7 @@ def test_every_number_of_params_is_taken_or_named() -> None:
 
 NAMES = "; a name has at most 100 letters, digits, '_', '-' and '.', and does not begin with '-' or '.'"
 MESSAGES = {
-    "seeds: [9223372036854775808]": "seeds[0] is 9223372036854775808; it must be between 0 and 9,223,372,036,854,775,807",
+    "seed: 9223372036854775808": "seed is 9223372036854775808; it must be between 0 and 9,223,372,036,854,775,807",
     "optim: {beta1: 1}": "optim.beta1 is 1.0; it must be between 0 and 0.999999",
     "optim: {eps: 0}": "optim.eps is 0.0; it must be between 1e-30 and 1",
     "optim: {weight_decay: -1}": "optim.weight_decay is -1.0; it must be between 0 and 1e+06",
@@ -162,7 +162,9 @@ def test_bombs_are_refused_within_a_second(tmp_path: Path) -> None:
         ("evaluation", "-x"),
         ("coverage_loss", "0.02; touch F"),
         ("teach_scale", "nan"),
-        ("seed", 2**63),
+        ("seeds", [2**63]),
+        ("seeds", []),
+        ("seeds", [1, 1]),
         ("runs", "hope"),
         ("more", 1),
     ],

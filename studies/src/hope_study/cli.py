@@ -20,6 +20,8 @@ examples:
   hope-study report                           reports/ablations.md and a page for every study
   hope-study replication FIRST SECOND         which numbers and verdicts replicate
   hope-study train --run hope                 the pipeline's trainings of a run; `evaluate` likewise
+  hope-study show                             DVC's experiments: what differs, results with intervals
+  hope-study sweep teach_scale=0.05,0.1,0.15  an experiment for every value, then the table
 
 `hope-study COMMAND --help` teaches each command. `hope-train ablations` is `hope-study run`, `hope-eval ablations` is
 `hope-study report`, `hope-eval replication` is `hope-study replication`.
@@ -59,6 +61,14 @@ Seeds are those of params.yaml, as the stage `facts` has written them. Each is a
 interrupted resumes with the same command.
 
 exit status: 0 all done, 75 stopped and ready to resume, 2 wrong input.
+"""
+SHOW = """\
+examples:
+  hope-study show                             every experiment: parameters that differ, results with intervals
+  hope-study sweep teach_scale=0.05,0.1,0.15  three experiments; only HOPE is trained, and what is there is kept
+  hope-study sweep teach_scale=0.05,0.1 'seeds=[0],[1]'
+
+A sweep ends with the workspace as it was. Interrupted, the same command resumes. docs/experiments.md has its output.
 """
 FINISHED, RESUMABLE = 0, 75
 
@@ -199,6 +209,27 @@ def _seeds_command(verb: str, argv: Sequence[str]) -> int:
     return seeds.evaluate(run, numbers, arguments.runs, out, metrics / f"eval_{run}.json", arguments.data)
 
 
+def show_command(argv: Sequence[str]) -> int:
+    """Print the experiments of DVC beside each other."""
+    from hope_study import experiments  # noqa: PLC0415
+
+    about = "DVC's experiments of the present commit: what differs, and each run's result with its interval."
+    parser = _parser("hope-study show", about, SHOW)
+    parser.add_argument("--all", action="store_true", help="also arms of studies that no experiment changed")
+    experiments.show(everything=parser.parse_args(argv).all)
+    return FINISHED
+
+
+def sweep_command(argv: Sequence[str]) -> int:
+    """Run an experiment for every combination of values."""
+    from hope_study import experiments  # noqa: PLC0415
+
+    about = "Run a DVC experiment for every combination of values, one after the other, and show their table."
+    parser = _parser("hope-study sweep", about, SHOW)
+    parser.add_argument("settings", nargs="+", metavar="KEY=A,B", help="values of a key of params.yaml")
+    return experiments.sweep(parser.parse_args(argv).settings)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; wrong input is one line on stderr and status 2."""
     commands: dict[str, Callable[[Sequence[str]], int]] = {
@@ -207,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "replication": replication_command,
         "train": train_command,
         "evaluate": evaluate_command,
+        "show": show_command,
+        "sweep": sweep_command,
     }
     about = "Ablation studies: arms that differ in one thing, with seeds, intervals and pages."
     parser = _parser("hope-study", about, TOP)

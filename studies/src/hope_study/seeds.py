@@ -33,6 +33,7 @@ from hope_train import config as configuration
 
 EVERY = 8.0  # seconds between lines of progress
 GRACE = 60.0  # seconds that a training has to save
+KEPT = ("tokens_per_s", "flops_per_token", "parameters")  # of a training's numbers
 SCORES = {
     "bpb": ("perplexity", "bits_per_byte"),
     "choice": ("choice", "choice_accuracy"),
@@ -132,9 +133,8 @@ def _relative_times(run: str, later: Sequence[str], metrics: Path) -> dict[str, 
 
 
 def _means(numbers: Sequence[dict[str, float]]) -> dict[str, float]:
-    keys = ("tokens_per_s", "flops_per_token", "parameters", "tokens")
-    means = {key: sum(one[key] for one in numbers) / len(numbers) for key in keys}
-    return {key: float(f"{value:.4g}") if key != "parameters" else int(value) for key, value in means.items()}
+    means = {key: sum(one[key] for one in numbers) / len(numbers) for key in KEPT}
+    return {key: int(value) if key == "parameters" else float(f"{value:.4g}") for key, value in means.items()}
 
 
 def _steps(log: Path, steps: int) -> Callable[[], float]:
@@ -273,8 +273,11 @@ class Display:
         if now - self._last < EVERY:
             return
         self._last = now
-        share, seconds = self._share(), now - self._start
-        text = f"{self._title}: {share:.0%}, {seconds:.0f} s"
+        share = self._share()
+        if share < self._before:  # the logs of a former experiment are gone
+            self._start, self._before = now, share
+        seconds = now - self._start
+        text = f"{self._title}: " + (f"{share:.0%}, " if share else "") + f"{seconds:.0f} s"
         if share > self._before:
             whole = seconds / (share - self._before)
             text += f", {whole * (1 - share):.0f} s left"

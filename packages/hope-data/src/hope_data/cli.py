@@ -340,7 +340,7 @@ _STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dic
             "--tokenizer": _path("DIR", "also check that they fit this tokenizer"),
             **_NAMES,
             **_JSON,
-            "--metrics": _path("FILE", "the totals alone, for `dvc metrics`"),
+            "--metrics": _path("FILE", "documents and tokens alone, for `dvc metrics`"),
         },
         "data/shards --tokenizer data/tokenizer --json data/shards.json",
     ),

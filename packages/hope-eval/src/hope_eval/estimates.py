@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 # Of fewer clusters a bootstrap knows too little: no interval is given, and nothing is said to differ.
@@ -130,6 +129,8 @@ def combined(
     stderr = sum(part for part, _ in parts) ** 0.5
     if clusters < LEAST:
         return Difference(value, stderr, None, None, n, clusters, seeds)
+    from scipy.special import stdtrit  # noqa: PLC0415 (slow to import, and most commands need none of it)
+
     half = sum(float(stdtrit(freedom, (1 + level) / 2)) ** 2 * part for part, freedom in parts) ** 0.5
     return Difference(value, stderr, value - half, value + half, n, clusters, seeds)
 

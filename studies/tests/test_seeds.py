@@ -1,0 +1,180 @@
+"""Seeds of a run side by side, killed and resumed; experiments as a table; sweeps that resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from suites import arms, project
+
+from hope_study import experiments, seeds
+from hope_train import config as configuration
+
+
+@pytest.mark.parametrize(
+    ("number", "cores", "processes"),
+    [(3, 2, 3), (3, 1, 1), (1, 8, 1), (4, 2, 2), (5, 2, 3), (6, 4, 6), (3, 16, 3), (8, 4, 4)],
+)
+def test_no_core_waits_for_the_last_seed(number: int, cores: int, processes: int) -> None:
+    assert seeds.at_a_time(number, cores) == processes
+
+
+def prepare(tmp_path: Path, steps: int) -> list[str]:
+    """A run of parity with two seeds; the command that trains it."""
+    [arm] = arms(project(tmp_path, arms={"delta": {"run": "gated_deltanet"}}))
+    config = dataclasses.replace(arm.config, run="delta", steps=steps, checkpoint_every=20)
+    for name, text in {
+        "runs/delta/config.yaml": configuration.dump(config),
+        "data/facts/seeds": "0\n1\n",
+        "data/facts/runs": "delta\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return [
+        sys.executable,
+        "-c",
+        "import sys; from hope_study.cli import main; sys.exit(main())",
+        "train",
+        "--run",
+        "delta",
+    ]
+
+
+def weights(tmp_path: Path) -> dict[str, bytes]:
+    home = tmp_path / "runs/delta/seeds"
+    return {seed: (home / seed / "checkpoint/model.safetensors").read_bytes() for seed in ("0", "1")}
+
+
+def test_seeds_that_were_killed_resume_to_the_same_bits(tmp_path: Path) -> None:
+    command = prepare(tmp_path, 80)
+    home = tmp_path / "runs/delta/seeds"
+    (home / "7").mkdir(parents=True)
+    environment = {**os.environ, "WANDB_MODE": "disabled"}
+    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (home / "1/checkpoint/training.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    # What the dead one started goes on, or is killed as well; either way the same command finishes it.
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (home / "7").exists()
+    numbers = json.loads((tmp_path / "reports/metrics/train_delta.json").read_text())
+    assert list(numbers) == ["delta"]
+    killed = weights(tmp_path)
+    assert killed["0"] != killed["1"]
+    for seed in ("0", "1"):
+        config = home / seed / "config.yaml"
+        assert configuration.load(config).seed == int(seed)
+        alone = [sys.executable, "-m", "hope_train", "run", str(config), "--out", str(tmp_path / seed)]
+        undisturbed = {**environment, "OMP_NUM_THREADS": "1"}
+        subprocess.run(alone, cwd=tmp_path, env=undisturbed, capture_output=True, check=True)
+        assert (tmp_path / seed / "checkpoint/model.safetensors").read_bytes() == killed[seed]
+
+
+def test_a_seed_that_fails_ends_the_others_and_is_one_line(tmp_path: Path) -> None:
+    command = prepare(tmp_path, 100_000)
+    config = configuration.load(tmp_path / "runs/delta/config.yaml")
+    (tmp_path / "data/facts/seeds").write_text("0\n")
+    wild = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, lr=1e20, matrix_lr=1e20, clip=1e20)
+    )
+    (tmp_path / "runs/delta/config.yaml").write_text(configuration.dump(wild))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: delta, trainings 1 to 1 of 1: seed 0: run 'delta': loss is ")
+    assert error.endswith("; runs/delta/hope-train-0.txt has the rest")
+
+
+def state(
+    name: str, revision: str, scale: float, bpb: float, experiments: list[Any] | None = None
+) -> dict[str, Any]:
+    metrics = {
+        "reports/metrics/eval_hope.json": {"data": {"hope": {"bpb": bpb, "ci95": 0.05, "choice": 0.5}}},
+        "reports/metrics/data.json": {"data": {"data": {"documents": 3}}},
+        "reports/differences.json": {
+            "data": {"hope-titans": {"bpb": bpb - 2, "ci95": 0.02, "verdict": "undecided"}}
+        },
+        "reports/studies/mini.metrics.json": {
+            "data": {"mini": {"one": {"mean": 0.5, "stderr": 0.1, "n": 3}}}
+        },
+    }
+    params = {"params.yaml": {"data": {"scale": "tiny", "teach_scale": scale}}}
+    data = {"params": params, "metrics": metrics}
+    return {
+        "rev": revision,
+        "name": name,
+        "data": data,
+        "experiments": [{"revs": [one]} for one in experiments or []],
+    }
+
+
+STATES = [
+    state("", "workspace", 0.1, 2.1),
+    state(
+        "main",
+        "c" * 40,
+        0.1,
+        2.1,
+        [state("red-fox", "d" * 40, 0.15, 2.0), state("old-owl", "e" * 40, 0.2, 2.2)],
+    ),
+]
+
+
+def test_the_table_has_what_differs_and_numbers_with_intervals() -> None:
+    table = experiments.table(list(experiments._rows(STATES)))
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns == {
+        "experiment": ["workspace", "main", "red-fox", "old-owl"],
+        "teach_scale": ["0.1", "0.1", "0.15", "0.2"],
+        "hope-titans": ["+0.100 ± 0.020", "+0.100 ± 0.020", "+0.000 ± 0.020", "+0.200 ± 0.020"],
+        "hope": ["2.100 ± 0.050", "2.100 ± 0.050", "2.000 ± 0.050", "2.200 ± 0.050"],
+    }
+    whole = experiments.table(list(experiments._rows(STATES)), everything=True)
+    assert list(whole.columns[-1].cells) == ["0.500 ± 0.100"] * 4
+
+
+def test_a_sweep_runs_what_is_missing_and_puts_the_parameters_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = "# Facts.\nscale: tiny\nteach_scale: 0.1\n"
+    (tmp_path / "params.yaml").write_text(before)
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        if command[:3] == ["dvc", "exp", "show"]:
+            return subprocess.CompletedProcess(command, 0, json.dumps(STATES), "")
+        calls.append(command)
+        if command[1] == "exp":
+            (tmp_path / "params.yaml").write_text("changed")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(experiments.subprocess, "run", run)
+    assert experiments.sweep(["teach_scale=0.1,0.15,0.3"], tmp_path / "params.yaml") == 0
+    assert calls == [["dvc", "exp", "run", "-Steach_scale=0.3"], ["dvc", "checkout", "-q", "--force"]]
+    assert (tmp_path / "params.yaml").read_text() == before
+    said = capsys.readouterr()
+    assert said.err == (
+        "1 of 3: teach_scale=0.1: there already\n2 of 3: teach_scale=0.15: there already\n3 of 3: teach_scale=0.3\n"
+    )
+    assert "red-fox" in said.out
+    with pytest.raises(experiments.InputError, match="teach=1: it must be KEY=VALUE,VALUE"):
+        experiments.sweep(["teach=1"], tmp_path / "params.yaml")
+
+
+def test_the_defaults_are_those_of_the_pipeline() -> None:
+    root = Path(__file__).parents[2]
+    facts = [yaml.safe_load((root / name).read_text()) for name in ("params.yaml", "conf/defaults.yaml")]
+    assert facts[0] == facts[1]
