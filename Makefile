@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # uv does not read pip's find-links; hand them on, so that a torch wheel lying on disk is taken.
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(VENV)/bin/pip config get global.find-links 2>/dev/null))
 
-.PHONY: help setup repro studies ablations test check clean
+.PHONY: help setup repro figures studies ablations test check clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -21,11 +21,16 @@ $(VENV)/.done: pyproject.toml constraints.txt $(wildcard packages/*/pyproject.to
 
 setup: $(VENV)/.done  ## create .venv with the four packages and the tools
 
-repro: setup  ## run the pipeline: corpora, three models, evaluation, report
+repro: setup  ## run the pipeline: corpora, three models with three seeds each, evaluation, report
 	@# A killed dvc can leave its table of locks empty; then every dvc command fails.
 	@test -s .dvc/tmp/rwlock || rm -f .dvc/tmp/rwlock
 	dvc repro
-	@echo "report: $(CURDIR)/reports/results.md"
+	@echo "report: $(CURDIR)/reports/latest/results.html"
+
+# A run of the pipeline changes none of these: they are what README shows, and git keeps them.
+figures:  ## copy the report and its pictures to where README shows them
+	cp reports/latest/results.md reports/results.md
+	cp $(foreach p,choice inside loss passkey perplexity,reports/latest/plots/$(p).png) reports/plots/
 
 studies ablations: setup  ## train what is missing of the studies of conf/study, then write their pages (JOBS=2, FOLLOW_UPS=1, ONLY=...)
 	dvc repro validate

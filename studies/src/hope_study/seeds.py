@@ -2,6 +2,7 @@
 
     runs/RUN/config.yaml            composed, with the first seed
     runs/RUN/seeds/SEED/            checkpoint/ and log.jsonl, as `hope-train run` writes them
+    runs/RUN/checkpoint             link to the first seed's
     reports/results/RUN/SEED.json   as `hope-eval run` writes it
 
 Each seed is a process with one thread. A seed that was interrupted resumes from its checkpoint, a finished one is kept.
@@ -101,6 +102,10 @@ def train(run: str, seeds: Sequence[str], runs: Path, metrics: Path, of: Sequenc
     if status == FINISHED:
         numbers = [json.loads((home / seed / "train.json").read_text()) for seed in seeds]
         write_json(metrics, {run: _means(numbers)})
+        link = runs / run / "checkpoint"
+        if link.is_symlink() or not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path("seeds", seeds[0], "checkpoint"))
     return status
 
 
