@@ -28,11 +28,11 @@ Your own text: copy conf/corpus/mine.yaml, name your folder in it, and start at 
 """
 
 
-def _json(args: argparse.Namespace, record: dict[str, Any]) -> None:
-    if args.json:
+def _json(file: Path | None, record: dict[str, Any]) -> None:
+    if file:
         from hope_data.files import write_json
 
-        write_json(args.json, record)
+        write_json(file, record)
 
 
 def _acquire(args: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ def _acquire(args: argparse.Namespace) -> None:
     )
     for remark in remarks(record):
         print(f"{record['corpus']}: {remark}")
-    _json(args, {key: record[key] for key in ("documents", "bytes")})
+    _json(args.json, {key: record[key] for key in ("documents", "bytes")})
 
 
 def _filter(args: argparse.Namespace) -> None:
@@ -77,7 +77,7 @@ def _filter(args: argparse.Namespace) -> None:
     )
     print(f"{record['corpus']}: {kept}; dropped: {drops or 'none'}{cuts}")
     keys = ("documents", "bytes", "raw_documents", "raw_bytes", "repaired", "dropped", "dropped_bytes", "cut")
-    _json(args, {key: record[key] for key in keys})
+    _json(args.json, {key: record[key] for key in keys})
 
 
 def _clean_folders(folders: list[Path], names: list[str] | None) -> dict[str, Path]:
@@ -138,7 +138,7 @@ def _tokenizer(args: argparse.Namespace) -> None:
         name, share = guard.furthest_behind(meta["coverage"])
         least = f"kept up with; {name} {-share:+.2%} bytes per token, the least of all"
         print(f"{guard.source}: {least if name else 'has none of these corpora'}")
-    _json(args, {"vocab_size": meta["vocab_size"], "coverage": meta["coverage"]})
+    _json(args.json, {"vocab_size": meta["vocab_size"], "coverage": meta["coverage"]})
 
 
 def _shard(args: argparse.Namespace) -> None:
@@ -151,7 +151,7 @@ def _shard(args: argparse.Namespace) -> None:
     for name, split in index["splits"].items():
         counts = ", ".join(f"{split[key]} {key}" for key in ("documents", "tokens", "bytes"))
         print(f"{index['corpus']} {name}: {counts}")
-    _json(args, index["splits"])
+    _json(args.json, index["splits"])
 
 
 def _validate(args: argparse.Namespace) -> None:
@@ -159,13 +159,8 @@ def _validate(args: argparse.Namespace) -> None:
 
     record = validate(args.shards, args.corpora, args.tokenizer)
     _print_mixture(record)
-    _json(args, record)
-    if args.metrics:
-        from hope_data.files import write_json
-
-        write_json(
-            args.metrics, {"data": {key: float(f"{value:.4g}") for key, value in record["total"].items()}}
-        )
+    _json(args.json, record)
+    _json(args.metrics, {"data": {key: record["total"][key] for key in ("documents", "tokens")}})
 
 
 def _print_mixture(record: dict[str, Any]) -> None:
@@ -211,7 +206,7 @@ def _bench(args: argparse.Namespace) -> None:
         args.clean, args.tokenizer, args.megabytes, args.gigabytes, args.documents, args.workers
     )
     print(bench.table(record))
-    _json(args, record)
+    _json(args.json, record)
 
 
 def _count(text: str, most: int) -> int:

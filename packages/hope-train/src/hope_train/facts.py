@@ -63,7 +63,7 @@ def _changes(params: Params, defaults: Params) -> list[str]:
 
 
 def _text(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return (", ".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
 
 
 def write(path: Path, conf: Path, out: Path) -> None:
