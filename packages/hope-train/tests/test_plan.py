@@ -53,7 +53,7 @@ def test_operations_are_those_of_training(tmp_path: Path) -> None:
         assert main(["plan", "--run", "hope", *where, *overrides]) == 0
         numbers.append(json.loads((tmp_path / "a.json").read_text()))
     plain, again, still = numbers
-    config = compose("hope", CONF, Params("smoke", 0.1, 0))
+    config = compose("hope", CONF, Params("smoke", 0.1, [0]))
     forward = counting.forward_flops(config.model, config.length)
     assert forward.constant > 0.2 * sum(forward)  # tripled, HOPE would have a sixth too many
     assert (
