@@ -140,7 +140,7 @@ def test_another_checkpoint_is_another_run(config: TrainConfig, trained: Path, t
 
 def test_compose_takes_model_and_hash_from_the_checkpoint(trained: Path, tmp_path: Path) -> None:
     conf = Path(__file__).parents[3] / "conf"
-    params = Params("tiny", 0.1, 0, init=str(trained))
+    params = Params("tiny", 0.1, [0], init=str(trained))
     config = compose("transformer", conf, params, ["attach.period=16"])
     assert config.model == ModelConfig.from_dict(LLAMA)
     assert config.attach.period == 16

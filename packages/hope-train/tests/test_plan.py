@@ -26,7 +26,7 @@ def test_plan_of_a_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert main(["plan", *where, "--device", "H100", "--count", "2", "parallel=fsdp"]) == 0
     n = json.loads((tmp_path / "a.json").read_text())
-    assert n["tokens"] == 80 * 4 * 512
+    assert n["tokens"] == 48 * 4 * 512
     assert n["tokens_per_s"] == pytest.approx(2 * 989e12 * 0.35 / n["flops_per_token"])
     assert n["days"] == pytest.approx(n["tokens"] / n["tokens_per_s"] / 86400)
     other = n["parameters"] - n["parameters_matrix"]
