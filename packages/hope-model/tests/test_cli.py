@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from hope_model import ModelConfig
 from hope_model.blocks import VARIANTS, compile_refusal
 from hope_model.cli import main
+from hope_model.counting import training_flops_per_token
+from hope_model.precision import pick_precision
 
 TINY = [
     "--dim",
@@ -33,6 +36,7 @@ TINY = [
         (["--batch-size", "-4"], "--batch-size is -4; it must be between 1 and 1,048,576"),
         (["--repeats", "0"], "--repeats is 0; it must be at least 1"),
         (["--threads", "0"], "--threads is 0; it must be between 1 and 1,024"),
+        (["--precision", "int8"], "--precision is 'int8'; choose one of auto, fp32, bf16"),
         (["--seed", "-1"], "--seed is -1; it must be between 0 and 9,223,372,036,854,775,807"),
         (["--seed", str(2**63)], f"--seed is {2**63}; it must be between 0 and 9,223,372,036,854,775,807"),
         (["--dim", "0"], "model.dim is 0; it must be between 1 and 1,048,576"),
@@ -70,13 +74,20 @@ def test_what_is_no_argument_at_all_ends_with_2(arguments: list[str]) -> None:
     assert ended.value.code == 2
 
 
-def test_a_bench_runs(tmp_path: Path) -> None:
+def test_a_bench_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.json"
     assert (
         main(["bench", *TINY, "--length", "4", "--variants", "transformer,titans", "--json", str(out)]) == 0
     )
     rows = json.loads(out.read_text())
     assert [row["variant"] for row in rows] == ["transformer", "titans"]
+    assert rows[0]["precision"] == pick_precision("auto", torch.device("cpu"))
+    assert rows[0]["threads"] == torch.get_num_threads()
+    rate = (
+        rows[0]["tokens_per_s"] * training_flops_per_token(ModelConfig("transformer", 16, 8, 1, 4), 4) / 1e9
+    )
+    assert rows[0]["gflops_per_s"] == pytest.approx(rate, abs=1e-3)
+    assert capfd.readouterr().err == ""  # not even from the profiler
     assert main(["bench", "decode", *TINY, "--positions", "0,3", "--variants", "titans"]) == 0
 
 

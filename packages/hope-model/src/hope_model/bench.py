@@ -1,10 +1,13 @@
 """Speed, memory and operations of every variant in one process and one run, as ratios to `transformer`."""
 
 import gc
+import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from hope_model.config import CMSConfig, ModelConfig
-from hope_model.counting import flops_per_token, parameters
+from hope_model.counting import flops_per_token, parameters, training_flops_per_token
 from hope_model.cpu import prepare_cpu
 from hope_model.model import LanguageModel
 from hope_model.ops.native.build import kernels
-from hope_model.ranges import within
+from hope_model.precision import pick_precision
+from hope_model.ranges import one_of, within
 from hope_model.state import State, n_bytes
 
 TRAIN_VARIANTS = ("transformer", "gated_deltanet", "titans", "self_modifying_titans", "hope")
@@ -27,7 +31,7 @@ UNBOUNDED = ("transformer", "hope_attention")  # states that grow with every tok
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What is measured; defaults are the required figures' (one thread, float32)."""
+    """What is measured; by default in the precision and on the threads that a training run takes."""
 
     variants: tuple[str, ...] = TRAIN_VARIANTS
     length: int = field(default=1024, metadata=within(1, 2**24))
@@ -37,9 +41,9 @@ class BenchSettings:
     vocab_size: int = 4096
     batch_size: int = field(default=4, metadata=within(1, 2**20))
     repeats: int = field(default=5, metadata=within(1))
-    threads: int = field(default=1, metadata=within(1, 1024))
+    threads: int = field(default_factory=torch.get_num_threads, metadata=within(1, 1024))
     device: str = "cpu"
-    bf16: bool = False
+    precision: str = field(default="auto", metadata=one_of("auto", "fp32", "bf16"))
     seed: int = field(default=0, metadata=within(0, 2**63 - 1))
 
 
@@ -59,6 +63,8 @@ def machine(settings: BenchSettings) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "kernels": "C++" if compiled else "torch",
+        "precision": pick_precision(settings.precision, torch.device(settings.device)),
+        "threads": settings.threads,
     }
 
 
@@ -77,7 +83,8 @@ def bench_training(settings: BenchSettings, report: Callable[[str], None]) -> li
     """Whole train steps (forward, loss, backward, zero) of every variant, interleaved so that a slow minute hits all.
 
     Returns:
-        One row per variant: tokens/s (median), ratio to the transformer, peak MB, forward FLOPs per token.
+        One row per variant: tokens/s (median), ratio to the transformer, GFLOP/s of training, peak MB, forward FLOPs
+        per token.
     """
     prepare_cpu()
     torch.set_num_threads(settings.threads)
@@ -99,14 +106,16 @@ def bench_training(settings: BenchSettings, report: Callable[[str], None]) -> li
     for variant in steps:
         ratios = [r / v for r, v in zip(seconds.get(REFERENCE, []), seconds[variant], strict=False)]
         config = model_config(settings, variant)
+        rate = tokens / statistics.median(seconds[variant])
         rows.append(
             {
                 "variant": variant,
                 "length": settings.length,
-                "tokens_per_s": round(tokens / statistics.median(seconds[variant]), 1),
+                "tokens_per_s": round(rate, 1),
                 "ratio": round(statistics.median(ratios), 3) if ratios else None,
                 "ratio_low": round(min(ratios), 3) if ratios else None,
                 "ratio_high": round(max(ratios), 3) if ratios else None,
+                "gflops_per_s": round(rate * training_flops_per_token(config, settings.length) / 1e9, 3),
                 "peak_mb": round(peaks[variant], 1),
                 "peak_ratio": round(peaks[variant] / peaks[REFERENCE], 3) if REFERENCE in peaks else None,
                 "mflops_per_token": round(flops_per_token(config, settings.length) / 1e6, 3),
@@ -120,10 +129,11 @@ def bench_training(settings: BenchSettings, report: Callable[[str], None]) -> li
 def _train_step(model: LanguageModel, settings: BenchSettings) -> Callable[[], None]:
     shape = (settings.batch_size, settings.length + 1)
     tokens = torch.randint(settings.vocab_size, shape, device=settings.device)
+    device = torch.device(settings.device)
+    half = pick_precision(settings.precision, device) == "bf16"
 
     def step() -> None:
-        kind = torch.device(settings.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=settings.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits, _ = model(tokens[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
         torch.autograd.backward(loss)
@@ -155,16 +165,33 @@ def _peak_mb(step: Callable[[], None], settings: BenchSettings) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     step()
     gc.collect()
-    with torch.profiler.profile(
-        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
-    ) as profile:
-        step()
+    profile = torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU])
+    with _silent():
+        profile.start()
+    step()
+    with _silent():
+        profile.stop()
     held = peak = 0
-    for event in profile.profiler.kineto_results.events():
+    recorded: Any = profile.profiler
+    for event in recorded.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
     return peak / 2**20
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Standard error closed to what is written past Python: lines that the profiler prints for tracers."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def bench_decode(

@@ -29,6 +29,7 @@ from hope_model.ranges import check_ranges, shown
 
 EXAMPLES = """examples:
   hope-model bench                                   the figures of the package README (a few minutes)
+  hope-model bench --precision fp32 --threads 1      not as training runs: in float32 on one core
   hope-model bench --length 4096 --json bench.json   longer sequences; rows also as JSON
   hope-model bench --device cuda --bf16 --dim 768 --layers 12 --length 16384
   hope-model bench decode --positions 1024,32768     cost of one token far into a stream
@@ -95,7 +96,14 @@ def _parser() -> argparse.ArgumentParser:
         default = getattr(defaults, name.replace("-", "_"))
         bench.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
     bench.add_argument("--device", default="cpu", help="cpu or cuda")
-    bench.add_argument("--bf16", action="store_true", help="autocast to bfloat16; states stay in float32")
+    bench.add_argument(
+        "--precision",
+        default=defaults.precision,
+        help="fp32, bf16 (autocast; states stay in float32) or auto: bf16 where the hardware multiplies it",
+    )
+    bench.add_argument(
+        "--bf16", dest="precision", action="store_const", const="bf16", help="the same as --precision bf16"
+    )
     bench.add_argument(
         "--positions", default="1024,32768,1048576", help="decode: tokens before the timed ones"
     )
@@ -124,7 +132,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     rows = bench_decode(settings, positions, report) if decode else bench_training(settings, report)
     report("")
     where = machine(settings)
-    print(", ".join(f"{key} {value}" for key, value in where.items()) + f", {settings.threads} thread(s)")
+    print(", ".join(f"{key} {value}" for key, value in where.items()))
     _table(rows)
     if arguments.json:
         write_atomic(

@@ -16,6 +16,7 @@ from hope_data.publishing import exclusive, recover_folder
 from hope_model import LanguageModel, counting
 from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError
+from hope_model.precision import pick_precision
 from hope_train import distributed, files, hardware, initial, provenance, resume, state, zero
 from hope_train.config import TrainConfig, fingerprint
 from hope_train.data import Data, open_data
@@ -174,17 +175,6 @@ def build(config: TrainConfig, data: Data, world: World, *, resuming: bool = Fal
         flops=counting.training_flops_per_token(config.model, config.length)
         + (inner.memory.flops_per_token() if inner.memory else 0.0),
     )
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` takes bf16 where the hardware multiplies it."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if fast else "fp32"
 
 
 def _former(
