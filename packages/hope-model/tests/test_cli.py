@@ -1,6 +1,7 @@
 """The command line: a bench runs, and every wrong argument is one line before anything is measured."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hope_model import ModelConfig
 from hope_model.blocks import VARIANTS, compile_refusal
 from hope_model.cli import main
 from hope_model.counting import training_flops_per_token
+from hope_model.files import write_atomic
 from hope_model.precision import pick_precision
 
 TINY = [
@@ -104,3 +106,12 @@ def test_arguments_that_do_not_parse_are_one_line(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == (
         "error: argument --dim: invalid int value: '\\x1b[31mwide'; see hope-model bench --help\n"
     )
+
+
+def test_a_device_is_written_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(tmp_path / "pipe", b"rows")
+    assert os.read(reader, 10) == b"rows"
+    assert (tmp_path / "pipe").is_fifo()
+    os.close(reader)

@@ -66,6 +66,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     Temporaries of killed writers in the same folder are removed: a live writer holds a lock on its own.
     """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # a pipe or /dev/stdout, which a rename would replace
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path.parent)
     handle, temporary = _temporary(path, folder=False)
