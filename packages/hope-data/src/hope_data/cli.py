@@ -40,9 +40,8 @@ def _acquire(args: argparse.Namespace) -> None:
 
     record = acquire(args.manifest, args.scale, args.out)
     invalid = f" ({record['invalid']} with invalid Unicode, replaced)" if record["invalid"] else ""
-    print(
-        f"{record['corpus']}: {record['documents']} documents{invalid}, {record['bytes'] / 1e6:.2f} MB -> {args.out}"
-    )
+    size = f"{record['documents']} documents{invalid}, {record['bytes'] / 1e6:.2f} MB"
+    print(f"{record['corpus']}: {size} -> {args.out}")
     for remark in remarks(record):
         print(f"{record['corpus']}: {remark}")
     _json(args.json, {key: record[key] for key in ("documents", "bytes")})
@@ -65,9 +64,8 @@ def _filter(args: argparse.Namespace) -> None:
         args.workers,
         engine(args.engine, args.slurm),
     )
-    drops = ", ".join(
-        f"{reason} {n}" for reason, n in sorted(record["dropped"].items(), key=lambda item: -item[1])
-    )
+    reasons = sorted(record["dropped"].items(), key=lambda item: -item[1])
+    drops = ", ".join(f"{reason} {n}" for reason, n in reasons)
     kept = (
         f"kept {record['documents']} of {record['raw_documents']} documents, {record['bytes'] / 1e6:.2f} MB"
     )
@@ -103,7 +101,7 @@ def _clean_folders(folders: list[Path], names: list[str] | None) -> dict[str, Pa
 
 def _weights(given: list[str] | None) -> dict[str, float]:
     weights: dict[str, float] = {}
-    for text in given or []:
+    for text in given or ():
         name, _, number = text.partition("=")
         if name in weights:
             raise InputError(f"--weights {text}: {name} is named twice; give it one weight")
