@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -23,6 +24,23 @@ from hope_train.values import check_name, read_yaml, strict
 
 MULTIPLE = re.compile(r"[1-9][0-9]{0,8}x?")
 RATES = within(0, 1e6, above=True, most=64)
+
+
+# Keys that configurations got after the first records. At its default each does nothing, and is left out of the digest,
+# so that what was trained before it counts. A new key belongs here, too.
+ADDED = [
+    "init",
+    "init_sha256",
+    "attach",
+    "model.hidden",
+    "model.mlp_bias",
+    "model.norm_eps",
+    "model.attention.heads",
+    "model.attention.kv_heads",
+    "model.attention.qk_norm",
+    "model.attention.bias",
+    "model.attention.rope",
+]
 
 
 @dataclass  # not frozen: OmegaConf could not fill it inside a mapping
@@ -108,6 +126,18 @@ class Study:
             )
 
 
+def _drop_added(config: dict[str, Any]) -> None:
+    """Remove the keys of `ADDED` that have their defaults."""
+    defaults = dataclasses.asdict(TrainConfig(run="any"))
+    for path in ADDED:
+        *parents, key = path.split(".")
+        values, usual = config, defaults
+        for parent in parents:
+            values, usual = values.get(parent, {}), usual[parent]
+        if key in values and values[key] == usual[key]:
+            del values[key]
+
+
 @dataclass(frozen=True)
 class Arm:
     """One arm of a study, composed: what its trainings have in common."""
@@ -165,7 +195,9 @@ class Training:
         if study.stream.domains:
             measured = ["stream", *map(str, dataclasses.astuple(study.stream))]
         config = dataclasses.asdict(self.config)
-        return digest(config | {"run": ":".join(measured), "model": identity(self.config.model)})
+        config |= {"run": ":".join(measured), "model": identity(self.config.model)}
+        _drop_added(config)
+        return digest(config)
 
 
 def load(conf: Path, only: list[str]) -> dict[str, Study]:
