@@ -103,6 +103,7 @@ def state(
 ) -> dict[str, Any]:
     metrics = {
         "reports/metrics/eval_hope.json": {"data": {"hope": {"bpb": bpb, "ci95": 0.05, "choice": 0.5}}},
+        "reports/metrics/eval_old.json": {"data": {"bits_per_byte": 2.2}},
         "reports/metrics/data.json": {"data": {"data": {"documents": 3}}},
         "reports/differences.json": {
             "data": {"hope-titans": {"bpb": bpb - 2, "ci95": 0.02, "verdict": "undecided"}}

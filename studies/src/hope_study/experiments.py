@@ -75,7 +75,8 @@ def _row(state: Mapping[str, Any], baseline: str) -> Row:
         (data.get("metrics") or {}).items(), key=lambda item: "differences" not in item[0]
     ):
         for group, numbers in (content.get("data") or {}).items():
-            metrics |= _cells(file, group, numbers)
+            if isinstance(numbers, dict):  # flat in commits before there were several seeds
+                metrics |= _cells(file, group, numbers)
     return Row(
         state.get("name") or (state["rev"] if state["rev"] == "workspace" else state["rev"][:7]),
         state["rev"],
