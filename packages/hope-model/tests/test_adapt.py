@@ -294,11 +294,11 @@ def test_a_state_of_another_memory_or_a_changed_byte_is_refused(tokens: Tensor, 
     wide = attach_memory(build(), periods=PERIODS, matrices="up")
     assert refusal(wide).startswith(
         " holds the state of another model configuration, model.written 'down' instead of 'up': "
-        "layers[0].delta has shapes [[3, 16, 43]], not [[3, 86, 16]]"
+        "state.layers[0].delta[0] has shape [3, 16, 43], not [3, 86, 16]"
     )
     layers = (state.layers[0]._replace(delta=(torch.zeros(3, 16, 41),)), state.layers[1])
     save_memory(file, memory, state._replace(layers=layers))
-    assert refusal(memory) == ": layers[0].delta has shapes [[3, 16, 41]], not [[3, 16, 43]]"
+    assert refusal(memory) == ": state.layers[0].delta[0] has shape [3, 16, 41], not [3, 16, 43]"
     save_memory(file, memory, state._replace(position=5))
     assert refusal(memory) == ": inner.position is 29, the memory's 5"
     data = bytearray(file.read_bytes())
