@@ -51,11 +51,10 @@ def summary_table(results: Named, curves: Sequence[Curve]) -> str:
             *(cell(result, where) for where in columns.values()),
             f"{speeds[name]:,.0f}" if name in speeds else "",
             reading(result),
-            f"{result.checkpoint.parameters:,}",
         ]
         for name, result in results
     ]
-    return table(["run", *columns, "training, tokens/s", "reading, ms/token", "parameters"], rows)
+    return table(["run", *columns, "training, tokens/s", "reading, ms/token"], rows)
 
 
 def runs_table(results: Named, curves: Sequence[Curve], seeds: Seeds) -> str:
