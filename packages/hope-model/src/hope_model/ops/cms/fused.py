@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hope_model.ops.cms.chunk import cms_written
 from hope_model.ops.cms.types import LevelWeights
 
 
@@ -39,8 +38,7 @@ class LevelRun:
         self.slow = LevelWeights(*(W.detach() for W in theta))
         self.delta, self.total, self.u_BTD = delta, total, u_BTD
         self.z_BTh = u_BTD.new_empty(*u_BTD.shape[:2], len(theta.up))
-        weights = self.slow if delta is None else (W + d for W, d in zip(self.slow, delta, strict=True))
-        self.weights = LevelWeights(*(W.to(u_BTD.dtype) for W in weights))
+        self.weights = self._fast(delta)
         self.pieces: list[Piece] = []
         self.unwritten = 0  # first token of the open chunk
 
@@ -61,15 +59,46 @@ class LevelRun:
         chunk = slice(self.unwritten, end)
         u, z, teach = self.u_BTD[:, chunk], self.z_BTh[:, chunk], teach_BTD[:, chunk]
         back = torch.ops.aten.silu_backward(teach @ self.weights.down, z)
-        precise = self.slow.up.dtype if self.slow.up.dtype == torch.float64 else torch.float32
-        gradient = LevelWeights(*(g.to(precise) for g in (back.mT @ u, teach.mT @ F.silu(z))))
-        if self.total is not None:
-            gradient = LevelWeights(*(a + b for a, b in zip(self.total, gradient, strict=True)))
-        self.delta = cms_written(self.delta, gradient, self.slow, step=rate, retention=retention, bound=bound)
-        self.weights = LevelWeights(
-            *((W + d).to(u.dtype) for W, d in zip(self.slow, self.delta, strict=True))
-        )
+        gradient = (back.mT @ u, teach.mT @ F.silu(z))
+        before = self.delta or (None, None)
+        total = self.total or (None, None)
+        written = [
+            _written(*matrices, rate=rate, retention=retention, bound=bound)
+            for matrices in zip(before, gradient, total, self.slow, strict=True)
+        ]
+        self.delta = LevelWeights(*written)
+        self.weights = self._fast(self.delta)
         self.total, self.unwritten = None, end
+
+    def _fast(self, delta: LevelWeights | None) -> LevelWeights:
+        """theta + delta, added in delta's precision and rounded once."""
+        weights = self.slow if delta is None else (W + d for W, d in zip(self.slow, delta, strict=True))
+        return LevelWeights(*(W.to(self.u_BTD.dtype) for W in weights))
+
+
+def _written(
+    delta: Tensor | None,
+    gradient: Tensor,
+    total: Tensor | None,
+    theta: Tensor,
+    *,
+    rate: float,
+    retention: float,
+    bound: float,
+) -> Tensor:
+    """`cms_written` of one matrix, with as few passes over it as torch allows."""
+    if total is not None:
+        gradient = gradient + total
+    if delta is None:
+        precise = torch.promote_types(theta.dtype, torch.float32)
+        new = gradient.to(precise) * -rate
+    else:
+        new = torch.add(delta if retention == 1 else retention * delta, gradient, alpha=-rate)
+    if bound:
+        largest = bound * torch.linalg.vector_norm(theta, dtype=new.dtype)
+        size = torch.linalg.vector_norm(new, dim=(-2, -1), keepdim=True)
+        new *= (largest / size.clamp(min=1e-30)).clamp(max=1)
+    return new
 
 
 class _Levels(torch.autograd.Function):
