@@ -100,11 +100,10 @@ inline void columns(int64_t D, F f) {
 
 constexpr int TILE = 64;  // tokens
 
-// f(t, n, c): every head's tokens [t, t + n), its first column c.
+// f(t, n): tokens [t, t + n).
 template <class F>
-inline void tiles(int64_t T, int64_t heads, int64_t d, F f) {
-  for (int64_t h = 0; h < heads; ++h)
-    for (int64_t t = 0; t < T; t += TILE) f(t, int(std::min<int64_t>(TILE, T - t)), h * d);
+inline void tiles(int64_t T, F f) {
+  for (int64_t t = 0; t < T; t += TILE) f(t, int(std::min<int64_t>(TILE, T - t)));
 }
 
 // n tokens of a [d, T] tensor, tokens first, and back; `turned` has room for [d, TILE].

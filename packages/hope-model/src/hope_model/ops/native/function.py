@@ -76,16 +76,17 @@ class Kernel:
         shared: Inputs that several sequences share, sequence n the row n modulo their number.
         record: Sizes that a record's length depends on; empty for no records.
         chunks_a_record: Chunks that share one.
+        each: Sizes that count what threads share out of every sequence.
     """
 
     def __init__(
         self, name: str, *, sizes: str, inputs: str, outputs: str, numbers: str = "", seen: str = "", shared: str = "",
-        record: str = "", chunks_a_record: int = 1,
+        record: str = "", chunks_a_record: int = 1, each: str = "",
     ) -> None:  # fmt: skip
         self.name, self.sizes, self.numbers = name, sizes.split(), numbers.split()
         self.inputs, self.outputs = declared(inputs), declared(outputs)
         self.record, self.shared, self.seen = record.split(), set(shared.split()), seen.split()
-        self.chunks_a_record = chunks_a_record
+        self.chunks_a_record, self.each = chunks_a_record, each.split()
         every = self.inputs | self.outputs
         self.tokens = {name for name, x in every.items() if x.token}
         used = {
@@ -176,7 +177,11 @@ class Kernel:
             raise TypeError(f"{self.name}: tensors are on {token.device}; this kernel runs on a CPU")
         values = {name: sizes[name] for name in (*self.sizes, *self.numbers)}
         name = f"{self.name}_{part}_{SUFFIXES.get(token.dtype, HALF)}"
-        self.compiled().run(name, fill(self.arguments, values | tensors), sizes["N"])
+        self.compiled().run(
+            name,
+            fill(self.arguments, values | tensors),
+            math.prod((sizes["N"], *(sizes[size] for size in self.each))),
+        )
 
     def shape(self, name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Declared shape of an input, an output or the gradient of either (of what is shared: one per sequence)."""

@@ -26,7 +26,7 @@ void forward(const Args& g, int64_t n) {
   X* y = static_cast<X*>(g.y) + first;
   Scratch<T> scratch;
   T *rows = scratch.take(TILE * ld), *turned = scratch.take(d * TILE);
-  tiles(g.T, g.H, d, [&](int64_t t, int tokens, int64_t c0) {
+  for (int64_t c0 = 0; c0 < D; c0 += d) tiles(g.T, [&](int64_t t, int tokens) {
     tokens_in(tokens, d, o + c0 * g.T + t, g.T, turned, rows, ld);
     for (int i = 0; i < tokens; ++i) {
       const T* row = rows + i * ld;
@@ -53,7 +53,7 @@ void backward(const Args& g, int64_t n) {
   Scratch<T> scratch;
   T *rows = scratch.take(TILE * ld), *g_rows = scratch.take(TILE * ld), *turned = scratch.take(d * TILE);
   T* g_weight = scratch.take(ld);
-  tiles(g.T, g.H, d, [&](int64_t t, int tokens, int64_t c0) {
+  for (int64_t c0 = 0; c0 < D; c0 += d) tiles(g.T, [&](int64_t t, int tokens) {
     tokens_in(tokens, d, o + c0 * g.T + t, g.T, turned, rows, ld);
     for (int i = 0; i < tokens; ++i) {
       T *row = rows + i * ld, *g_row = g_rows + i * ld;

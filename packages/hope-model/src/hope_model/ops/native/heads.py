@@ -12,6 +12,7 @@ SPLIT_HEADS = Kernel(
     sizes="N T H d parts unit silu",
     inputs="x[N,T,parts*H*d]~",
     outputs="q[N,H,d,T] k[second,H,d,T] v[third,H,d,T]",  # N rows of parts that are there, else none
+    each="H",
 )
 GATED_NORM = Kernel(
     "gated_norm",

@@ -17,15 +17,15 @@ inline T inverse_norm(vec<T> squares) {
 }
 
 template <class T, class X>
-void forward(const Args& g, int64_t n) {
-  const int64_t D = g.H * g.d, E = g.parts * D;
+void forward(const Args& g, int64_t item) {
+  const int64_t D = g.H * g.d, E = g.parts * D, n = item / g.H, c0 = item % g.H * g.d;
   const int d = int(g.d), ld = padded<T>(d);
   Scratch<T> scratch;
   T *rows = scratch.take(TILE * ld), *turned = scratch.take(d * TILE);
   for (int64_t p = 0; p < g.parts; ++p) {
     const X* x = static_cast<const X*>(g.x) + n * g.T * E + p * D;
     T* y = static_cast<T*>(p == 0 ? g.q : p == 1 ? g.k : g.v) + n * D * g.T;
-    tiles(g.T, g.H, d, [&](int64_t t, int tokens, int64_t c0) {
+    tiles(g.T, [&](int64_t t, int tokens) {
       for (int i = 0; i < tokens; ++i) {
         T* row = rows + i * ld;
         vec<T> squares = {};
@@ -45,8 +45,8 @@ void forward(const Args& g, int64_t n) {
 }
 
 template <class T, class X>
-void backward(const Args& g, int64_t n) {
-  const int64_t D = g.H * g.d, E = g.parts * D;
+void backward(const Args& g, int64_t item) {
+  const int64_t D = g.H * g.d, E = g.parts * D, n = item / g.H, c0 = item % g.H * g.d;
   const int d = int(g.d), ld = padded<T>(d);
   Scratch<T> scratch;
   T *rows = scratch.take(TILE * ld), *a_row = scratch.take(ld), *s_row = scratch.take(ld),
@@ -55,7 +55,7 @@ void backward(const Args& g, int64_t n) {
     const X* x = static_cast<const X*>(g.x) + n * g.T * E + p * D;
     X* g_x = static_cast<X*>(g.g_x) + n * g.T * E + p * D;
     const T* g_y = static_cast<const T*>(p == 0 ? g.g_q : p == 1 ? g.g_k : g.g_v) + n * D * g.T;
-    tiles(g.T, g.H, d, [&](int64_t t, int tokens, int64_t c0) {
+    tiles(g.T, [&](int64_t t, int tokens) {
       tokens_in(tokens, d, g_y + c0 * g.T + t, g.T, turned, rows, ld);
       for (int i = 0; i < tokens; ++i) {
         const T* row = rows + i * ld;
