@@ -7,8 +7,8 @@ import pytest
 
 from hope_data.errors import InputError
 from hope_eval import results as schema
-from hope_eval.names import as_name
 from hope_eval.results import Items
+from hope_eval.results.names import as_name
 
 Write = Callable[..., Path]
 

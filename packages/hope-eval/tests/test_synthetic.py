@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hope_data.errors import InputError
 from hope_data.tasks import build, draw
 from hope_eval import results
 from hope_eval.cli import main
@@ -89,5 +90,5 @@ def test_a_checkpoint_of_text_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     checkpoint.save(tmp_path, model, {"length": 8})
     assert main(["task", "--checkpoint", str(tmp_path), "--json", str(tmp_path / "x.json")]) == 2
     assert "was trained on text, not on a task" in capsys.readouterr().err
-    with pytest.raises(results.InputError):
+    with pytest.raises(InputError):
         Synthetic().load(tmp_path, None, "cpu")

@@ -183,8 +183,8 @@ def _suite(arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     from hope_data.publishing import write_atomic
     from hope_eval import results as schema
-    from hope_eval.compare import compare
     from hope_eval.report.tables import comparison_table
+    from hope_eval.results.compare import compare
 
     rows = compare(schema.load(arguments.a), schema.load(arguments.b))
     if arguments.json:

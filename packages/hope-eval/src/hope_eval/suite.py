@@ -51,10 +51,10 @@ class Sizes:
 
 
 def run(given: argparse.Namespace, call: Callable[[list[str]], None]) -> Iterator[str]:
-    """Make the pack; yields what to tell people as it goes.
+    """Make the pack, and yield a line about each step.
 
     Args:
-        given: what `hope-eval suite` was told.
+        given: options of `hope-eval suite`.
         call: runs a command of `hope-eval`, given as its arguments.
 
     Raises:
@@ -115,7 +115,7 @@ def pieces(given: argparse.Namespace, sizes: Sizes, *, bounded: bool, writes: bo
     """Arguments of `hope-eval`, one list a command; evaluators without data are left out.
 
     Args:
-        given: what `hope-eval suite` was told.
+        given: options of `hope-eval suite`.
         sizes: how much is asked.
         bounded: whether the state stays as large as it is; full attention can only be trained on streams.
         writes: whether the model has memories to write at test time.
@@ -126,27 +126,27 @@ def pieces(given: argparse.Namespace, sizes: Sizes, *, bounded: bool, writes: bo
     text = ["--text", *map(str, given.text)]
     learn = ["--learn", "memorize" if bounded else "train"]
     stream = ["--tokens", str(sizes.learned), "--held-out", str(sizes.held_out)]
-    made = [["run", *model, *shards]]
+    commands = [["run", *model, *shards]]
     if given.mirror:
         mirror = ["--mirror", str(given.mirror)]
         rows = ",".join(task for task in FILES if task != "wikitext")
-        made.append(["zeroshot", *model, *mirror, "--tasks", rows, "--limit", str(sizes.rows)])
-        made.append(["zeroshot", *model, *mirror, "--tasks", "wikitext", "--limit", str(sizes.articles)])
+        commands.append(["zeroshot", *model, *mirror, "--tasks", rows, "--limit", str(sizes.rows)])
+        commands.append(["zeroshot", *model, *mirror, "--tasks", "wikitext", "--limit", str(sizes.articles)])
     needles = "niah_single_1,niah_multikey_2"
     if given.text:
         needles = "niah_single_1,niah_single_2,niah_single_3,niah_multikey_1,niah_multivalue,niah_multiquery"
     asked = ["--tasks", needles, "--lengths", sizes.lengths, "--depths", "0,0.5,1", "--repeats", "1"]
-    made.append(["needle", *model, *asked, *(text if given.text else [])])
+    commands.append(["needle", *model, *asked, *(text if given.text else [])])
     if given.babi:
-        made.append(["babi", *model, "--data", *map(str, given.babi), "--limit", str(sizes.questions)])
+        commands.append(["babi", *model, "--data", *map(str, given.babi), "--limit", str(sizes.questions)])
     if given.text:
-        made.append(["books", *model, *text, "--max-tokens", str(sizes.book_tokens)])
-    made.append(["continual", *model, *shards, *learn, *stream])
+        commands.append(["books", *model, *text, "--max-tokens", str(sizes.book_tokens)])
+    commands.append(["continual", *model, *shards, *learn, *stream])
     if given.clinc150:
         classes = ["--classes", "clinc150", "--data", str(given.clinc150), "--limit", str(sizes.groups)]
-        made.append(["continual", *model, *classes, *learn, "--shots", str(sizes.shots)])
+        commands.append(["continual", *model, *classes, *learn, "--shots", str(sizes.shots)])
     if writes:
-        made.append(
+        commands.append(
             ["run", *model, *shards, "--tasks", "choice", "--limit", str(sizes.memorized), "--memorize"]
         )
-    return made
+    return commands

@@ -103,5 +103,5 @@ def _dtype(value: Any) -> torch.dtype | None:
         return None
     if name not in DTYPES:
         raise InputError(f"dtype is {value!r}; it must be auto or one of {', '.join(DTYPES)}")
-    found: torch.dtype = getattr(torch, name)
-    return found
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

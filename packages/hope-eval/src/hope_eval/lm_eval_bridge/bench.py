@@ -59,8 +59,8 @@ def bench(folder: Path, settings: BenchSettings, model: Path | None = None) -> l
         raise InputError(f"unknown task '{unknown[0]}'; choose among {', '.join(mirror.FILES)}")
     torch.set_num_threads(settings.threads)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as made:
-        source = model or random_llama(Path(made) / "llama", folder, settings)
+    with tempfile.TemporaryDirectory() as temporary:
+        source = model or random_llama(Path(temporary) / "llama", folder, settings)
         return _bench(source, folder, settings)
 
 
@@ -109,9 +109,9 @@ def _row(task: str, n: int, ours: float, theirs: float, batch: int, gap: float) 
 def _requests(folder: Path, task: str, limit: int) -> list[Any]:
     from lm_eval.tasks import TaskManager  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory() as made:
-        mirror.write_tasks(Path(made), folder, [task], limit)
-        loaded = TaskManager(include_path=made, include_defaults=False).load([task])["tasks"][task]
+    with tempfile.TemporaryDirectory() as temporary:
+        mirror.write_tasks(Path(temporary), folder, [task], limit)
+        loaded = TaskManager(include_path=temporary, include_defaults=False).load([task])["tasks"][task]
     loaded.build_all_requests(limit=limit, rank=0, world_size=1)
     return list(loaded.instances)
 

@@ -83,7 +83,7 @@ def parse(options: Mapping[str, Any]) -> Options:
         # `do_sample` alone means a temperature of 1.
         temperature = float(options.get("temperature", 1.0)) if given["do_sample"] else 0.0
         top_k, top_p, min_p = (given.get(key) for key in ("top_k", "top_p", "min_p"))
-        made = Options(
+        result = Options(
             stops,
             steps,
             temperature,
@@ -103,14 +103,14 @@ def parse(options: Mapping[str, Any]) -> Options:
             COLDEST <= temperature < float("inf") or not given["do_sample"],
             f"at least {COLDEST}",
         ),
-        "top_k": (made.top_k, made.top_k >= 0, "0 (all) or more"),
-        "top_p": (made.top_p, 0 < made.top_p <= 1, "above 0 and at most 1"),
-        "min_p": (made.min_p, 0 <= made.min_p <= 1, "between 0 and 1"),
+        "top_k": (result.top_k, result.top_k >= 0, "0 (all) or more"),
+        "top_p": (result.top_p, 0 < result.top_p <= 1, "above 0 and at most 1"),
+        "min_p": (result.min_p, 0 <= result.min_p <= 1, "between 0 and 1"),
     }
     for key, (value, fits, allowed) in ranges.items():
         if not fits:
             raise InputError(f"generation_kwargs: {key} is {value}; it must be {allowed}")
-    return made
+    return result
 
 
 def _stops(until: Any) -> tuple[str, ...]:

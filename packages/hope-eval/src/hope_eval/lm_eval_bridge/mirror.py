@@ -55,7 +55,7 @@ def _hellaswag(row: Row) -> Doc:
             row.text("ctx_b")
         return {**doc, **{name: row.text(name) for name in ("activity_label", "ctx_a")}}
     activity, _, text = row.text("ctx").partition(": ")
-    ends = [found.end() for found in re.finditer(r"[.!?\])\"']\s+", text)]
+    ends = [end.end() for end in re.finditer(r"[.!?\])\"']\s+", text)]
     cut = ends[-1] if ends and not re.search(r"[.!?]\s*$", text) else len(text)
     return {**doc, "activity_label": activity, "ctx_a": text[:cut].strip(), "ctx_b": text[cut:].strip()}
 
@@ -256,12 +256,12 @@ def pages(joined: str) -> list[str]:
     lines: list[str] = []
     for text, gap in re.findall(r"([^\n]+)(\n*)", joined.replace("\r\n", "\n")):
         lines += [text + "\n", *[" \n"] * max(0, (len(gap) - 3) // 2)]
-    made: list[str] = []
+    articles: list[str] = []
     for line in lines:
-        if re.fullmatch(r" = [^=].* = \n", line) or not made:
-            made.append("")
-        made[-1] += line
-    return made
+        if re.fullmatch(r" = [^=].* = \n", line) or not articles:
+            articles.append("")
+        articles[-1] += line
+    return articles
 
 
 def write_tasks(folder: Path, mirror: Path, tasks: list[str], limit: int | None = None) -> None:

@@ -58,13 +58,13 @@ class Row:
         keys = [key for key in value if key in ("text", "label")] if isinstance(value, dict) else []
         if len(keys) < 2 or not all(isinstance(value[key], list) and len(value[key]) > 1 for key in keys):
             self.refuse(name, "two choices or more as {'text': [...], 'label': [...]}")
-        made = {key: [self._text(name, entry) for entry in value[key]] for key in keys}
-        given = made["label"]
-        if len(made["text"]) != len(given) or len(set(given)) < len(given):
+        lists = {key: [self._text(name, entry) for entry in value[key]] for key in keys}
+        given = lists["label"]
+        if len(lists["text"]) != len(given) or len(set(given)) < len(given):
             self.refuse(name, "a label of its own for every text", given)
         if labels and given != list(labels):
             self.refuse(name, f"labelled {', '.join(labels)}", given)
-        return made
+        return lists
 
     def _text(self, name: str, value: Any) -> str:
         if not isinstance(value, str) or not value.strip():

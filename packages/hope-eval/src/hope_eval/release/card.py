@@ -7,10 +7,10 @@ from typing import Any
 from hope_data.errors import InputError
 from hope_eval.escape import markdown, yaml
 from hope_eval.files import read_json
-from hope_eval.names import NAME
 from hope_eval.report.suites import MODES
 from hope_eval.report.tables import table
 from hope_eval.results import METRICS, Metric, Results, value
+from hope_eval.results.names import NAME
 
 LIMITS = """\
 - A research artefact of a small scale: it has seen {tokens} tokens. It does not answer questions, and what it writes is
@@ -35,7 +35,7 @@ hope-eval zeroshot --checkpoint . --mirror DIR --json zero.json
 
 def corpora(names: Sequence[str], provenance: Path | None) -> list[tuple[str, str, str]]:
     """Name, licence and source of every training corpus; `unknown` where nothing tells."""
-    found = []
+    rows = []
     for name in names:
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise InputError(
@@ -52,8 +52,8 @@ def corpora(names: Sequence[str], provenance: Path | None) -> list[tuple[str, st
             f"{n} {about.get('version', '')}" for n, about in parts.items()
         )
         licence = "; ".join(dict.fromkeys(str(x) for x in licences if x))
-        found.append((name, licence or "unknown", str(source) or "unknown"))
-    return found
+        rows.append((name, licence or "unknown", str(source) or "unknown"))
+    return rows
 
 
 def page(pack: Results, meta: Mapping[str, Any], sources: Sequence[tuple[str, str, str]]) -> str:

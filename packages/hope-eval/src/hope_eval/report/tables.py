@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from hope_eval.compare import Comparison
 from hope_eval.escape import inline, printable
 from hope_eval.report.seeds import Seeds
 from hope_eval.report.select import Named, any_of, done, groups, plain
 from hope_eval.report.training import Curve
 from hope_eval.results import METRICS, Results, value
+from hope_eval.results.compare import Comparison
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], escape: Callable[[str], str] = inline) -> str:

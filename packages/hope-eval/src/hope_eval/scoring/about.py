@@ -11,8 +11,8 @@ import hope_data
 import hope_eval
 import hope_model
 from hope_data.files import sha256_bytes, sha256_file
-from hope_eval.names import as_name
 from hope_eval.results import Checkpoint, Evaluator
+from hope_eval.results.names import as_name
 from hope_model import LanguageModel, counting
 
 

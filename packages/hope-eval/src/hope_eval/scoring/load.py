@@ -17,8 +17,8 @@ from hope_data.errors import InputError
 from hope_data.files import open_regular, read_bytes, sha256_file
 from hope_data.tokenizer import META, MODEL, Tokenizer, is_foreign
 from hope_eval.files import read_json
-from hope_eval.names import trained_length
 from hope_eval.results import Checkpoint
+from hope_eval.results.names import trained_length
 from hope_eval.scoring.about import describe, describe_foreign
 from hope_eval.scoring.tokenizers import HFTokenizer, HopeTokenizer
 from hope_model import LanguageModel, MemorySettings, checkpoint
@@ -150,9 +150,9 @@ class HFModel:
 
 def copied(cache: Any) -> Any:
     """A cache of its own: layers replace their tensors when they grow, so the tensors themselves can be shared."""
-    made = copy.copy(cache)
-    made.layers = [copy.copy(layer) for layer in cache.layers]
-    return made
+    copies = copy.copy(cache)
+    copies.layers = [copy.copy(layer) for layer in cache.layers]
+    return copies
 
 
 @dataclass(frozen=True)

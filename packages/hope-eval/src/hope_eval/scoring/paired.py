@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hope_data.errors import InputError
-from hope_eval.compare import compare_tasks
 from hope_eval.results import PairedDifference, TaskResult
+from hope_eval.results.compare import compare_tasks
 from hope_eval.scoring.adaptation.dials import Adaptation
 from hope_eval.scoring.adaptation.wrap import AdaptedModel, state_bytes, wrap
 from hope_eval.scoring.load import HFModel, HopeModel

@@ -33,7 +33,7 @@ class Fork(NamedTuple):
 class Scorer:
     """A model behind the few questions that evaluations ask.
 
-    `begin` is told a task's name and about how many tokens it will feed, for a progress bar. `memorize` says how
+    `begin` takes a task's name and about how many tokens it will feed, for a progress bar. `memorize` says how
     contexts are read where memorisation at test time is measured; `carried` is the state between its items.
 
     Results do not depend on how sequences are batched: equal lengths go together, and what padding follows a
@@ -92,13 +92,13 @@ class Scorer:
         order = list(range(len(sequences)))
         if fresh or not self._carries:
             order.sort(key=lambda i: (-len(sequences[i]), i))
-        found: dict[int, NDArray[np.float64]] = {}
+        scores: dict[int, NDArray[np.float64]] = {}
         while order:
             size = self._rows(len(sequences[order[0]]))
             rows, order = order[:size], order[size:]
             for row, logp_T in zip(rows, self._token_logp([sequences[i] for i in rows], fresh), strict=True):
-                found[row] = logp_T
-        return [found[i] for i in range(len(sequences))]
+                scores[row] = logp_T
+        return [scores[i] for i in range(len(sequences))]
 
     def stream_logp(self, tokens_T: Tokens, state: Any = None) -> Iterator[tuple[NDArray[np.float64], Any]]:
         """The same for one sequence of any length, `PIECE` tokens at a time, with the state after each piece."""
@@ -121,15 +121,15 @@ class Scorer:
         if self.memorize:
             steps = self.memorize.steps
             requests = [Request(request.context * steps, request.continuation) for request in requests]
-        found: dict[int, Scored] = {}
+        scores: dict[int, Scored] = {}
         options = {
             "share": share and self.model.shares_state,
             "together": self.model.copies_state,
             "stream": self._carries,
         }
         for batch in plan(requests, self._rows, **options):
-            found |= self._continue(requests, batch)
-        return [found[n] for n in range(len(requests))]
+            scores |= self._continue(requests, batch)
+        return [scores[n] for n in range(len(requests))]
 
     def prefill(self, prompts_BT: Tokens) -> Fork:
         """Run prompts of equal length, as often as memorisation wants them read."""
@@ -222,11 +222,11 @@ class Scorer:
     def greedy(self, fork: Fork, steps: int) -> Tokens:
         """The `steps` most likely tokens [B, steps], one after another."""
         logp_BV, state = fork
-        made = [self._known(logp_BV).argmax(-1)]
-        while len(made) < steps:
-            logits_BTV, state = self._forward(made[-1][:, None], state)
-            made.append(self._known(logits_BTV[:, -1]).argmax(-1))
-        return torch.stack(made, 1).cpu().numpy()
+        tokens = [self._known(logp_BV).argmax(-1)]
+        while len(tokens) < steps:
+            logits_BTV, state = self._forward(tokens[-1][:, None], state)
+            tokens.append(self._known(logits_BTV[:, -1]).argmax(-1))
+        return torch.stack(tokens, 1).cpu().numpy()
 
     def generate(
         self,
@@ -242,19 +242,19 @@ class Scorer:
 
         Args:
             prompts: one token or more each.
-            steps: most tokens made for each.
-            done: told a prompt's number and what it made so far; True stops it.
+            steps: most tokens written for each.
+            done: takes a prompt's number and the tokens written so far; True stops it.
             draw: from a prompt's number and the logits [V] of its next token to the token.
         """
         if steps < 1:
             return [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        made: dict[int, list[int]] = {i: [] for i in order}
+        written: dict[int, list[int]] = {i: [] for i in order}
         while order:
             size = self._rows(len(prompts[order[0]]) + steps)
             rows, order = order[:size], order[size:]
-            self._generate(prompts, rows, steps, done, draw, made)
-        return [made[i] for i in range(len(prompts))]
+            self._generate(prompts, rows, steps, done, draw, written)
+        return [written[i] for i in range(len(prompts))]
 
     def _generate(
         self,
@@ -263,7 +263,7 @@ class Scorer:
         steps: int,
         done: Callable[[int, list[int]], bool],
         draw: Callable[[int, Tensor], int] | None,
-        made: dict[int, list[int]],
+        written: dict[int, list[int]],
     ) -> None:
         at = min(len(prompts[i]) for i in rows)
         logits_BV, state = self.prefill(np.stack([prompts[i][:at] for i in rows]).astype(np.int64))
@@ -276,8 +276,8 @@ class Scorer:
                     token = int(prompts[i][at])
                 elif open_[i]:
                     token = draw(i, logits_V) if draw else token
-                    made[i].append(token)
-                    open_[i] = len(made[i]) < steps and not done(i, made[i])
+                    written[i].append(token)
+                    open_[i] = len(written[i]) < steps and not done(i, written[i])
                 next_B.append(token)
             if not any(open_.values()):
                 return
@@ -313,7 +313,7 @@ class Scorer:
             prefixes_BT = np.array([group.prefix[: batch.shared] for group in batch.groups], np.int64)
             state = self._prefill(prefixes_BT, self._begin()).state
             self._carry(state)
-        found: dict[int, Scored] = {}
+        scores: dict[int, Scored] = {}
         together = self.model.copies_state or not batch.shared
         for turn in batch.turns(self._rows, together=together):
             rows = [np.asarray(row.tokens[batch.shared :], np.int64) for _, row in turn]
@@ -327,8 +327,8 @@ class Scorer:
             ).T
             logits_NV, _ = self._forward(padded_BT, forked, (row_N, column_N), final=True)
             self._count(sum(map(len, rows)) - padded_BT.numel())
-            found |= _pick(requests, asked, logits_NV.float(), token_N)
-        return found
+            scores |= _pick(requests, asked, logits_NV.float(), token_N)
+        return scores
 
 
 def _wanted(
@@ -348,12 +348,12 @@ def _pick(
     """Scores of the requests, whose tokens stand one after another."""
     logp_N = _finite(-F.cross_entropy(logits_NV, token_N, reduction="none").double())
     greedy_N = (logits_NV.argmax(-1) == token_N).cpu().numpy()
-    found, start = {}, 0
+    scores, start = {}, 0
     for _, n in asked:
         end = start + len(requests[n].continuation)
-        found[n] = Scored(float(logp_N[start:end].sum()), bool(greedy_N[start:end].all()))
+        scores[n] = Scored(float(logp_N[start:end].sum()), bool(greedy_N[start:end].all()))
         start = end
-    return found
+    return scores
 
 
 def _padded(rows: Sequence[Tokens]) -> Tensor:

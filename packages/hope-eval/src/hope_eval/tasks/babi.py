@@ -18,8 +18,8 @@ import numpy as np
 
 from hope_data.errors import InputError
 from hope_eval.files import read_text
-from hope_eval.names import as_name
 from hope_eval.results import Items, TaskResult
+from hope_eval.results.names import as_name
 from hope_eval.scoring.load import Loaded
 from hope_eval.scoring.memorize import Memorize, refuse_oracle
 from hope_eval.scoring.scorer import Scorer, Tokens
@@ -48,7 +48,7 @@ def read(path: Path) -> list[Question]:
         InputError: a line without its number, a question without its answer, or no question at all (file and line
             named).
     """
-    made: list[Question] = []
+    questions: list[Question] = []
     facts: list[str] = []
     before = 0
     for number, text in enumerate(read_text(path).splitlines(), 1):
@@ -63,16 +63,16 @@ def read(path: Path) -> list[Question]:
             facts = []
         asked = QUESTION.fullmatch(line[2])
         if asked:
-            made.append(Question(tuple(facts), asked[1].strip(), asked[2].strip()))
+            questions.append(Question(tuple(facts), asked[1].strip(), asked[2].strip()))
         elif re.search(r"[\t|]|\?\s*$", line[2]):
             raise InputError(
                 f"{path}, line {number}: a question without its answer; bAbI's have question?, tab, answer, tab, facts"
             )
         else:
             facts.append(line[2])
-    if not made:
+    if not questions:
         raise InputError(f"{path}: holds no question; name a qa*.txt of bAbI")
-    return made
+    return questions
 
 
 def prompt(tokenizer: TextTokenizer, asked: Question, length: int, text: Tokens, start: int) -> Tokens:

@@ -126,18 +126,20 @@ def build(context: Context, settings: Settings) -> tuple[list[Item], list[str]]:
     Raises:
         InputError: no domain has enough documents.
     """
-    made: dict[str, list[Item]] = {}
+    by_domain: dict[str, list[Item]] = {}
     notes = []
     room = context.limited(settings.items)
     # Smallest first: what one domain cannot give, the larger ones make up for.
     order = sorted(context.domains, key=lambda domain: (context.split(domain).n_tokens, domain))
     for place, domain in enumerate(order):
         wanted = max(1, room // (len(order) - place)) if room else 0
-        made[domain] = list(_questions(context, domain, settings, wanted))
-        room -= len(made[domain])
-        if len(made[domain]) < wanted:
-            notes.append(f"{domain}: {len(made[domain])} of {wanted} items; its test split gives no more")
-    questions = [question for domain in context.domains for question in made[domain]]
+        by_domain[domain] = list(_questions(context, domain, settings, wanted))
+        room -= len(by_domain[domain])
+        if len(by_domain[domain]) < wanted:
+            notes.append(
+                f"{domain}: {len(by_domain[domain])} of {wanted} items; its test split gives no more"
+            )
+    questions = [question for domain in context.domains for question in by_domain[domain]]
     if not questions:
         needed = settings.prefix - 1 + settings.continuation
         raise InputError(

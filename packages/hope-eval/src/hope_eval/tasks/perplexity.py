@@ -90,7 +90,7 @@ def run_all(context: Context, settings: Settings) -> list[TaskResult]:
         )
 
     whole = finished(task, items)
-    made = [replace(whole, metrics=[*whole.metrics, *margins(items)])]
+    results = [replace(whole, metrics=[*whole.metrics, *margins(items)])]
     for label, classify in (("position", positions), ("target", classes)):
         documents = [
             [(classify(window), losses) for window, losses in zip(piece.windows, document, strict=True)]
@@ -98,8 +98,8 @@ def run_all(context: Context, settings: Settings) -> list[TaskResult]:
         ]
         part = finished(f"{task}_{label}", by_label(label, documents))
         # Over all tokens it is the bits per byte again.
-        made.append(replace(part, metrics=[metric for metric in part.metrics if metric.group != "all"]))
-    return made
+        results.append(replace(part, metrics=[metric for metric in part.metrics if metric.group != "all"]))
+    return results
 
 
 def _documents(context: Context, pieces: list[Piece], nats: list[float]) -> Items:

@@ -19,25 +19,25 @@ def classes(window_T: Tokens) -> list[str]:
     """
     tokens = window_T.tolist()
     shown: tuple[set[tuple[int, ...]], ...] = (set(), set(), set())
-    made = []
+    classes_T = []
     for t in range(1, len(tokens)):
         grams = [tuple(tokens[t - n : t + 1]) for n in range(min(3, t + 1))]
         known = 0
         while known < len(grams) and grams[known] in shown[known]:
             known += 1
-        made.append(CLASSES[known])
+        classes_T.append(CLASSES[known])
         for n, gram in enumerate(grams):
             shown[n].add(gram)
-    return made
+    return classes_T
 
 
 def positions(window_T: Tokens) -> list[str]:
     """Bucket of every token after the first: its place in the window, each bucket as long as all before it."""
-    made = []
+    buckets_T = []
     for t in range(len(window_T) - 1):
         low = 0 if t < 32 else 1 << (t.bit_length() - 1)
-        made.append(f"{low}-{31 if t < 32 else 2 * low - 1}")
-    return made
+        buckets_T.append(f"{low}-{31 if t < 32 else 2 * low - 1}")
+    return buckets_T
 
 
 def by_label(label: str, documents: Sequence[Sequence[tuple[Sequence[str], NDArray[np.float64]]]]) -> Items:

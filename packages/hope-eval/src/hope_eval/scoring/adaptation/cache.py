@@ -82,8 +82,8 @@ class CachedModel:
             scores = self.sharpness * (h @ keys_BND.transpose(-1, -2))
             share = scores.masked_fill(~visible_TN, -math.inf).softmax(-1).to(logp.dtype)
             index = values_BN[:, None].expand(share.shape)
-            found = torch.zeros_like(logp).scatter_add_(-1, index, share.nan_to_num())
-            mixed = torch.log((1 - self.strength) * logp.exp() + self.strength * found)
+            cached = torch.zeros_like(logp).scatter_add_(-1, index, share.nan_to_num())
+            mixed = torch.log((1 - self.strength) * logp.exp() + self.strength * cached)
             parts.append(torch.where((end > 0)[:, None], mixed, logp))
         return torch.cat(parts, 1)
 

@@ -147,13 +147,13 @@ def build(name: str, values: Mapping[str, Any]) -> Adaptation:
     if name not in ADAPTATIONS:
         raise InputError(f"no adaptation is called {name[:80]!r}; choose among {', '.join(ADAPTATIONS)}")
     kinds = {entry.name: entry.type for entry in dataclasses.fields(ADAPTATIONS[name])}
-    made = {}
+    typed = {}
     for key, value in values.items():
         if key not in kinds:
             dials = ", ".join(kinds) or "none"
             raise InputError(f"{name} has no dial {key[:80]!r}; it has {dials}")
-        made[key] = _number(f"{name}.{key}", kinds[key], value)
-    return ADAPTATIONS[name](**made)
+        typed[key] = _number(f"{name}.{key}", kinds[key], value)
+    return ADAPTATIONS[name](**typed)
 
 
 def _number(name: str, kind: Any, value: Any) -> Any:

@@ -20,7 +20,7 @@ from hope_data.errors import InputError
 from hope_data.files import read_bytes, sha256_bytes
 from hope_eval.escape import printable
 from hope_eval.estimates import ratio
-from hope_eval.names import check_count, check_labels, check_name
+from hope_eval.results.names import check_count, check_labels, check_name
 
 SCHEMA = 2
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -130,11 +130,11 @@ class Items:
 
     def groups(self) -> dict[str, list[int]]:
         """Item numbers of every group; `all` first, then each label's values in order of appearance."""
-        found: dict[str, list[int]] = {"all": list(range(len(self.weight)))}
+        groups: dict[str, list[int]] = {"all": list(range(len(self.weight)))}
         for label, values in self.labels.items():
             for index, value in enumerate(values):
-                found.setdefault(f"{label}={value}", []).append(index)
-        return found
+                groups.setdefault(f"{label}={value}", []).append(index)
+        return groups
 
     def columns(self, name: str, chosen: Sequence[int]) -> tuple[Any, Any, Any]:
         """Score, weight and cluster of the chosen items, as `estimates.ratio` takes them."""
@@ -143,13 +143,13 @@ class Items:
 
     def metrics(self, chance: Mapping[str, float] | None = None) -> list[Metric]:
         """Every score in every group as a metric."""
-        made = []
+        metrics = []
         for name in self.scores:
             for group, chosen in self.groups().items():
                 estimate = ratio(*self.columns(name, chosen))
                 guess = (chance or {}).get(name)
-                made.append(Metric(name, group, **dataclasses.asdict(estimate), chance=guess))
-        return made
+                metrics.append(Metric(name, group, **dataclasses.asdict(estimate), chance=guess))
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ def dumps(value: Any) -> str:
     plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
     text = json.dumps(plain, indent=1, allow_nan=False)
     flat = re.sub(
-        r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", "", found[0].replace(",\n", ", \n")), text
+        r"\[[^\[\]{}]*\]", lambda match: re.sub(r"\n\s*", "", match[0].replace(",\n", ", \n")), text
     )
     return flat + "\n"
 
@@ -361,16 +361,16 @@ def fingerprint(items: object) -> str:
 
 def headline(result: Results) -> dict[str, float]:
     """A few flat numbers for `dvc metrics`: every overall score, and the errors of the main two."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     overall = [(task, m) for task in result.tasks for m in task.metrics if m.group == "all"]
     for task, metric in overall:
         if metric.name not in task.items.scores:
             continue
         name = metric.name if "+" not in task.task else f"{task.task}.{metric.name}"
-        found[name] = round(metric.value, 6)
+        numbers[name] = round(metric.value, 6)
         if metric.name in ("bits_per_byte", "choice_accuracy") and metric.stderr is not None:
-            found[f"{name}_stderr"] = round(metric.stderr, 6)
-    return found
+            numbers[f"{name}_stderr"] = round(metric.stderr, 6)
+    return numbers
 
 
 def line(metric: Metric) -> str:

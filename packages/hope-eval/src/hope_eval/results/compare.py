@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hope_data.errors import InputError
 from hope_eval.estimates import Difference, paired, ratio
-from hope_eval.results import Results, TaskResult
+from hope_eval.results.schema import Results, TaskResult
 
 
 @dataclass(frozen=True)
