@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hope_eval.estimates import combined, crossed, paired, ratio
+from hope_eval.results.statistics import combined, crossed, paired, ratio
 
 
 def test_trials_of_separate_documents_give_the_textbook_error() -> None:

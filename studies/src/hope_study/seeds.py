@@ -26,7 +26,7 @@ from pathlib import Path
 from hope_data.files import write_json
 from hope_data.publishing import write_atomic
 from hope_eval import results
-from hope_eval.estimates import combined
+from hope_eval.results.statistics import combined
 from hope_model.errors import InputError
 from hope_study.locks import locked
 from hope_study.worker import IMPORTED, Workers, last_line

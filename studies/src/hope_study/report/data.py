@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 
 from scipy.stats import t as student
 
-from hope_eval.estimates import LEAST
 from hope_eval.results import METRICS
+from hope_eval.results.statistics import LEAST
 from hope_model import counting
 from hope_study.ledger import Ledger
 from hope_study.records import Record, Value

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hope_data.errors import InputError
-from hope_eval.estimates import ratio
 from hope_eval.files import find
 from hope_eval.lm_eval_bridge import mirror
 from hope_eval.results import Items, Metric, TaskResult, rounded
+from hope_eval.results.statistics import ratio
 from hope_eval.scoring.load import Loaded
 from hope_eval.scoring.scorer import Scorer
 from hope_eval.tasks.base import Stopwatch, Task
@@ -46,6 +46,7 @@ class ZeroShot(Task):
 
     def __post_init__(self) -> None:
         """Refuse to begin without lm-eval."""
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; our own bar shows the progress
         try:
             import lm_eval  # noqa: F401, PLC0415 (optional)
         except ImportError as error:
@@ -55,7 +56,6 @@ class ZeroShot(Task):
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
         """Let lm-eval ask the scorer."""
-        os.environ["TQDM_DISABLE"] = "1"  # our own bar shows the progress
         from hope_eval.lm_eval_bridge.model import HopeLM  # noqa: PLC0415 (optional, and slow to import)
 
         lm = HopeLM(loaded, max_length=self.max_length, batch_tokens=scorer.batch_tokens)

@@ -10,9 +10,9 @@ from statistics import fmean
 import numpy as np
 
 from hope_data.errors import InputError
-from hope_eval.compare import Comparison, same_items
-from hope_eval.estimates import combined, crossed
 from hope_eval.results import Items, Metric, PairedDifference, Results, TaskResult, rounded
+from hope_eval.results.compare import Comparison, same_items
+from hope_eval.results.statistics import combined, crossed
 
 Seeds = Mapping[str, Sequence[Results]]
 

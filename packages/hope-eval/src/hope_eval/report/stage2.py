@@ -10,12 +10,12 @@ from hope_data.errors import InputError
 from hope_data.publishing import exclusive, write_atomic
 from hope_eval import results as schema
 from hope_eval.escape import markdown, printable
-from hope_eval.estimates import LEAST
 from hope_eval.files import read_json
 from hope_eval.report import verdicts
 from hope_eval.report.select import Named
 from hope_eval.report.tables import short, table
 from hope_eval.results import METRICS, Metric, value
+from hope_eval.results.statistics import LEAST
 
 INTRODUCTION = """\
 Written by `hope-eval stage2` from the packs of `hope-eval suite` and the metrics of training. ± is one standard error

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from hope_eval.escape import markdown
-from hope_eval.estimates import LEAST, Difference
 from hope_eval.report.seeds import Seeds, compare
 from hope_eval.report.select import Named, done, plain
 from hope_eval.results import METRICS, value
 from hope_eval.results.compare import Comparison, compare_tasks, same_items
+from hope_eval.results.statistics import LEAST, Difference
 
 COMPARED = {
     "bits_per_byte": "perplexity",

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from hope_data.errors import InputError
-from hope_eval.estimates import Difference, paired, ratio
 from hope_eval.results.schema import Results, TaskResult
+from hope_eval.results.statistics import Difference, paired, ratio
 
 
 @dataclass(frozen=True)

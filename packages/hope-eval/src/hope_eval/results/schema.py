@@ -19,8 +19,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from hope_data.errors import InputError
 from hope_data.files import read_bytes, sha256_bytes
 from hope_eval.escape import printable
-from hope_eval.estimates import ratio
 from hope_eval.results.names import check_count, check_labels, check_name
+from hope_eval.results.statistics import ratio
 
 SCHEMA = 2
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -137,7 +137,7 @@ class Items:
         return groups
 
     def columns(self, name: str, chosen: Sequence[int]) -> tuple[Any, Any, Any]:
-        """Score, weight and cluster of the chosen items, as `estimates.ratio` takes them."""
+        """Score, weight and cluster of the chosen items, as `statistics.ratio` takes them."""
         columns = (self.scores[name], self.weight, self.cluster)
         return tuple(np.asarray(column)[list(chosen)] for column in columns)  # type: ignore[return-value]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from hope_data.bpb import bits_per_byte
 from hope_data.shards import Split
-from hope_eval.estimates import ratio
 from hope_eval.results import Items, Metric, TaskResult, rounded
+from hope_eval.results.statistics import ratio
 from hope_eval.scoring.memorize import refuse_rereading
 from hope_eval.scoring.scorer import Tokens
 from hope_eval.tasks.base import Context, Stopwatch
