@@ -156,12 +156,15 @@ def _bench(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         raise InputError(f"bench needs lm-eval ({error.name}); pip install 'hope-eval[lm-eval]'") from None
     from hope_data.publishing import write_atomic
+    from hope_eval.progress import Display
     from hope_eval.report.tables import table
 
     settings = bench.BenchSettings(
         tasks=tuple(arguments.tasks), limit=arguments.limit, threads=arguments.threads
     )
-    rows = bench.bench(arguments.mirror, settings, arguments.checkpoint)
+    with Display("timings") as display:
+        display.begin("bench", settings.timings)
+        rows = bench.bench(arguments.mirror, settings, arguments.checkpoint, display.advance)
     if arguments.json:
         write_atomic(arguments.json, (json.dumps(rows, indent=1) + "\n").encode())
     print(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows], printable))

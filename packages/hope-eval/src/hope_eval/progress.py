@@ -23,28 +23,32 @@ from hope_eval.escape import printable
 SECONDS = 10.0  # between two lines where there is no terminal
 
 
-class _Tokens(ProgressColumn):
+class _Count(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
         total = "" if task.total is None else f"/{task.total:,.0f}"
-        return Text(f"{task.completed:,.0f}{total} tokens" if task.completed or total else "")
+        return Text(f"{task.completed:,.0f}{total} {self._unit}" if task.completed or total else "")
 
 
 class Display:
-    """Counts tokens fed to the model, task by task."""
+    """Counts tokens fed to the model, or another unit, task by task."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "tokens") -> None:
         console = Console(stderr=True)
         columns = (
             TextColumn("{task.description:<12}", markup=False),
             BarColumn(),
-            _Tokens(),
+            _Count(unit),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
         self._current: TaskID | None = None
-        self._name, self._done = "", 0
+        self._unit, self._name, self._done = unit, "", 0
         self._total: int | None = None
         self._start = self._line = time.monotonic()
 
@@ -58,7 +62,7 @@ class Display:
         self._bars.stop()
 
     def begin(self, name: str, tokens: int | None) -> None:
-        """Begin a task that will feed about `tokens` tokens; None: nobody knows yet.
+        """Begin a task that will feed about `tokens` tokens; None: not known yet.
 
         The task that is under way, named again, gets a new total and begins anew.
         """
@@ -85,6 +89,6 @@ class Display:
 
     def _text(self, seconds: float) -> str:
         if not self._total or not self._done:
-            return f"{self._name}: {self._done:,} tokens"
+            return f"{self._name}: {self._done:,} {self._unit}"
         left = max(0.0, seconds * (self._total - self._done) / self._done)
-        return f"{self._name}: {self._done:,} of about {self._total:,} tokens, {left:.0f} s left"
+        return f"{self._name}: {self._done:,} of about {self._total:,} {self._unit}, {left:.0f} s left"

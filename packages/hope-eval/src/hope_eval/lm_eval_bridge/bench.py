@@ -7,6 +7,7 @@ same run, or the comparison would be of different things.
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -47,9 +48,21 @@ class BenchSettings:
     threads: int = 1
     rounds: int = 3
 
+    @property
+    def timings(self) -> int:
+        """How often a model answers the rows of a task."""
+        return len(self.tasks) * (self.rounds + 1) * (1 + len(self.hf_batches))
 
-def bench(folder: Path, settings: BenchSettings, model: Path | None = None) -> list[dict[str, Any]]:
-    """One row per task and one for all: examples/s of both, their ratio, the largest difference.
+
+def bench(
+    folder: Path,
+    settings: BenchSettings,
+    model: Path | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Return a row per task and one for all: examples/s of both, their ratio, the largest difference.
+
+    `advance` is called after each of `settings.timings` timings.
 
     Raises:
         InputError: an unknown task, or a mirror that lacks a file.
@@ -61,10 +74,12 @@ def bench(folder: Path, settings: BenchSettings, model: Path | None = None) -> l
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
         source = model or random_llama(Path(temporary) / "llama", folder, settings)
-        return _bench(source, folder, settings)
+        return _bench(source, folder, settings, advance)
 
 
-def _bench(source: Path, folder: Path, settings: BenchSettings) -> list[dict[str, Any]]:
+def _bench(
+    source: Path, folder: Path, settings: BenchSettings, advance: Callable[[int], None]
+) -> list[dict[str, Any]]:
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
 
     from hope_eval.lm_eval_bridge.model import HopeLM  # noqa: PLC0415
@@ -84,6 +99,7 @@ def _bench(source: Path, folder: Path, settings: BenchSettings) -> list[dict[str
             for n, lm in models.items():
                 spent, answers[n] = _timed(lm, requests)
                 seconds[n] += [spent] if turn else []
+                advance(1)
         middle = {n: median(values) for n, values in seconds.items()}
         best = min(hf, key=lambda n: middle[n])
         gap = max(abs(x - y) for x, y in zip(answers[0], answers[best], strict=True))
