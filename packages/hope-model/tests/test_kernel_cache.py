@@ -48,7 +48,7 @@ def other_library(tmp_path: Path) -> bytes:
     """What somebody else would like to run here."""
     (tmp_path / "evil.cpp").write_text(source(666))
     out = tmp_path / "evil.so"
-    build._run([build._compiler(), *build.FLAGS, str(tmp_path / "evil.cpp"), "-o", str(out)], 60)
+    build._run([build.find_compiler(), *build.FLAGS, str(tmp_path / "evil.cpp"), "-o", str(out)], 60)
     return out.read_bytes()
 
 

@@ -225,7 +225,7 @@ KERNEL(sizes, x=torch.randn(2, 5, 4), tail=torch.randn(2, 2, 4), weight=torch.ra
 @pytest.mark.long
 def test_under_address_sanitizer(tmp_path: Path) -> None:
     library = subprocess.run(
-        [build._compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+        [build.find_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
     if not Path(library).is_absolute():
         pytest.skip("the compiler has no AddressSanitizer")

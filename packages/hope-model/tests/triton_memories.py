@@ -1,5 +1,6 @@
 """Memories by their Triton kernels are the token loop, in float32; run by test_triton_interpreter.py only."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 
-from hope_model import LanguageModel, ModelConfig
+from hope_model import CMSConfig, LanguageModel, ModelConfig
+from hope_model.ops.cms.fused import _written
 from hope_model.ops.deep_memory import (
     FastWeights,
     Gates,
@@ -23,7 +25,7 @@ from hope_model.ops.deep_memory import (
     titans_memory_naive,
 )
 from hope_model.ops.deep_memory.kernels import TRITON_SELF_MODIFYING, TRITON_TITANS
-from hope_model.ops.triton import launch
+from hope_model.ops.triton import cms, launch
 from hope_model.tree import tensors
 
 Inputs = tuple[Any, ...]
@@ -183,9 +185,41 @@ def test_equal_keys_at_full_strength() -> None:
     assert (o - naive).abs().max() < 1e-5 * naive.abs().max()
 
 
-def test_the_model_uses_them(launches: list[str]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("later", "bound"), [(False, 0.2), (True, 0.5), (True, 0.0)])
+def test_a_cms_level_is_written(
+    dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch, *, later: bool
+) -> None:
+    """Delta in float32; theta + delta rounded once (the interpreter cuts where a GPU rounds)."""
+    monkeypatch.setattr(cms, "TILE", 64)
     torch.manual_seed(0)
-    model = LanguageModel(ModelConfig(variant="titans", vocab_size=64, dim=32, layers=1, head_dim=32))
+
+    delta, total = (torch.randn(3, 24, 9), torch.randn(3, 24, 9)) if later else (None, None)
+    gradient, theta = torch.randn(3, 24, 9).to(dtype), torch.randn(24, 9)
+    how = {"rate": 0.3, "retention": 0.9, "bound": bound}
+    reference = _written(delta, gradient, total, theta, **how)
+    precise, rounded = cms.written(delta, gradient, total, theta, **how)
+    assert (precise.dtype, rounded.dtype) == (torch.float32, dtype)
+    assert (precise - reference).abs().max() < 1e-6 * reference.abs().max()
+    most = 1e-6 if dtype == torch.float32 else 8e-3
+    assert (rounded - theta - reference).abs().max() < most * (theta + reference).abs().max()
+    norm = torch.linalg.matrix_norm(precise)
+    assert not bound or (norm < 1.0001 * bound * torch.linalg.matrix_norm(theta)).all()
+
+
+@pytest.mark.parametrize(
+    ("variant", "kernels"),
+    [
+        ("titans", {"titans_forward": 2, "titans_backward": 2}),
+        ("hope_attention", {"cms_accumulate": 12, "cms_bound": 12}),
+    ],
+)
+def test_the_model_uses_them(variant: str, kernels: dict[str, int], launches: list[str]) -> None:
+    torch.manual_seed(0)
+    levels = CMSConfig(periods=[8, 16], teach_scale=0.5)
+    model = LanguageModel(
+        ModelConfig(variant=variant, vocab_size=64, dim=32, layers=1, head_dim=32, cms=levels)
+    )
     tokens = torch.randint(64, (1, 40))
     results = []
     for switch in ("1", "0"):
@@ -193,7 +227,7 @@ def test_the_model_uses_them(launches: list[str]) -> None:
             patch.setenv(launch.SWITCH, switch)
             logits, _ = model(tokens)
         results.append([logits, *torch.autograd.grad(logits.square().mean(), model.parameters())])
-    assert launches == ["titans_forward"] * 2 + ["titans_backward"] * 2
+    assert Counter(launches) == kernels
     for x, y in zip(*results, strict=True):
         assert (x - y).abs().max() < 1e-5 * (1 + y.abs().max())
 

@@ -155,7 +155,7 @@ def test_a_missing_parameter_and_a_missing_run_are_named(
 DIALS = {
     config.TrainConfig: "run seed model init init_sha256 attach data optim schedule teach log steps batch_size length "
     "lengths memory_chunks accumulate eval_every eval_windows checkpoint_every milestone_every milestones "
-    "parallel precision compile activation_checkpoint sdpa device",
+    "parallel precision tf32 compile activation_checkpoint sdpa device",
     config.DataConfig: "shards tokenizer corpora weights task eval_lengths",
     config.OptimConfig: "name lr matrix_lr weight_decay beta1 beta2 eps momentum slow_every slow_momentum "
     "slow_share clip groups",

@@ -28,7 +28,7 @@ RESUMABLE = 75
 FREE: dict[str, Any] = {
     "run": "other", "log": {"every": 3, "project": "elsewhere"}, "eval_every": 2, "eval_windows": 2,
     "checkpoint_every": 2, "milestone_every": 0, "milestones": 3, "parallel": "fsdp", "precision": "bf16",
-    "activation_checkpoint": True, "accumulate": 2, "sdpa": "math", "device": "auto",
+    "tf32": False, "activation_checkpoint": True, "accumulate": 2, "sdpa": "math", "device": "auto",
 }  # fmt: skip
 BITS = (
     "precision fp32 -> bf16",

@@ -24,6 +24,7 @@ from hope_model.bench import (
 from hope_model.blocks import VARIANTS
 from hope_model.errors import InputError
 from hope_model.files import write_atomic
+from hope_model.launches import commands as launch_commands
 from hope_model.llama import commands as llama_commands
 from hope_model.ranges import check_ranges, shown
 
@@ -33,6 +34,7 @@ EXAMPLES = """examples:
   hope-model bench --length 4096 --json bench.json   longer sequences; rows also as JSON
   hope-model bench --device cuda --bf16 --dim 768 --layers 12 --length 16384
   hope-model bench decode --positions 1024,32768     cost of one token far into a stream
+  hope-model launches --variants titans,hope         kernels that a GPU would start, counted without one
   hope-model convert SmolLM2-135M smollm             a Llama-family folder becomes a checkpoint of ours
   hope-model export smollm SmolLM2-again             and back
 """
@@ -109,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--json", type=Path, help="also write the rows here")
     bench.set_defaults(function=_bench)
+    launch_commands.add(commands)
     text_commands.add(commands)
     llama_commands.add(commands)
     return parser

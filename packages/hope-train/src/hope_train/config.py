@@ -221,6 +221,7 @@ class TrainConfig:
         parallel: with several processes, `ddp` (weights on each), `fsdp` (weights shared out), or DeepSpeed's `zero1`,
             `zero2`, `zero3`, which slice flattened weights: for AdamW only, needs the extra `deepspeed`.
         precision: `fp32`, `bf16` (autocast) or `auto` (bf16 where the hardware multiplies it).
+        tf32: on CUDA, round operands of float32 products to TF32's 11 bits; no CPU does.
         compile: pass the model through torch.compile, where that works.
         activation_checkpoint: recompute each block in the backward pass instead of keeping its activations.
         sdpa: kernel of softmax attention: `auto`, `flash`, `efficient`, `cudnn` or `math`.
@@ -251,6 +252,7 @@ class TrainConfig:
     milestones: int = field(default=0, metadata=within(0, STEPS))
     parallel: str = field(default="ddp", metadata=one_of("ddp", "fsdp", "zero1", "zero2", "zero3"))
     precision: str = field(default="auto", metadata=one_of("auto", "fp32", "bf16"))
+    tf32: bool = True
     compile: bool = False
     activation_checkpoint: bool = False
     sdpa: str = field(default="auto", metadata=one_of("auto", "flash", "efficient", "cudnn", "math"))

@@ -208,7 +208,8 @@ def forward_backward(
     settings = schedule.memory(config, (run.memory or run.model).settings(), step, run.model.levels)
     columns = (torch.from_numpy(column) for column in (batch.inputs, batch.targets))
     parts = list(zip(*(c.to(run.world.device).chunk(config.accumulate) for c in columns), strict=True))
-    total, inner = 0.0, dict[str, float]()
+    # Stays on the device: a look at every part would wait for it.
+    total, inner = torch.zeros((), dtype=torch.float64, device=run.world.device), dict[str, float]()
     for number, (inputs_BT, targets_BT) in enumerate(parts):
         last = number + 1 == len(parts)
         looking = observe() if measure and last and not config.compile else nullcontext(Observations())
@@ -227,8 +228,8 @@ def forward_backward(
             del state
             loss = losses_BT.mean() / len(parts) / batch.share
             distributed.backward(run.network, loss)
-        total += loss.item()
-    return total, inner
+        total += loss.detach()
+    return total.item(), inner
 
 
 def update(run: Run, step: int, loss: float, batch: Batch | TaskBatch, *, measure: bool) -> dict[str, float]:

@@ -15,8 +15,8 @@ from hope_train.state import Identity, Saved
 # Keys, or beginnings of keys, that leave what is learned as it is.
 FREE = (
     "run", "log.", "eval_every", "eval_windows", "data.eval_lengths", "data.shards", "data.tokenizer",
-    "checkpoint_every", "milestone_every", "milestones", "parallel", "precision", "compile", "activation_checkpoint",
-    "accumulate", "sdpa", "device",
+    "checkpoint_every", "milestone_every", "milestones", "parallel", "precision", "tf32", "compile",
+    "activation_checkpoint", "accumulate", "sdpa", "device",
 )  # fmt: skip
 MEASURED = ("eval_windows", "data.eval_lengths")  # they decide the numbers of a finished run
 

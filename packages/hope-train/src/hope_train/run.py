@@ -146,6 +146,8 @@ def build(config: TrainConfig, data: Data, world: World, *, resuming: bool = Fal
         resuming: other weights follow, so those of `init` need not be read.
     """
     prepare_cpu()
+    if world.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     torch.manual_seed(config.seed)
     model = LanguageModel(config.model)
     if config.init and not resuming:

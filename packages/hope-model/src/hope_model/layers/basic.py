@@ -44,9 +44,8 @@ class _UnitHeads(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, heads: int) -> Tensor:
-        y_BHdT = x_BTD.view(*x_BTD.shape[:-1], heads, -1).permute(0, 2, 3, 1).contiguous()
-        if y_BHdT.data_ptr() == x_BTD.data_ptr():
-            y_BHdT = y_BHdT.clone()
+        heads_BTHd = x_BTD.view(*x_BTD.shape[:-1], heads, -1)
+        y_BHdT = heads_BTHd.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
         inverse_BH1T = normalise(y_BHdT)
         ctx.save_for_backward(y_BHdT, inverse_BH1T)
         return y_BHdT

@@ -159,7 +159,8 @@ class M3(torch.optim.Optimizer):
                 root = (state["square"] / seen).sqrt_().add_(self._eps)
                 update = (direction + self._share * state["direction"]) / root
                 rms = (whole(update.square().sum()) / p.numel()).sqrt()
-                update = update * (RMS / max(float(rms), 1e-30))
+                # In double and on the device: a look at every matrix would wait for it.
+                update = update * (RMS / rms.double().clamp(min=1e-30)).to(rms.dtype)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"])
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hope_model.ops.cms.types import LevelWeights
+from hope_model.ops.triton.cms import write_applies, written
 
 
 class Piece(NamedTuple):
@@ -59,15 +60,21 @@ class LevelRun:
         chunk = slice(self.unwritten, end)
         u, z, teach = self.u_BTD[:, chunk], self.z_BTh[:, chunk], teach_BTD[:, chunk]
         back = torch.ops.aten.silu_backward(teach @ self.weights.down, z)
-        gradient = (back.mT @ u, teach.mT @ F.silu(z))
-        before = self.delta or (None, None)
-        total = self.total or (None, None)
-        written = [
-            _written(*matrices, rate=rate, retention=retention, bound=bound)
-            for matrices in zip(before, gradient, total, self.slow, strict=True)
-        ]
-        self.delta = LevelWeights(*written)
-        self.weights = self._fast(self.delta)
+        each = zip(
+            self.delta or (None, None),
+            (back.mT @ u, teach.mT @ F.silu(z)),
+            self.total or (None, None),
+            self.slow,
+            strict=True,
+        )
+        if write_applies(self.slow.up, u):
+            up, down = (written(*m, rate=rate, retention=retention, bound=bound) for m in each)
+            self.delta, self.weights = (LevelWeights(*both) for both in zip(up, down, strict=True))
+        else:
+            self.delta = LevelWeights(
+                *(_written(*m, rate=rate, retention=retention, bound=bound) for m in each)
+            )
+            self.weights = self._fast(self.delta)
         self.total, self.unwritten = None, end
 
     def _fast(self, delta: LevelWeights | None) -> LevelWeights:

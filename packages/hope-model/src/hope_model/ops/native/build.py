@@ -154,12 +154,12 @@ def identity() -> str:
     """
     if kernels("gated_delta") is None:
         return "torch"
-    return f"C++ {_digest(*FLAGS, _target(_compiler()))[:16]}"
+    return f"C++ {_digest(*FLAGS, _target(find_compiler()))[:16]}"
 
 
 def _load(name: str) -> ctypes.CDLL:
     """The library from the user's cache, verified; else compiled, and kept there if there is such a folder."""
-    compiler = _compiler()
+    compiler = find_compiler()
     sources = {file: text for file, text in SOURCES.items() if file == f"{name}.cpp" or file.endswith(".hpp")}
     prefix = f"{name}-{_digest(*sources.values(), *FLAGS, _target(compiler))[:16]}-"
     folder = _cache()
@@ -230,7 +230,8 @@ def _say_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """The machine's own C++ compiler, or the one that CXX names."""
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
     if compiler is None:
         message = "no C++ compiler is on PATH"

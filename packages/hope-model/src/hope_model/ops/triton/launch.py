@@ -40,7 +40,8 @@ def _launch(
     constants: list[int],
     how: str,
 ) -> None:
-    kernel = getattr(import_module(f"hope_model.ops.triton.jit.{function}"), function)
+    module = "cms" if function.startswith("cms_") else function
+    kernel = getattr(import_module(f"hope_model.ops.triton.jit.{module}"), function)
     N, *rest = whole
     options = dict(zip(names, constants, strict=True)) | {"P": how} | OPTIONS
     device = tensors[0].device
@@ -68,6 +69,28 @@ def precision() -> str:
     return f"rounded to {name}" if interpreted() and name != "tf32x3" else name
 
 
+def available(*tensors: Tensor) -> bool:
+    """Whether Triton may take tensors of this device: of CUDA, or interpreted."""
+    first = tensors[0]
+    if os.environ.get(SWITCH) == "0" or not installed() or 0 in first.shape:
+        return False
+    same = all(x.device == first.device for x in tensors)
+    return same and (first.device.type == "cuda" or interpreted())
+
+
+def start(
+    function: str,
+    tensors: list[Tensor],
+    whole: list[int],
+    numbers: list[float],
+    constants: Mapping[str, int],
+) -> None:
+    """Launch a kernel; `whole`: programs, then its whole numbers."""
+    torch.ops.hope_model.triton(
+        function, tensors, whole, numbers, list(constants), list(constants.values()), precision()
+    )
+
+
 class TritonKernel(Kernel):
     """Functions NAME_forward and NAME_backward of Triton, which take what a C++ kernel of that name takes.
 
@@ -89,11 +112,7 @@ class TritonKernel(Kernel):
     def applies(self, *tensors: Tensor | None) -> bool:
         """Whether Triton takes these: float32 on CUDA, or interpreted."""
         given = [x for x in tensors if x is not None]
-        first = given[0]
-        if os.environ.get(SWITCH) == "0" or not installed() or 0 in first.shape:
-            return False
-        same = all(x.dtype == torch.float32 and x.device == first.device for x in given)
-        return same and (first.device.type == "cuda" or interpreted())
+        return all(x.dtype == torch.float32 for x in given) and available(*given)
 
     def takes(self, chunk: int, m: int, d: int, *tensors: Tensor | None) -> bool:
         """Whether it applies to these, and its tiles hold the chunk and both widths."""
@@ -104,17 +123,13 @@ class TritonKernel(Kernel):
         return sizes["N"] * -(-(sizes["T"] // sizes["C"]) // self.chunks_a_record) * self.state(sizes)
 
     def run(self, part: str, sizes: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
-        """Check every tensor, then launch."""
+        """Launch, with tensors that were checked, or made in their shapes."""
         first = next(x for x in tensors.values() if x is not None)
-        for name, x in tensors.items():
-            self._check(name, x, first, sizes)
         B, L = columns(sizes["C"]), max(sizes["d"], sizes["m"]) * columns(sizes["C"])
         every = 0 if tensors["records"] is None else self.chunks_a_record
         constants = {"D": sizes["d"], "M": sizes["m"], "C": sizes["C"], "B": B, "L": L, "EVERY": every}
         constants |= {x.upper(): int(sizes[x]) for x in ("R", "F", "own") if x in self.sizes}
         scratch = first.new_empty(sizes["N"], self.scratch(sizes, part))
         given = [first if x is None else x for x in tensors.values()]
-        torch.ops.hope_model.triton(
-            f"{self.name}_{part}", [*given, scratch], [sizes[x] for x in ("N", "H", "T")],
-            [sizes[x] for x in self.numbers], list(constants), list(constants.values()), precision(),
-        )  # fmt: skip
+        whole, numbers = [sizes[x] for x in ("N", "H", "T")], [sizes[x] for x in self.numbers]
+        start(f"{self.name}_{part}", [*given, scratch], whole, numbers, constants)

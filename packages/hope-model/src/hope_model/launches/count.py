@@ -1,0 +1,152 @@
+"""Counts for `hope_model.launches`, in a process of its own: a JSON object of variants and sizes in, rows out."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hope_model import LanguageModel, ModelConfig
+from hope_model.config import CMSConfig
+from hope_model.ops.triton import launch
+
+STILL = {"empty", "new_empty", "empty_like", "empty_strided", "detach", "promote_types", "alias", "_unsafe_view",
+         "lift_fresh", "is_same_size"}  # fmt: skip
+SEVERAL = {"embedding_dense_backward": 4, "rms_norm_back": 2, "attention_back": 3}  # kernels of one operator
+
+LIBRARY: Any = torch.library
+library = LIBRARY.Library("hope_launches", "DEF")
+for schema in (
+    "rms_norm(Tensor x, Tensor w) -> Tensor",
+    "rms_norm_back(Tensor g, Tensor x, Tensor w) -> (Tensor, Tensor)",
+    "attention(Tensor q, Tensor k, Tensor v) -> Tensor",
+    "attention_back(Tensor g, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)",
+):
+    library.define(schema)
+    first = 0 if "_back" not in schema else 1
+    count = schema.split("->")[1].count("Tensor")
+    torch.library.register_fake(
+        f"hope_launches::{schema.split('(')[0]}",
+        lambda *x, first=first, count=count: (
+            torch.empty_like(x[0]) if count == 1 else tuple(map(torch.empty_like, x[first:]))
+        ),
+        lib=library,
+    )
+# A build for CPUs would take it apart on any other device.
+aten = LIBRARY.Library("aten", "IMPL")
+aten.impl("silu_backward", lambda _, x: torch.empty_like(x), "CUDA")
+
+
+class Fused(torch.autograd.Function):
+    """What CUDA has as one kernel, and a build for CPUs takes apart."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, *tensors: Tensor) -> Tensor:
+        """One operator."""
+        ctx.name = name
+        ctx.save_for_backward(*tensors)
+        result: Tensor = getattr(torch.ops.hope_launches, name)(*tensors)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        """Another."""
+        return None, *getattr(torch.ops.hope_launches, f"{ctx.name}_back")(*grads, *ctx.saved_tensors)
+
+
+FUSED: Callable[..., Any] = Fused.apply
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
+    """In the precision of autocast, of any mask."""
+    half = (x.to(torch.bfloat16) if torch.is_autocast_enabled("cuda") else x for x in (q, k, v))
+    result: Tensor = FUSED("attention", *half)
+    return result
+
+
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operators that make or change a tensor on the device."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if func.namespace != "prim" and name not in STILL and not func.is_view:
+            self.count += SEVERAL.get(name, 1)
+        return func(*args, **kwargs or {})
+
+
+def model(variant: str, work: dict[str, Any], layers: int) -> LanguageModel:
+    """Of a pilot's width, on the device."""
+    size = {name: work[name] for name in ("vocab_size", "dim", "head_dim")}
+    cms = CMSConfig(smallest=work["smallest"])
+    with torch.device("cuda"):
+        return LanguageModel(ModelConfig(variant=variant, layers=layers, cms=cms, **size))
+
+
+def training(network: LanguageModel, work: dict[str, Any]) -> tuple[int, int]:
+    """Of a microbatch that adds to gradients, forward and backward."""
+    tokens = torch.zeros(work["batch_size"], work["length"] + 1, dtype=torch.int64, device="cuda")
+    for weight in network.parameters():
+        weight.grad = torch.empty_like(weight)
+    with Launches() as seen:
+        with torch.autocast("cuda", torch.bfloat16):
+            logits, _ = network(tokens[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        forward = seen.count
+        torch.autograd.backward(loss)
+    return forward, seen.count - forward
+
+
+def decoding(network: LanguageModel) -> int:
+    """Of a token inside a memory's chunk and a segment, as most are: the third of a stream."""
+    state, token, count = None, torch.zeros(1, 1, dtype=torch.int64, device="cuda"), 0
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        for _ in range(3):
+            with Launches() as seen:
+                _, state = network(token, state)
+            count = seen.count
+    return count
+
+
+def row(variant: str, work: dict[str, Any]) -> dict[str, Any]:
+    """Layers are alike: those of one and of two say all."""
+    trained, decoded = [], []
+    for layers in (1, 2):
+        with FakeTensorMode():
+            network = model(variant, work, layers)
+            trained.append(training(network, work))
+            decoded.append(decoding(network.eval()))
+    forward, backward = (one + (work["layers"] - 1) * (two - one) for one, two in zip(*trained, strict=True))
+    return {
+        "variant": variant,
+        "forward": forward,
+        "backward": backward,
+        "launches": forward + backward,
+        "decode_per_layer": decoded[1] - decoded[0],
+    }
+
+
+def main() -> None:
+    """Print the rows."""
+    work = json.loads(sys.argv[-1])
+    for owner, name, stand_in in (
+        (F, "rms_norm", lambda x, _, weight=None, eps=None: FUSED("rms_norm", x, weight)),  # noqa: ARG005
+        (F, "scaled_dot_product_attention", attention),
+        (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
+        (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+        (launch, "installed", lambda: True),  # counted, not run
+    ):
+        setattr(owner, name, stand_in)
+    sys.stdout.write(json.dumps([row(variant, work) for variant in work["variants"]]))
+
+
+if __name__ == "__main__":
+    main()
