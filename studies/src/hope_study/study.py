@@ -32,6 +32,7 @@ ADDED = [
     "init",
     "init_sha256",
     "attach",
+    "tf32",
     "model.hidden",
     "model.mlp_bias",
     "model.norm_eps",
