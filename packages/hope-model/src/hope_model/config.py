@@ -111,6 +111,12 @@ class CMSConfig:
     second_order: bool = False  # differentiate through the teach signal
 
     @property
+    def fused(self) -> bool:
+        """Whether a call of several segments takes the fast form, of the default rule and wiring."""
+        other = self.delta_rule or self.second_order or self.signal == "layer"
+        return self.wiring == "sequential" and not other
+
+    @property
     def differentiable_twice(self) -> bool:
         """Whether mixers must be: a second-order `layer` signal is a gradient that has a gradient."""
         return self.second_order and self.signal == "layer"

@@ -109,7 +109,7 @@ class Conversation:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""
-        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @torch.inference_mode()
     def read(self, text: str) -> None:

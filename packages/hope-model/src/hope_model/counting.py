@@ -164,5 +164,6 @@ def _cms_writes(config: ModelConfig, model: LanguageModel, length: int) -> float
     for period in config.cms.chunks():
         tokens = min(DELTA_RULE_CHUNK, period)
         rule = 12 * h * D + 6 * tokens * (h + D) if config.cms.delta_rule else 4 * h * D
-        operations += _whole(period, length) * (4 * h * D + rule)
+        hidden = 0 if config.cms.fused else 2 * h * D  # of a call of several segments, the read's serves
+        operations += _whole(period, length) * (hidden + 2 * h * D + rule)
     return operations

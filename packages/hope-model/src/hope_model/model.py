@@ -38,7 +38,7 @@ class LanguageModel(nn.Module):
         self.segment = cms[0].segment if cms else 0
         self.levels = len(cms[0].levels) if cms else 0
         self.level_width = cms[0].width if cms else 0
-        self.fused = bool(cms) and cms[0].fused
+        self.fused = bool(cms) and config.cms.fused
         self.keeps_products = True  # not where blocks are computed again in the backward
 
     def _blocks(self) -> list[Block]:

@@ -275,6 +275,10 @@ def _load_hf(folder: Path, where: Path | None, device: str, length: int, dtype: 
 
         if not (folder / hf.RECORD).is_file():
             raise InputError(f"{folder / hf.RECORD}: no such file; export the checkpoint again")
+        try:
+            hf.check(folder, ("config.json",))  # before its values are read
+        except ModelInputError as error:
+            raise InputError(str(error)) from None
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise InputError(

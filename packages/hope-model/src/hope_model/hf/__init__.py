@@ -15,7 +15,7 @@ from hope_model.hf.cache import HopeCache
 from hope_model.hf.config import HopeConfig
 from hope_model.hf.export import export, from_checkpoint, main
 from hope_model.hf.model import HopeForCausalLM
-from hope_model.hf.record import RECORD
+from hope_model.hf.record import RECORD, check
 from hope_model.hf.tokenizer import HopeTokenizer
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "HopeConfig",
     "HopeForCausalLM",
     "HopeTokenizer",
+    "check",
     "export",
     "from_checkpoint",
     "main",

@@ -66,13 +66,6 @@ class CMS(nn.Module):
         del batch
         return tuple(LevelState(None, None, (), None, None) for _ in self.chunks)
 
-    @property
-    def fused(self) -> bool:
-        """Whether a call of several segments may take `CMSRun`, the fast form of the default rule and wiring."""
-        config = self.config
-        other = config.delta_rule or config.second_order or config.signal == "layer"
-        return config.wiring == "sequential" and not other
-
     def forward(
         self, x_BTD: Tensor, state: "CMSState | CMSRun", *, teach: bool = False
     ) -> "tuple[Tensor, CMSState | CMSRun]":
