@@ -35,3 +35,11 @@ def test_python_files_are_short() -> None:
         p.name: n for p in tracked() if p.suffix == ".py" and (n := len(p.read_text().splitlines())) > 400
     }
     assert not long
+
+
+def test_readme_shows_the_table_of_the_report() -> None:
+    shown = (ROOT / "README.md").read_text().split("<!-- of reports/results.md", 1)[1].split("\n\n")[0]
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    report = (ROOT / "reports/results.md").read_text().splitlines()
+    assert len(rows) >= 5
+    assert not [row for row in rows if row not in report], "copy the first table of reports/results.md"
