@@ -98,9 +98,9 @@ def test_unfit_input_is_one_line_and_leaves_nothing(
     elif fault == "domain":
         extra = ["--domains", "middle"]
     elif fault == "model":
-        meta.write_text(json.dumps({**json.loads(meta.read_text()), "tokenizer_sha256": "0" * 64}))
+        rewrite(meta, tokenizer_sha256="0" * 64)
     elif fault in ("length", "corpora"):
-        meta.write_text(json.dumps({**json.loads(meta.read_text()), fault: 0}))
+        rewrite(meta, **{fault: 0})
     else:
         (copy / "model.safetensors").write_bytes(b"torn")
     assert run(corpora, tmp_path / "out" / "x.json", *extra, **changes) == 2
@@ -109,6 +109,13 @@ def test_unfit_input_is_one_line_and_leaves_nothing(
     assert said.err.count("\n") == 1
     assert message in said.err
     assert not (tmp_path / "out").exists()
+
+
+def rewrite(meta: Path, **changes: object) -> None:
+    """Change a sidecar, its own hash taken out."""
+    values = json.loads(meta.read_text())
+    del values["sha256"]["meta.json"]
+    meta.write_text(json.dumps({**values, **changes}))
 
 
 def test_console_script_teaches() -> None:

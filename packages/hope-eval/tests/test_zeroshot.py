@@ -267,6 +267,7 @@ def test_a_wrong_tokenizer_is_refused(checkpoint_folder: Path, tmp_path: Path) -
     copy = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_folder, copy)
     meta = json.loads((copy / "meta.json").read_text())
+    del meta["sha256"]["meta.json"]
     (copy / "meta.json").write_text(json.dumps({**meta, "tokenizer_sha256": "0" * 64}))
     with pytest.raises(InputError, match="its tokenizer is 000000000000"):
         load(copy, corpora_tokenizer(checkpoint_folder))

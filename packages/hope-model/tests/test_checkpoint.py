@@ -27,6 +27,7 @@ def rewrite(folder: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
     meta = json.loads((folder / checkpoint.META).read_text())
     meta["sha256"][name] = sha256(folder / name)
+    meta["sha256"][checkpoint.META] = checkpoint.own_hash(meta)
     (folder / checkpoint.META).write_text(json.dumps(meta))
 
 
@@ -112,6 +113,12 @@ def test_missing_folders_and_foreign_shapes_are_named(folder: Path, tmp_path: Pa
 def test_bad_configurations_are_one_line(folder: Path, data: bytes, message: str) -> None:
     rewrite(folder, checkpoint.CONFIG, data)
     assert message in refusal(folder)
+
+
+def test_a_changed_digit_of_the_sidecar_is_named(folder: Path) -> None:
+    path = folder / checkpoint.META
+    path.write_text(path.read_text().replace('"step": 7', '"step": 9'))
+    assert "meta.json does not match its own hash: torn or changed after saving" in refusal(folder)
 
 
 @pytest.mark.parametrize("data", [DEEP, b"[1]", b"\xff", b"", b'{"sha256": {'])

@@ -1,5 +1,6 @@
 """Checkpoints: safetensors, configuration and a sidecar with the hash of every file. Nothing is ever unpickled."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,7 +37,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], config: ModelConfig, meta
     write_atomic(folder / WEIGHTS, serialise(dict(tensors), metadata={"format": "pt"}))
     write_atomic(folder / CONFIG, (json.dumps(config.to_dict(), indent=1) + "\n").encode())
     tokenizer = sorted(f"{TOKENIZER}{path.name}" for path in (folder / TOKENIZER).glob("*") if path.is_file())
-    sidecar = {**meta, "sha256": {name: sha256(folder / name) for name in (WEIGHTS, CONFIG, *tokenizer)}}
+    hashes = {name: sha256(folder / name) for name in (WEIGHTS, CONFIG, *tokenizer)}
+    sidecar = {**meta, "sha256": hashes}
+    hashes[META] = own_hash(sidecar)
     write_atomic(folder / META, (json.dumps(sidecar, indent=1) + "\n").encode())
 
 
@@ -85,6 +88,15 @@ def check_tokenizer_hash(folder: Path, meta: Mapping[str, Any], file: Path) -> N
         raise InputError(f"{file}: not the tokenizer of {folder} ({str(expected)[:12]}); name the right one")
 
 
+def own_hash(meta: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a sidecar says but this; empty where it is nested too deeply."""
+    hashes = {name: value for name, value in meta["sha256"].items() if name != META}
+    try:
+        return hashlib.sha256(json.dumps({**meta, "sha256": hashes}).encode()).hexdigest()
+    except RecursionError:
+        return ""
+
+
 def _verify(folder: Path, meta: Mapping[str, Any]) -> None:
     """Compare every file that the sidecar names, the model's at least, with its hash there."""
     hashes = meta.get("sha256")
@@ -93,6 +105,10 @@ def _verify(folder: Path, meta: Mapping[str, Any]) -> None:
             f"{folder / META} has no hashes ('sha256') of {WEIGHTS} and {CONFIG}; save the checkpoint anew"
         )
     for name, expected in hashes.items():
+        if name == META:  # older checkpoints have none
+            if expected != own_hash(meta):
+                raise InputError(f"{folder / META} does not match its own hash: torn or changed after saving")
+            continue
         if Path(name).name != name.removeprefix(TOKENIZER):
             raise InputError(
                 f"{folder / META}: 'sha256' names {shown(name)}, which is no file of this folder"

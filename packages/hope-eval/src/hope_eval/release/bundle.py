@@ -21,6 +21,7 @@ from hope_eval.files import read_json
 from hope_eval.release import card
 from hope_eval.scoring.load import Loaded, find_tokenizer, load
 from hope_eval.scoring.scorer import Scorer
+from hope_model import checkpoint
 
 SUMS, SAMPLE, RESULTS, TRAINING = "SHA256SUMS", "sample.json", "results", "training.json"
 WEIGHTS = ("model.safetensors", "config.json")
@@ -66,6 +67,7 @@ def package(given: Sources, out: Path) -> None:
         for name in WEIGHTS:
             shutil.copy2(given.checkpoint / name, folder / name)
         meta["sha256"] = {name: sha256_file(folder / name) for name in WEIGHTS}
+        meta["sha256"][checkpoint.META] = checkpoint.own_hash(meta)
         _write(folder / "meta.json", meta)
         if (given.checkpoint / TRAINING).is_file():  # how it was trained; the optimiser's state stays behind
             training = read_json(given.checkpoint / TRAINING, "move it away, or save the checkpoint again")
