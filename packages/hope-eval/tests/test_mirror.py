@@ -222,3 +222,12 @@ def test_the_command_says_it_in_one_line(
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "winogrande_xl_validation.jsonl, line 2, field 'sentence'" in line
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", " \n\n", "\n"])
+def test_pages_without_text_are_no_rows(text: str, tmp_path: Path) -> None:
+    path = tmp_path / mirror.FILES["wikitext"].file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(InputError, match="holds no rows"):
+        mirror.rows(tmp_path, "wikitext")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hope_model import ModelConfig
+from hope_model import ModelConfig, console
 from hope_model.blocks import VARIANTS, compile_refusal
 from hope_model.cli import main
 from hope_model.counting import training_flops_per_token
@@ -115,3 +115,16 @@ def test_a_device_is_written_not_replaced(tmp_path: Path) -> None:
     assert os.read(reader, 10) == b"rows"
     assert (tmp_path / "pipe").is_fifo()
     os.close(reader)
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.__import__", interrupt)
+    status = console.main()
+    monkeypatch.undo()
+    assert status == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -204,7 +204,7 @@ def rows(folder: Path, task: str) -> list[Doc]:
     source = FILES[task]
     path = find(folder, source.file)
     if task == "wikitext":
-        docs: list[Doc] = [{"page": page} for page in pages(read_text(path))]
+        docs: list[Doc] = [{"page": page} for page in pages(read_text(path)) if page.strip()]
     else:
         docs = [source.convert(row) for row in read(path, source.fields)]
     if not docs:
