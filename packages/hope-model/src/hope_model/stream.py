@@ -68,7 +68,7 @@ def write_value(path: Path, state: Any, about: dict[str, Any]) -> None:
 
 
 def load_state(path: Path | str, model: LanguageModel) -> State:
-    """Read a state for `model`, onto its device.
+    """Read a state for `model`, onto its device; weights of the same configuration are not told apart.
 
     Raises:
         InputError: The file is no state, is damaged, or belongs to another model: then names what differs.

@@ -15,7 +15,7 @@ def save_memory(path: Path | str, memory: AttachedMemory, state: AttachedState) 
 
 
 def load_memory(path: Path | str, memory: AttachedMemory) -> AttachedState:
-    """Read a state for `memory`, onto its model's device.
+    """Read a state for `memory`, onto its model's device; weights of the same configuration are not told apart.
 
     Raises:
         InputError: The file is no state, is damaged, or belongs to another model or memory: then names what differs.
