@@ -16,7 +16,7 @@ from hope_model.blocks import variant_parts
 from hope_model.errors import InputError
 from hope_model.layers.cms import CMS
 from hope_model.model import LanguageModel
-from hope_model.state import MemorySettings, State, fast_weights, metrics
+from hope_model.state import State, fast_weights, metrics
 
 VOCABULARY, FAST = "tokenizer.model", "tokenizer.json"
 DEFAULT_TOKENIZER = Path("data/tokenizer")  # where the pipeline puts it
@@ -92,7 +92,7 @@ class Conversation:
         """Begin a new stream; `memory` as in the constructor, None leaves it."""
         if memory is not None:
             own = self.model.settings()
-            self.settings = own if memory else silent(own)
+            self.settings = own if memory else own.silent()
         self.state: State | None = None
         self._logits_V: Tensor | None = None
 
@@ -206,11 +206,6 @@ def _moved(pair: tuple[Sequence[Tensor], Sequence[Tensor]]) -> tuple[Tensor, Ten
     """How far fast weights are from their initial values, and the norm of those."""
     now, initial = (torch.cat([x.detach().float().flatten() for x in parts]) for parts in pair)
     return (now - initial).norm(), initial.norm()
-
-
-def silent(settings: MemorySettings) -> MemorySettings:
-    """The same settings with nothing written."""
-    return settings._replace(teach_scale=0.0, surprise_threshold=0.0, writes=())
 
 
 def _trained_norm(model: LanguageModel, n: int) -> float:

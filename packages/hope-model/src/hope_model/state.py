@@ -28,6 +28,10 @@ class MemorySettings(NamedTuple):
         """Strength of every level's writes."""
         return tuple(self.teach_scale * rate for rate in self.rates or (1.0,) * levels)
 
+    def silent(self) -> "MemorySettings":
+        """Return the same settings with nothing written."""
+        return self._replace(teach_scale=0.0, surprise_threshold=0.0, writes=())
+
 
 class BlockState(NamedTuple):
     """State of a block's two halves."""

@@ -20,7 +20,7 @@ from hope_eval.scoring.adaptation.wrap import AdaptedModel, state_bytes, wrap
 from hope_eval.scoring.load import HFModel, HopeModel
 from hope_eval.scoring.memorize import Memorize, settings_on
 from hope_eval.scoring.scorer import Scorer
-from hope_model import MemorySettings, counting
+from hope_model import counting
 
 Run = Callable[[Scorer], list[TaskResult]]
 
@@ -39,7 +39,7 @@ def both(scorer: Scorer, memorize: Memorize, run: Run) -> tuple[list[TaskResult]
     on = settings_on(model, memorize)
     before = model.settings, scorer.memorize
     try:
-        model.settings, scorer.memorize = MemorySettings(0.0, on.teach_clip, 0.0, ()), None
+        model.settings, scorer.memorize = on.silent(), None
         frozen = run(scorer)
         model.settings, scorer.memorize = on, memorize
         scorer.carried = None

@@ -14,7 +14,6 @@ from hope_eval.scoring.adaptation.cache import CachedModel
 from hope_eval.scoring.adaptation.dials import Adaptation, Dynamic, NeuralCache, Off, UnigramCache, Writes
 from hope_eval.scoring.adaptation.dynamic import DynamicModel
 from hope_eval.scoring.load import CausalModel, HFModel, HopeModel, Places
-from hope_model import MemorySettings
 from hope_model.adapt import AttachedMemory, AttachedState, attach_memory
 from hope_model.errors import InputError as ModelInputError
 
@@ -71,9 +70,7 @@ class SilentModel:
     """One of our models whose own memories are read and never written."""
 
     def __init__(self, model: HopeModel) -> None:
-        own = model.model.settings()
-        silent = MemorySettings(0.0, own.teach_clip, 0.0, ())
-        self.inner = HopeModel(model.model, model.device, settings=silent)
+        self.inner = HopeModel(model.model, model.device, settings=model.model.settings().silent())
         self.inner.max_length = model.max_length
         self.tokens = getattr(model, "tokens", None)
         self.device, self.max_length = model.device, model.max_length
