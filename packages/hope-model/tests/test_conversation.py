@@ -2,6 +2,7 @@
 
 import io
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("transformers", reason="transformers is not installed: pip i
 
 from hope_model.cli import main
 from hope_model.conversation import Conversation, Sampling, sample
+from hope_model.text_commands import FACT, FILLER, QUESTION
 
 TEXT = "the green hill and the red stone, ünder 12 trees 🙂"
 GREEDY = Sampling(temperature=0.0)
@@ -132,9 +134,15 @@ def test_recall_reports_every_condition(
     attention = Conversation(exported.parent / "checkpoint", tokenizer).model.config.variant == "transformer"
     assert len(lines) == (3 if attention else 4)
     talk = _open(exported, tokenizer)
-    bits = [float(line[24:32]) for line in lines[1:]]
-    assert min(bits) > 0
     assert talk.memory_kinds() is not attention
+    filler = talk.decode(talk.encode(FILLER * 9)[:9])
+    draw, bits = random.Random(0), []
+    for _ in range(2):
+        number = draw.randrange(10_000, 100_000)
+        talk.reset()
+        talk.read(FACT.format(number=number) + filler + QUESTION)
+        bits.append(talk.bits(f" {number}"))
+    assert float(lines[1][24:32]) == pytest.approx(sum(bits) / 2, abs=0.006)
 
 
 @pytest.mark.parametrize(
