@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from hope_data.cli import main
 from hope_data.console import INTERRUPTED
+from hope_data.engines import _uninterrupted
 from hope_data.errors import harmless
 
 INTERRUPTS = int(os.environ.get("HOPE_INTERRUPTS", "2"))
@@ -136,3 +138,21 @@ def test_text_of_others_sends_the_terminal_no_command(
     assert error.startswith(f"error: {tmp_path}/no\\nsuch\\x1b/provenance.json: ")
     assert error.count("\n") == 1
     assert harmless("a\nb\tc", keep="\n") == "a\nb\\tc"
+
+
+def test_ctrl_c_waits_until_a_worker_has_been_told() -> None:
+    """A library's thread may receive the signal that the main thread blocks: the start of a worker is still whole."""
+    idle = threading.Event()
+    receiver = threading.Thread(target=idle.wait)
+    receiver.start()
+    whole = []
+    try:
+        with pytest.raises(KeyboardInterrupt), _uninterrupted():
+            signal.pthread_kill(receiver.ident or 0, signal.SIGINT)
+            time.sleep(0.1)
+            whole.append(True)
+    finally:
+        idle.set()
+        receiver.join()
+    assert whole == [True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

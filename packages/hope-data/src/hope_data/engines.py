@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
@@ -43,13 +44,11 @@ def _finished(todo: "Todo", workers: int) -> Iterator[int]:
     try:
         for _ in range(workers):
             receive, send = context.Pipe(duplex=False)
-            process: BaseProcess = context.Process(target=_worker, args=(todo, taken, send), daemon=True)
-            # It inherits what is blocked: Ctrl-C is for this process, which ends it.
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            process.start()
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            with _uninterrupted():
+                process: BaseProcess = context.Process(target=_worker, args=(todo, taken, send), daemon=True)
+                process.start()
+                running[receive] = process
             send.close()
-            running[receive] = process
         while running:
             for ready in connection.wait(list(running)):
                 yield from _heard(todo, ready, running)
@@ -57,6 +56,28 @@ def _finished(todo: "Todo", workers: int) -> Iterator[int]:
         for worker in running.values():
             worker.terminate()
             worker.join()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C until a worker has been started and told what to do: half-told, it ends in a traceback.
+
+    Blocking the signal is for the worker, which inherits it and leaves Ctrl-C to this process. It does not keep the
+    signal from this process, where another thread (a library's) can receive it; holding it back does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _heard(todo: "Todo", receive: Any, running: dict[Any, BaseProcess]) -> Iterator[int]:
