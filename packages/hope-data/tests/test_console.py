@@ -146,11 +146,16 @@ def test_ctrl_c_waits_until_a_worker_has_been_told() -> None:
     receiver = threading.Thread(target=idle.wait)
     receiver.start()
     whole = []
-    try:
-        with pytest.raises(KeyboardInterrupt), _uninterrupted():
+
+    def start() -> None:
+        with _uninterrupted():
             signal.pthread_kill(receiver.ident or 0, signal.SIGINT)
             time.sleep(0.1)
             whole.append(True)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
     finally:
         idle.set()
         receiver.join()
