@@ -117,6 +117,35 @@ def test_other_rules_are_the_token_loop(
     assert_same(self_modifying_naive, self_modifying, *args, fixed, first if origin else None)
 
 
+# Forms of the papers that the default does not have, one at a time and together.
+PAPER: list[dict[str, Any]] = [{"erase": "both"}, {"erase": "none"}]
+
+
+@pytest.mark.parametrize("through_writes", [True, False])
+@pytest.mark.parametrize("origin", [True, False])
+@pytest.mark.parametrize(("stable", "tied"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize(("T", "position", "self_modify"), [(11, 0, True), (11, 2, True), (9, 5, False)])
+@pytest.mark.parametrize("changes", PAPER, ids=str)
+def test_forms_of_the_papers_are_the_token_loop(
+    assert_same: Assert,
+    changes: dict[str, Any],
+    T: int,
+    position: int,
+    *,
+    self_modify: bool,
+    stable: bool,
+    tied: bool,
+    origin: bool,
+    through_writes: bool,
+) -> None:
+    base = Rules(chunk=4, activation="gelu", stable=stable, tied_gates=tied, through_writes=through_writes)
+    rules = dataclasses.replace(base, **changes)
+    *args, first = self_modifying_inputs(T, rules, position, self_modify=self_modify)
+    args[2] = args[2]._replace(erase_NT=Draw(1).strength(B, H, T))
+    first = (first or Draw(2).first(R if self_modify else 1)) if origin else None
+    assert_same(self_modifying_naive, self_modifying, *args, first)
+
+
 @pytest.mark.parametrize("origin", [True, False])
 @pytest.mark.parametrize("stable", [True, False])
 def test_cut_writes_are_constants_of_the_same_value(
@@ -209,6 +238,25 @@ def test_gradient_is_of_half_the_square() -> None:
     g2, g1 = torch.autograd.grad(0.5 * error.square().sum(), (W2, W1))
     assert (after.now.W2_NRmd - (W2 - eta * g2)).abs().max() < 1e-12
     assert (after.now.W1_NRdm - (W1 - eta * g1)).abs().max() < 1e-12
+
+
+def test_erase_takes_eta_times_what_each_layer_recalls() -> None:
+    """Eq. 88: W (alpha I - eta x x^T) - eta g x^T, x the layer's own input: k of W2, a = phi(W2 k) of W1."""
+    draw, eta, alpha = Draw(), 0.07, 0.9
+    k, v = (draw.unit(1, 1, 1, d).detach() for _ in range(2))
+    W2, W1 = (W[:1, :1, :1].detach().requires_grad_() for W in draw.weights(1))
+    a = (W2 @ k[0, 0, 0]).relu()
+    g2, g1 = torch.autograd.grad(
+        0.5 * (k[0, 0, 0] + (W1 @ a[..., None])[..., 0] - v[0, 0, 0]).square().sum(), (W2, W1)
+    )
+    constant = torch.full((1, 1, 1), eta, dtype=torch.float64)
+    gates = Gates(torch.full_like(constant, alpha).log(), constant, None, constant[..., None], None)
+    state = MemoryState(FastWeights(W2, W1), FastWeights(W2, W1), None, 0)
+    rules = Rules(chunk=1, activation="relu", stable=False, tied_gates=True, erase="both")
+    _, after = titans_memory_naive(k, k, v, gates, state, rules)
+    for W, x, g, written in zip((W2, W1), (k[0, 0, 0], a[0, 0, 0]), (g2, g1), after.now, strict=True):
+        transition = alpha * torch.eye(len(x), dtype=x.dtype) - eta * x[:, None] * x
+        assert (written - (W @ transition - eta * g)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(("word", "changed"), [((0, 1) * 3, False), ((0, 1, 0, 2), False), ((0, 1), True)])

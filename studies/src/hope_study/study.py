@@ -41,6 +41,7 @@ ADDED = [
     "model.attention.qk_norm",
     "model.attention.bias",
     "model.attention.rope",
+    "model.memory.erase_layers",
 ]
 
 

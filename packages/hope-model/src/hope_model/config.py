@@ -75,6 +75,8 @@ class MemoryConfig:
     # What retention pulls fast weights to: the initial ones, or "zero" (the paper's).
     decay_to: str = field(default="initial", metadata=one_of("initial", "zero"))
     erase_hidden: bool = False  # a delta rule at the hidden layer too, with a gate of its own
+    # Layers that the erase gate reaches (eq. 88: "both"); the output rule "delta" erases in the output layer anyway.
+    erase_layers: str = field(default="hidden", metadata=one_of("hidden", "both", "none"))
     self_modify: bool = True  # False: k, v, eta, alpha keep their initial memories
     momentum: bool = True  # Titans only
     # False: what is written is a constant for the outer gradient, as in prior art.

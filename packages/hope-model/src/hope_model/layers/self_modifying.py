@@ -38,7 +38,7 @@ class SelfModifyingTitans(nn.Module):
         self.conv = CausalConv(config.dim, config.conv, twice=config.cms.differentiable_twice)
         self.query = linear(config.dim, config.dim, std)
         # Strengths in (0, 2) of the output layer's delta rule and, if asked for, of the hidden layer's erasing.
-        self.erase = config.memory.erase_hidden and not self.rules.tied_gates
+        self.erase = config.memory.erase_hidden and not self.rules.tied_gates and self.rules.erase != "none"
         strengths = int(self.rules.stable) + int(self.erase)
         self.strengths = linear(config.dim, strengths * config.heads, std) if strengths else None
         self.decay_to = config.memory.decay_to

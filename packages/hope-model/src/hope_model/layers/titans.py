@@ -35,6 +35,7 @@ def memory_rules(config: ModelConfig) -> Rules:
         memory.eta_max,
         stable,
         memory.tied_gates,
+        memory.erase_layers,
         memory.through_writes,
         config.cms.differentiable_twice,
     )
@@ -80,7 +81,8 @@ class Titans(nn.Module):
         self.conv = CausalConv(3 * config.dim, config.conv, twice=config.cms.differentiable_twice)
         self.memory = MemoryWeights(config, 1)
         self.retention = RetentionGate(config, std)
-        self.erase, self.decay_to = config.memory.erase_hidden, config.memory.decay_to
+        self.erase = config.memory.erase_hidden and self.rules.erase != "none"
+        self.decay_to = config.memory.decay_to
         self.gates = linear(config.dim, (4 if self.erase else 3) * config.heads, std)
         self.output = GatedOutput(config.dim, config.head_dim, std, out_std, twice=self.rules.twice)
 

@@ -59,14 +59,14 @@ def _written(
     write2 = -eta * (soft_clip(back, -1) if rules.stable else back)
     keep = gates_t.log_a_NT.exp()[..., None, None, None]
     erase2: Tensor | float = 0.0
-    if gates_t.erase_NT is not None:
+    if gates_t.erase_NT is not None and rules.erase != "none":
         erase2 = gates_t.erase_NT[..., None, None, None] * (1.0 if rules.tied_gates else keep)
     if rules.stable:
         assert gates_t.output_NRT is not None  # noqa: S101
         erase1: Tensor | float = keep * gates_t.output_NRT[..., None, None]
         write1 = keep[..., 0] * gates_t.output_NRT[..., None] * (target_NRd - k_NRd)
     else:
-        erase1, write1 = 0.0, -eta * error
+        erase1, write1 = erase2 if rules.erase == "both" else 0.0, -eta * error
     momentum = None
     added = FastWeights(write2[..., :, None] * k_NRd[..., None, :], write1[..., :, None] * a[..., None, :])
     if gates_t.log_theta_NT is not None and state.momentum is not None:
