@@ -118,7 +118,7 @@ def test_other_rules_are_the_token_loop(
 
 
 # Forms of the papers that the default does not have, one at a time and together.
-PAPER: list[dict[str, Any]] = [{"erase": "both"}, {"erase": "none"}]
+PAPER: list[dict[str, Any]] = [{"erase": "both"}, {"erase": "none"}, {"read": "before"}, {"read": "chunk"}]
 
 
 @pytest.mark.parametrize("through_writes", [True, False])

@@ -42,6 +42,7 @@ ADDED = [
     "model.attention.bias",
     "model.attention.rope",
     "model.memory.erase_layers",
+    "model.memory.read",
 ]
 
 

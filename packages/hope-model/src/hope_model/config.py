@@ -77,6 +77,8 @@ class MemoryConfig:
     erase_hidden: bool = False  # a delta rule at the hidden layer too, with a gate of its own
     # Layers that the erase gate reaches (eq. 88: "both"); the output rule "delta" erases in the output layer anyway.
     erase_layers: str = field(default="hidden", metadata=one_of("hidden", "both", "none"))
+    # A token reads "after" its own write, "before" it (eq. 83, 86, 94), or the weights of the "chunk"'s start (eq. 90).
+    read: str = field(default="after", metadata=one_of("after", "before", "chunk"))
     self_modify: bool = True  # False: k, v, eta, alpha keep their initial memories
     momentum: bool = True  # Titans only
     # False: what is written is a constant for the outer gradient, as in prior art.

@@ -36,6 +36,7 @@ def memory_rules(config: ModelConfig) -> Rules:
         stable,
         memory.tied_gates,
         memory.erase_layers,
+        memory.read,
         memory.through_writes,
         config.cms.differentiable_twice,
     )

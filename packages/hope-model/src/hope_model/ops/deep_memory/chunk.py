@@ -175,12 +175,22 @@ def _last(layer: Layer, rows: slice | int, decays: Decays) -> Layer:
     return Layer(take(layer.S), layer.key, writes, decays, momentum)
 
 
-def _read(layer2: Layer, layer1: Layer, q_NdC: Tensor, rules: Rules, origin: FastWeights | None) -> Tensor:
-    """Token-exact reads of the last memory: z_t = W2_t q_t, o_t = q_t + W1_t phi(z_t)."""
+def _read(
+    layer2: Layer,
+    layer1: Layer,
+    start: FastWeights,
+    q_NdC: Tensor,
+    rules: Rules,
+    origin: FastWeights | None,
+) -> Tensor:
+    """Token-exact reads of the last memory: z_t = W2_t q_t, o_t = q_t + W1_t phi(z_t); or reads of the start."""
+    if rules.read == "chunk":
+        return _read_last(start, q_NdC, rules)
+    before = rules.read == "before"
     m = layer1.key.shape[-2]
     last2 = _last(layer2, slice(layer2.S.shape[-2] - m, None), layer2.decays)
     last1 = _last(layer1, -1, layer2.decays)
-    z = chunk_read(last2.S, last2.key, last2.writes, q_NdC, last2.decays, last2.momentum)
+    z = chunk_read(last2.S, last2.key, last2.writes, q_NdC, last2.decays, last2.momentum, before=before)
     if origin is not None:
         z = z + origin.W2_NRmd[..., -1, :, :] @ q_NdC
     phi, _ = _activate(z, rules)
@@ -190,7 +200,12 @@ def _read(layer2: Layer, layer1: Layer, q_NdC: Tensor, rules: Rules, origin: Fas
     if last1.momentum is not None and last2.momentum is not None:
         momentum1 = last2.momentum._replace(P_NVK=last1.momentum.P_NVK)
     key1 = layer1.key[..., -1, :, :]
-    return q_NdC + chunk_read(last1.S, key1, last1.writes, phi, last1.decays, momentum1)
+    return q_NdC + chunk_read(last1.S, key1, last1.writes, phi, last1.decays, momentum1, before=before)
+
+
+def _read_last(weights: FastWeights, q_NdC: Tensor, rules: Rules) -> Tensor:
+    last = FastWeights(*(W[..., -1:, :, :] for W in weights))
+    return memory_forward(last, q_NdC, rules)[0][..., 0, :, :]
 
 
 def _pieces(position: int, T: int, chunk: int) -> list[int]:
@@ -255,7 +270,7 @@ def _plain_span(
     inputs = (torch.split(x, lengths, -1) for x in (q_NdT, k_NdT, v_NdT))
     for q_NdC, k_NdC, v_NdC, gates_C in zip(*inputs, _split(gates, lengths), strict=True):
         layers = _write(state, k_NdC, v_NdC[..., None, :, :], gates_C, rules, origin)
-        outputs.append(_read(*layers, q_NdC, rules, origin))
+        outputs.append(_read(*layers, state.start, q_NdC, rules, origin))
         state = _after(*layers, state, rules, origin)
     return torch.cat(outputs, -1), state
 
@@ -297,6 +312,7 @@ def self_modifying(
 
 def _has_written_backward(rules: Rules, gates: Gates, origin: FastWeights | None) -> bool:
     default = rules.stable and rules.activation in NEGATIVE_SLOPES and rules.through_writes
+    default = default and rules.read == "after"
     return default and not (rules.tied_gates or rules.twice) and gates.erase_NT is None and origin is not None
 
 
@@ -329,7 +345,7 @@ def _plain_chunk(
     output_NRC = None if gates.output_NRT is None else _by_memory(gates.output_NRT, readout, R)
     gates = Gates(log_a_NC, erase_NC, output_NRC, eta_NRC, None)
     layers = _write(state, k_NdC, target_NRdC, gates, rules, origin, tuple(x[..., :C] for x in both))
-    return _read(*layers, q_NdC, rules, origin), _after(*layers, state, rules, origin)
+    return _read(*layers, state.start, q_NdC, rules, origin), _after(*layers, state, rules, origin)
 
 
 def _written_chunk(
@@ -384,5 +400,4 @@ def _by_memory(output_NRC: Tensor, readout: Readout, R: int) -> Tensor:
 
 def read_memory(state: MemoryState, q_NTd: Tensor, rules: Rules) -> Tensor:
     """Reads of the last memory without any write."""
-    last = FastWeights(*(W[..., -1:, :, :] for W in state.now))
-    return memory_forward(last, q_NTd.transpose(-1, -2), rules)[0][..., 0, :, :].transpose(-1, -2)
+    return _read_last(state.now, q_NTd.transpose(-1, -2), rules).transpose(-1, -2)

@@ -90,8 +90,9 @@ def _written(
     return now, momentum
 
 
-def _read_token(now: FastWeights, q_Nd: Tensor, rules: Rules) -> Tensor:
-    last = FastWeights(*(W[..., -1:, :, :] for W in now))
+def _read_token(before: MemoryState, now: FastWeights, q_Nd: Tensor, rules: Rules) -> Tensor:
+    weights = {"after": now, "before": before.now, "chunk": before.start}[rules.read]
+    last = FastWeights(*(W[..., -1:, :, :] for W in weights))
     return _mlp(last, q_Nd[..., None, :], rules)[0][..., 0, :]
 
 
@@ -118,8 +119,8 @@ def titans_memory_naive(
         gates_t = Gates(*(None if g is None else g[..., t] for g in gates))
         target = v_NTd[..., t, None, :]
         now, momentum = _write_token(state, k_NTd[..., t, :], target, gates_t, rules, origin)
+        outputs.append(_read_token(state, now, q_NTd[..., t, :], rules))
         state = _advance(state, now, momentum, rules)
-        outputs.append(_read_token(now, q_NTd[..., t, :], rules))
     return torch.stack(outputs, -2), state
 
 
@@ -166,6 +167,6 @@ def self_modifying_naive(
             output = output * readout.output_share_HR[..., -R:]
         gates_t = Gates(log_a, eta_N if rules.tied_gates else erase, output, eta_NR, None)
         now, _ = _write_token(state, k, target, gates_t, rules, origin)
+        outputs.append(_read_token(state, now, q_NTd[..., t, :], rules))
         state = _advance(state, now, None, rules)
-        outputs.append(_read_token(now, q_NTd[..., t, :], rules))
     return torch.stack(outputs, -2), state

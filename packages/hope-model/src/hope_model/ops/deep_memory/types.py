@@ -58,6 +58,7 @@ class Rules:
     stable: bool = True  # shrunk activations, normalised targets, exact delta rule at the output layer
     tied_gates: bool = False  # erase with eta
     erase: str = "hidden"  # layers that the erase gate reaches: "hidden", "both" or "none"
+    read: str = "after"  # a token's write, "before" it, or from the weights of the "chunk"'s start
     through_writes: bool = True  # False: what is written is a constant for the outer gradient
     twice: bool = False  # must be differentiable twice: no written-out backward
     half: bool = False  # kernels may round products to bfloat16; states and sums stay in float32

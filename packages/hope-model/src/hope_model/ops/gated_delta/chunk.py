@@ -130,14 +130,23 @@ def chunk_read(
     q_NKC: Tensor,
     decays: Decays,
     momentum: Momentum | None = None,
+    *,
+    before: bool = False,
 ) -> Tensor:
-    """o_t = S_t q_t for every token of the chunk: a token sees its own write and all before it."""
+    """o_t = S_t q_t for every token of the chunk: a token sees its own write and all before it.
+
+    `before`: o_t = S_{t-1} q_t, without its own.
+    """
     match_NCC = k_NKC.transpose(-1, -2) @ q_NKC
-    o_NVC = (S_NVK @ q_NKC) * decays.gamma_NC[..., None, :] + writes.u_NVC @ (match_NCC * decays.within_NCC)
+    gamma_NC = decays.before_NC if before else decays.gamma_NC
+    reach_NCC = decays.between_NCC if before else decays.within_NCC
+    o_NVC = (S_NVK @ q_NKC) * gamma_NC[..., None, :] + writes.u_NVC @ (match_NCC * reach_NCC)
     if momentum is None or writes.w_NVC is None:
         return o_NVC
-    o_NVC = o_NVC + (momentum.P_NVK @ q_NKC) * momentum.start_NC[..., None, :]
-    return o_NVC + writes.w_NVC @ (match_NCC * momentum.written_NCC)
+    start_NC = momentum.start_before_NC if before else momentum.start_NC
+    written_NCC = momentum.written_before_NCC if before else momentum.written_NCC
+    o_NVC = o_NVC + (momentum.P_NVK @ q_NKC) * start_NC[..., None, :]
+    return o_NVC + writes.w_NVC @ (match_NCC * written_NCC)
 
 
 def gated_delta(
