@@ -118,7 +118,19 @@ def test_other_rules_are_the_token_loop(
 
 
 # Forms of the papers that the default does not have, one at a time and together.
-PAPER: list[dict[str, Any]] = [{"erase": "both"}, {"erase": "none"}, {"read": "before"}, {"read": "chunk"}]
+PAPER: list[dict[str, Any]] = [
+    {"erase": "both"},
+    {"erase": "none"},
+    {"read": "before"},
+    {"read": "chunk"},
+    {"momentum": True},
+    {"momentum": True, "momentum_sum": True},
+    {"unit_values": False},
+    {"erase": "both", "read": "before", "momentum": True, "momentum_sum": True, "unit_values": False},
+    {"erase": "both", "read": "chunk", "momentum": True, "momentum_sum": True, "unit_values": False},
+]
+TITANS_PAPER = [form for form in PAPER if "momentum_sum" in form or "read" in form]
+TITANS_PAPER = [{k: v for k, v in form.items() if k != "momentum"} for form in TITANS_PAPER]
 
 
 @pytest.mark.parametrize("through_writes", [True, False])
@@ -139,9 +151,14 @@ def test_forms_of_the_papers_are_the_token_loop(
     through_writes: bool,
 ) -> None:
     base = Rules(chunk=4, activation="gelu", stable=stable, tied_gates=tied, through_writes=through_writes)
-    rules = dataclasses.replace(base, **changes)
+    rules = dataclasses.replace(
+        base, **{name: value for name, value in changes.items() if name != "momentum"}
+    )
     *args, first = self_modifying_inputs(T, rules, position, self_modify=self_modify)
     args[2] = args[2]._replace(erase_NT=Draw(1).strength(B, H, T))
+    if changes.get("momentum"):
+        args[2] = args[2]._replace(log_theta_NT=Draw(3).strength(B, H, T, top=1.0).log())
+        args[4] = args[4]._replace(momentum=Draw(4).weights(R if self_modify else 1))
     first = (first or Draw(2).first(R if self_modify else 1)) if origin else None
     assert_same(self_modifying_naive, self_modifying, *args, first)
 
@@ -167,7 +184,9 @@ def test_cut_writes_are_constants_of_the_same_value(
 
 
 @pytest.mark.parametrize("momentum", [True, False])
-@pytest.mark.parametrize("stable", [True, False])
+@pytest.mark.parametrize(
+    ("stable", "changes"), [(True, {}), *((False, form) for form in ({}, *TITANS_PAPER))], ids=str
+)
 @pytest.mark.parametrize(
     ("T", "chunk", "position"), [(1, 4, 0), (11, 1, 0), (11, 4, 0), (11, 4, 3), (11, 64, 0)]
 )
@@ -178,13 +197,21 @@ def test_cut_writes_are_constants_of_the_same_value(
 )
 @pytest.mark.usefixtures("form")
 def test_titans_memory_is_the_token_loop(
-    assert_same: Assert, T: int, chunk: int, position: int, rule: str, *, momentum: bool, stable: bool
+    assert_same: Assert,
+    T: int,
+    chunk: int,
+    position: int,
+    rule: str,
+    changes: dict[str, Any],
+    *,
+    momentum: bool,
+    stable: bool,
 ) -> None:
     def chunked(*args: Any) -> Any:
         return titans_memory(*args, written=rule == "written")
 
     default = rule != "erasing, to zero"
-    draw, rules = Draw(), Rules(chunk=chunk, stable=stable)
+    draw, rules = Draw(), Rules(chunk=chunk, stable=stable, **changes)
     q, k, v = (draw.unit(B, H, T, d) for _ in range(3))
     log_a = F.logsigmoid(draw(B, H, T)).detach().requires_grad_()
     theta = F.logsigmoid(draw(B, H, T)).detach().requires_grad_() if momentum else None

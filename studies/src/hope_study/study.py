@@ -43,6 +43,9 @@ ADDED = [
     "model.attention.rope",
     "model.memory.erase_layers",
     "model.memory.read",
+    "model.memory.bank_momentum",
+    "model.memory.momentum_sum",
+    "model.memory.normalise",
 ]
 
 

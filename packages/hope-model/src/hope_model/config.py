@@ -80,7 +80,12 @@ class MemoryConfig:
     # A token reads "after" its own write, "before" it (eq. 83, 86, 94), or the weights of the "chunk"'s start (eq. 90).
     read: str = field(default="after", metadata=one_of("after", "before", "chunk"))
     self_modify: bool = True  # False: k, v, eta, alpha keep their initial memories
-    momentum: bool = True  # Titans only
+    momentum: bool = True  # of Titans' memory
+    bank_momentum: bool = False  # of the five memories of self-modifying Titans
+    momentum_sum: bool = False  # a decayed sum of surprises (Titans, eq. 10), not their average
+    normalise: str = field(
+        default="all", metadata=one_of("all", "qk")
+    )  # what gets norm 1; all: x, v, targets
     # False: what is written is a constant for the outer gradient, as in prior art.
     through_writes: bool = True
     # Titans with attention only: learned tokens that every query sees.

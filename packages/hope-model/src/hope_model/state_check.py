@@ -182,7 +182,8 @@ def _mixer(config: ModelConfig, B: int, position: int) -> Any:
     if mixer == "gated_deltanet":
         return DeltaState(like(B, H, d, d, kind="precise"), tail)
     if mixer == "self_modifying":
-        return TitansState(memory(len(BANK) if config.memory.self_modify else 1, momentum=False), tail)
+        R = len(BANK) if config.memory.self_modify else 1
+        return TitansState(memory(R, momentum=config.memory.bank_momentum), tail)
     titans = TitansState(memory(1, momentum=config.memory.momentum), tail)
     if mixer == "titans_mag":
         return MAGState(attention, titans)

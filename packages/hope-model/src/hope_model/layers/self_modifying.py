@@ -14,7 +14,7 @@ from hope_model.config import ModelConfig
 from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import retention_bias
 from hope_model.layers.recording import remembered
-from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules, rules_of_call
+from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules, rules_of_call, unwritten
 from hope_model.ops.deep_memory import (
     BANK,
     FastWeights,
@@ -37,9 +37,11 @@ class SelfModifyingTitans(nn.Module):
         self.self_modify = config.memory.self_modify
         self.conv = CausalConv(config.dim, config.conv, twice=config.cms.differentiable_twice)
         self.query = linear(config.dim, config.dim, std)
-        # Strengths in (0, 2) of the output layer's delta rule and, if asked for, of the hidden layer's erasing.
+        # Strengths in (0, 2) of the output layer's delta rule and, if asked for, of the hidden layer's erasing;
+        # then momentum's decay.
         self.erase = config.memory.erase_hidden and not self.rules.tied_gates and self.rules.erase != "none"
-        strengths = int(self.rules.stable) + int(self.erase)
+        self.momentum = config.memory.bank_momentum
+        strengths = int(self.rules.stable) + int(self.erase) + int(self.momentum)
         self.strengths = linear(config.dim, strengths * config.heads, std) if strengths else None
         self.decay_to = config.memory.decay_to
         self.memory = MemoryWeights(config, len(BANK))
@@ -60,7 +62,7 @@ class SelfModifyingTitans(nn.Module):
         fast = self.memory.fast(batch)
         if not self.self_modify:
             fast = FastWeights(*(W[:, :, -1:] for W in fast))
-        return TitansState(MemoryState(fast, fast, None, 0), self.conv.initial(batch))
+        return TitansState(unwritten(fast, momentum=self.momentum), self.conv.initial(batch))
 
     def forward(
         self, x_BTD: Tensor, state: TitansState, *, write: bool = True, chunk: int = 0
@@ -70,12 +72,13 @@ class SelfModifyingTitans(nn.Module):
         q, rules = self.query(x_BTD), rules_of_call(self.rules, chunk, x_BTD)
         raw = None if self.strengths is None else self.strengths(x_BTD)
         with full_precision(x_BTD) as cast:
-            x, q = (split_heads(part, self.heads, twice=self.rules.twice)[0] for part in (x_BTD, q))
+            units = ((x_BTD, int(rules.unit_values)), (q, 1))
+            x, q = (split_heads(part, self.heads, unit=n, twice=rules.twice)[0] for part, n in units)
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             strengths: tuple[Tensor, ...] = ()
             if raw is not None:
-                strengths = torch.split(2 * cast(raw).transpose(1, 2).sigmoid(), self.heads, 1)
+                strengths = torch.split(cast(raw).transpose(1, 2), self.heads, 1)
             shared = (self._readout(cast), *self._firsts(len(x)))
             rule = partial(self._rule, rules)
             o, memory = remembered(self, rule, (x, q, *strengths), shared, state.memory)
@@ -88,9 +91,11 @@ class SelfModifyingTitans(nn.Module):
         shared: tuple[Readout, FastWeights | None, FastWeights | None],
         memory: MemoryState,
     ) -> tuple[Tensor, MemoryState]:
-        x, q, *strengths = tokens
-        output = strengths[0][:, :, None] if self.rules.stable else None
-        gates = Gates(None, strengths[-1] if self.erase else None, output, None, None)
+        x, q, *raw = tokens
+        log_theta = F.logsigmoid(raw.pop()) if self.momentum else None
+        erase = 2 * raw.pop().sigmoid() if self.erase else None
+        output = 2 * raw.pop().sigmoid()[:, :, None] if self.rules.stable else None
+        gates = Gates(None, erase, output, None, log_theta)
         readout, *firsts = shared
         return self_modifying(x, q, gates, readout, memory, rules, *firsts)
 

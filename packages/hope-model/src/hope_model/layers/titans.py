@@ -37,6 +37,8 @@ def memory_rules(config: ModelConfig) -> Rules:
         memory.tied_gates,
         memory.erase_layers,
         memory.read,
+        memory.momentum_sum,
+        memory.normalise == "all",
         memory.through_writes,
         config.cms.differentiable_twice,
     )
@@ -72,6 +74,12 @@ def _state_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
+def unwritten(fast: FastWeights, *, momentum: bool) -> MemoryState:
+    """The state before the first token."""
+    zero = FastWeights(*(torch.zeros_like(W, requires_grad=False) for W in fast)) if momentum else None
+    return MemoryState(fast, fast, zero, 0)
+
+
 class Titans(nn.Module):
     """LMM: the memory as the mixer."""
 
@@ -90,10 +98,7 @@ class Titans(nn.Module):
     def initial(self, batch: int) -> TitansState:
         """The meta-learned memory, no momentum."""
         fast = self.memory.fast(batch)
-        momentum = (
-            FastWeights(*(torch.zeros_like(W, requires_grad=False) for W in fast)) if self.momentum else None
-        )
-        return TitansState(MemoryState(fast, fast, momentum, 0), self.conv.initial(batch))
+        return TitansState(unwritten(fast, momentum=self.momentum), self.conv.initial(batch))
 
     def forward(
         self, x_BTD: Tensor, state: TitansState, *, write: bool = True, chunk: int = 0
@@ -103,7 +108,8 @@ class Titans(nn.Module):
         log_a, raw = self.retention(x_BTD), self.gates(x_BTD)
         rules = rules_of_call(self.rules, chunk, x_BTD)
         with full_precision(x_BTD) as cast:
-            q, k, v = split_heads(qkv, self.heads, parts=3, unit=3, silu=True, twice=self.rules.twice)
+            unit = 3 if rules.unit_values else 2
+            q, k, v = split_heads(qkv, self.heads, parts=3, unit=unit, silu=True, twice=self.rules.twice)
             if not write:
                 return self.output(read_memory(state.memory, q, self.rules), x_BTD), state._replace(tail=tail)
             gates = self._gates(log_a, cast(raw))

@@ -78,6 +78,8 @@ def _write(
     hidden: tuple[Tensor, ...] | None = None,
 ) -> tuple[Layer, Layer]:
     """The chunk's writes. Cut off from the outer gradient, they are constants: only the weights they add to are not."""
+    if not rules.through_writes and state.momentum is not None:
+        state = state._replace(momentum=FastWeights(*map(Tensor.detach, state.momentum)))
     with torch.set_grad_enabled(rules.through_writes and torch.is_grad_enabled()):
         hidden = hidden or memory_forward(state.start, k_NdC, rules)
         layer2, layer1 = _solve(state, k_NdC, hidden, target_NRdC, gates, rules, origin)
@@ -129,9 +131,10 @@ def _solve(
         P2, P1 = state.momentum
         momentum2 = chunk_momentum(decays2, gates.log_theta_NT, P2.flatten(-3, -2))
         momentum1 = chunk_momentum(decays1, gates.log_theta_NT[..., None, :], P1)
-        # An average, not a sum, of past surprises: the equilibrium of a write does not depend on theta.
-        share = -torch.expm1(gates.log_theta_NT)[..., None, None, :]
-        write1, write2 = write1 * share, write2 * share
+        if not rules.momentum_sum:
+            # An average of past surprises: the equilibrium of a write does not depend on theta.
+            share = -torch.expm1(gates.log_theta_NT)[..., None, None, :]
+            write1, write2 = write1 * share, write2 * share
     write2_flat = write2.flatten(-3, -2)
     writes2 = chunk_writes(W2_flat, k_NdC, write2_flat, strength2, decays2, momentum2, recalled2)
     writes1 = chunk_writes(W1, a_NRmC, write1, strength1, decays1, momentum1, recalled1, held1)
@@ -291,6 +294,7 @@ def self_modifying(
     x_NdT, q_NdT = (x.transpose(-1, -2).contiguous() for x in (x_NTd, q_NTd))
     outputs = []
     written = written and _has_written_backward(rules, gates, origin)
+    written = written and rules.unit_values and gates.log_theta_NT is None
     kernel = None
     if written:
         kernel = self_modifying_kernel(gates, rules, readout, state, fixed, origin, x_NdT, q_NdT)
@@ -312,7 +316,7 @@ def self_modifying(
 
 def _has_written_backward(rules: Rules, gates: Gates, origin: FastWeights | None) -> bool:
     default = rules.stable and rules.activation in NEGATIVE_SLOPES and rules.through_writes
-    default = default and rules.read == "after"
+    default = default and rules.read == "after" and not rules.momentum_sum
     return default and not (rules.tied_gates or rules.twice) and gates.erase_NT is None and origin is not None
 
 
@@ -333,17 +337,19 @@ def _plain_chunk(
     projecting = FastWeights(*(W[..., :4, :, :] for W in fixed or state.start))
     y = memory_forward(projecting, x_NdC, rules)[0]
     R, C = state.start.W2_NRmd.shape[-3], y.shape[-1]
-    k_NdC, v_NdC = l2norm(y[..., 0, :, :], -2), l2norm(y[..., 1, :, :], -2)
+    k_NdC, v_NdC = l2norm(y[..., 0, :, :], -2), y[..., 1, :, :]
+    if rules.unit_values:
+        v_NdC = l2norm(v_NdC, -2)
     readers_H12d = torch.stack((readout.eta_Hd, readout.alpha_Hd), 1)[:, :, None]
     raw_N2C = (readers_H12d @ y[..., 2:4, :, :])[..., 0, :]
     log_a_NC, eta_NC, eta_NRC = _gates(raw_N2C, readout, R, rules)
     both = memory_forward(state.start, torch.cat((k_NdC, v_NdC), -1), rules)
     target_NRdC = both[0][..., C:]
-    if rules.stable:
+    if rules.stable and rules.unit_values:
         target_NRdC = l2norm(target_NRdC, -2)
     erase_NC = eta_NC if rules.tied_gates else gates.erase_NT
     output_NRC = None if gates.output_NRT is None else _by_memory(gates.output_NRT, readout, R)
-    gates = Gates(log_a_NC, erase_NC, output_NRC, eta_NRC, None)
+    gates = Gates(log_a_NC, erase_NC, output_NRC, eta_NRC, gates.log_theta_NT)
     layers = _write(state, k_NdC, target_NRdC, gates, rules, origin, tuple(x[..., :C] for x in both))
     return _read(*layers, state.start, q_NdC, rules, origin), _after(*layers, state, rules, origin)
 

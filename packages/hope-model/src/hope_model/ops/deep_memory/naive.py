@@ -72,7 +72,10 @@ def _written(
     if gates_t.log_theta_NT is not None and state.momentum is not None:
         theta = gates_t.log_theta_NT.exp()[..., None, None, None]
         added = FastWeights(
-            *(theta * P + (1 - theta) * w for P, w in zip(state.momentum, added, strict=True))
+            *(
+                theta * P + (1.0 if rules.momentum_sum else 1 - theta) * w
+                for P, w in zip(state.momentum, added, strict=True)
+            )
         )
         momentum = added
 
@@ -139,7 +142,7 @@ def self_modifying_naive(
     Args:
         x_NTd: Normalised input of the memories that project.
         q_NTd: Normalised queries.
-        gates: `erase_NT` and `output_NRT`; eta and alpha come from memories.
+        gates: `erase_NT`, `output_NRT` and `log_theta_NT`; eta and alpha come from memories.
         readout: How the scalars are read.
         state: Five memories (k, v, eta, alpha, memory), or one where `fixed` holds the other four.
         rules: The named choices.
@@ -151,7 +154,9 @@ def self_modifying_naive(
         projecting = state.start if fixed is None else fixed
         projecting = FastWeights(*(W[..., :4, :, :] for W in projecting))
         y = _mlp(projecting, x_NTd[..., t, None, :].expand(*x_NTd.shape[:-2], 4, -1), rules)[0]
-        k, v = l2norm(y[..., 0, :], -1), l2norm(y[..., 1, :], -1)
+        k, v = l2norm(y[..., 0, :], -1), y[..., 1, :]
+        if rules.unit_values:
+            v = l2norm(v, -1)
         eta = ((y[..., 2, :] * readout.eta_Hd).sum(-1) + readout.eta_bias_H).sigmoid()
         eta_N, R = rules.eta_max * eta, state.start.W2_NRmd.shape[-3]
         scale_HR = 1.0 if readout.eta_scale_HR is None else 2 * readout.eta_scale_HR[..., -R:].sigmoid()
@@ -160,13 +165,15 @@ def self_modifying_naive(
             (y[..., 3, :] * readout.alpha_Hd).sum(-1) + readout.alpha_bias_H
         )
         target = _mlp(state.start, v[..., None, :].expand(*v.shape[:-1], R, -1), rules)[0]
-        if rules.stable:
+        if rules.stable and rules.unit_values:
             target = l2norm(target, -1)
-        erase, output = (None if g is None else g[..., t] for g in (gates.erase_NT, gates.output_NRT))
+        erase, output, log_theta = (
+            None if g is None else g[..., t] for g in (gates.erase_NT, gates.output_NRT, gates.log_theta_NT)
+        )
         if output is not None and readout.output_share_HR is not None:
             output = output * readout.output_share_HR[..., -R:]
-        gates_t = Gates(log_a, eta_N if rules.tied_gates else erase, output, eta_NR, None)
-        now, _ = _write_token(state, k, target, gates_t, rules, origin)
+        gates_t = Gates(log_a, eta_N if rules.tied_gates else erase, output, eta_NR, log_theta)
+        now, momentum = _write_token(state, k, target, gates_t, rules, origin)
         outputs.append(_read_token(state, now, q_NTd[..., t, :], rules))
-        state = _advance(state, now, None, rules)
+        state = _advance(state, now, momentum, rules)
     return torch.stack(outputs, -2), state

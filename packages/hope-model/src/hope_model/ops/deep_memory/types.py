@@ -59,6 +59,8 @@ class Rules:
     tied_gates: bool = False  # erase with eta
     erase: str = "hidden"  # layers that the erase gate reaches: "hidden", "both" or "none"
     read: str = "after"  # a token's write, "before" it, or from the weights of the "chunk"'s start
+    momentum_sum: bool = False  # a decayed sum of surprises, not their average
+    unit_values: bool = True  # self-modifying: v and (stable) every memory's target have norm 1
     through_writes: bool = True  # False: what is written is a constant for the outer gradient
     twice: bool = False  # must be differentiable twice: no written-out backward
     half: bool = False  # kernels may round products to bfloat16; states and sums stay in float32
