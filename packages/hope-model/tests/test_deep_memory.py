@@ -126,6 +126,7 @@ PAPER: list[dict[str, Any]] = [
     {"momentum": True},
     {"momentum": True, "momentum_sum": True},
     {"unit_values": False},
+    {"clip": 0.7},
     {"erase": "both", "read": "before", "momentum": True, "momentum_sum": True, "unit_values": False},
     {"erase": "both", "read": "chunk", "momentum": True, "momentum_sum": True, "unit_values": False},
 ]

@@ -8,7 +8,7 @@ import torch
 
 from hope_model import AttentionConfig, CMSConfig, InputError, LanguageModel, MemoryConfig, ModelConfig, State
 from hope_model.blocks import VARIANTS
-from hope_model.config import WINDOWED
+from hope_model.config import PRESETS, WINDOWED
 from hope_model.observe import observe
 from hope_model.state import clone, n_bytes, repeat, select
 from hope_model.stream import load_state, save_state
@@ -30,10 +30,20 @@ def small(variant: str, **changes: object) -> ModelConfig:
     return ModelConfig(variant=variant, **{**base, **changes})  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=VARIANTS)
+def whole(name: str) -> ModelConfig:
+    """A preset at the small size."""
+    values = small(PRESETS[name]["variant"]).to_dict()
+    for part, changes in PRESETS[name].items():
+        if isinstance(changes, dict):
+            values[part] |= changes
+    return ModelConfig.from_dict(values)
+
+
+@pytest.fixture(params=[*VARIANTS, *(f"{name}, whole" for name in PRESETS)])
 def model(request: pytest.FixtureRequest) -> LanguageModel:
     torch.manual_seed(0)
-    model = LanguageModel(small(request.param)).double()
+    name, _, form = request.param.partition(", ")
+    model = LanguageModel(whole(name) if form else small(name)).double()
     with torch.no_grad():  # away from the special initial values: zero gates, identity convolutions
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))

@@ -15,6 +15,23 @@ from hope_model.ranges import check_ranges, one_of, shown, within
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
     "hope_paper": {"memory": {"tied_gates": True, "output_rule": "gradient", "decay_to": "zero"}},
 }
+# The papers' forms, whole; conf/run has the same. docs/model.md lists what still differs.
+PRESETS: dict[str, dict[str, Any]] = {
+    "hope_paper": {
+        "variant": "hope_paper",
+        "memory": {
+            "activation": "gelu",
+            "eta_max": 0.01,
+            "inner_clip": 1.0,
+            "erase_layers": "both",
+            "read": "before",
+            "bank_momentum": True,
+            "momentum_sum": True,
+            "normalise": "qk",
+        },
+        "cms": {"signal": "layer"},
+    },
+}
 WINDOWED, WINDOW = ("transformer_window", "titans_mag", "titans_mac"), 512
 ATTENDING = ("transformer", "hope_attention", *WINDOWED)
 LEVELS, LARGEST = 64, 1e13  # of the CMS; parameters
@@ -71,6 +88,8 @@ class MemoryConfig:
     eta_max: float = field(default=0.1, metadata=within(0, 100))
     # "delta" (stable) or "gradient" (the paper's).
     output_rule: str = field(default="delta", metadata=one_of("delta", "gradient"))
+    # Soft bound of a token's inner gradients where the output rule is "gradient"; 0: none.
+    inner_clip: float = field(default=0.0, metadata=within(0, 1e6))
     tied_gates: bool = False  # the paper's one gate for erasing and writing
     # What retention pulls fast weights to: the initial ones, or "zero" (the paper's).
     decay_to: str = field(default="initial", metadata=one_of("initial", "zero"))

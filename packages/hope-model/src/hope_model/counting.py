@@ -88,7 +88,8 @@ def forward_flops(config: ModelConfig, length: int) -> Flops:
     head, last = config.dim * config.vocab_size, config.layers - 1
     signal: float = 2 * head
     if config.cms.signal == "layer":  # a backward to activations, down to the first block's output
-        signal += last * (2 * (products - head) / config.layers + 2 * mixer)
+        # Of a mixer one product for each: gradients of its weights and of its state are not asked for.
+        signal += last * (2 * (products - head) / config.layers + mixer)
     signal *= _whole(min(config.cms.chunks()), length)
     taught = signal + config.layers * _cms_writes(config, model, length)
     if config.cms.second_order:
@@ -111,7 +112,9 @@ def _mixer_flops(config: ModelConfig, length: int) -> Flops:
     if mixer == "self_modifying":
         # Four memories project; every written one reads keys and values.
         written = 5 if config.memory.self_modify else 1
-        return _memory_flops(config, written, 16 * D * m + written * 8 * D * m, momentum=False)
+        return _memory_flops(
+            config, written, 16 * D * m + written * 8 * D * m, momentum=config.memory.bank_momentum
+        )
     memory = _memory_flops(config, 1, 4 * D * m, momentum=config.memory.momentum)
     if mixer == "titans_mag":
         attention = 4 * D * (_keys_seen(config, length) + persistent)
@@ -128,18 +131,21 @@ def _memory_flops(config: ModelConfig, R: int, forward: float, *, momentum: bool
     """Products of R memories that share keys, a chunk at a time; `forward`: of keys and targets, before any write."""
     D, m, C, memory = config.dim, config.memory_hidden, config.memory.chunk, config.memory
     exact, origin = memory.output_rule == "delta", memory.decay_to == "initial"
-    erase = memory.tied_gates or memory.erase_hidden
+    erase = (memory.tied_gates or memory.erase_hidden) and memory.erase_layers != "none"
+    exact |= erase and memory.erase_layers == "both"  # the same products, whether the rule is exact or not
     weights, wide, narrow = (
         2 * D * m,
         2 * C * D,
         2 * C * config.heads * m,
     )  # one product with weights, with tokens
-    write, read = forward + R * weights, 2 * weights + 2 * wide + 2 * narrow
+    write, read = forward + R * weights, 2.0 * weights
     if exact:
         write += R * (narrow + origin * weights + momentum * (weights + wide))
     if erase:
         write += wide + R * (origin * weights + momentum * (weights + narrow))
-    read += origin * 2 * weights + momentum * (2 * weights + exact * wide + erase * narrow)
+    if memory.read != "chunk":
+        read += 2 * wide + 2 * narrow + origin * 2 * weights
+        read += momentum * (2 * weights + exact * wide + erase * narrow)
     state = R * (2 + 2 * momentum) * weights + momentum * 2 * config.heads * C * C
     if memory.through_writes:
         return Flops(write + read + state, 0)

@@ -39,6 +39,7 @@ def memory_rules(config: ModelConfig) -> Rules:
         memory.read,
         memory.momentum_sum,
         memory.normalise == "all",
+        memory.inner_clip,
         memory.through_writes,
         config.cms.differentiable_twice,
     )
@@ -60,6 +61,8 @@ class MemoryWeights(nn.Module):
         # Inputs have norm 1 and hidden activations norm below 1: these scales give z of order 1 and |W1 a| near 1.
         self.W2_HRmd = nn.Parameter(torch.randn(H, memories, m, d))
         self.W1_HRdm = nn.Parameter(torch.randn(H, memories, d, m).mul_(d**-0.5))
+        if config.memory.normalise == "qk":  # x has norm d^0.5
+            self.W2_HRmd.data.mul_(d**-0.5)
 
     def fast(self, batch: int) -> FastWeights:
         """One copy per sequence, in the precision of states; gradients flow back to the parameters."""

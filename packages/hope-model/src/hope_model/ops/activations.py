@@ -62,6 +62,7 @@ def shrink_factor(phi: Tensor, dim: int) -> Tensor:
     return torch.rsqrt(SOFTENING + phi.square().sum(dim, keepdim=True))
 
 
-def soft_clip(x: Tensor, dim: int) -> Tensor:
-    """x / sqrt(1 + ||x||^2): a small x stays as it is, a large one gets norm 1."""
-    return x * torch.rsqrt(1 + x.square().sum(dim, keepdim=True))
+def soft_clip(x: Tensor, dim: int, bound: float = 1.0) -> Tensor:
+    """x / sqrt(1 + ||x||^2) at bound 1: a small x stays as it is, a large one gets the bound's norm."""
+    scaled = x if bound == 1 else x / bound
+    return x * torch.rsqrt(1 + scaled.square().sum(dim, keepdim=True))

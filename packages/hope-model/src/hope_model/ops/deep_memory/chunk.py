@@ -106,24 +106,26 @@ def _solve(
     whole = state.position % rules.chunk == 0  # the piece begins with its chunk: S_0 k is known
     error = y - target_NRdC
     back = slope * (state.start.W1_NRdm.transpose(-1, -2) @ error)
-    write2 = -eta_NRC[..., None, :] * (soft_clip(back, -2) if rules.stable else back)
+    clip = 1.0 if rules.stable else rules.clip
+    write2 = -eta_NRC[..., None, :] * (soft_clip(back, -2, clip) if clip else back)
     strength2 = None if rules.erase == "none" else gates.erase_NT
     if strength2 is not None and not rules.tied_gates:
         strength2 = keep_NC * strength2
     erases_both = rules.erase == "both" and strength2 is not None
     strength1 = strength2[..., None, :] if erases_both else None
-    write1 = -eta_NRC[..., None, :] * error
     W2_flat, W1 = state.now.W2_NRmd.flatten(-3, -2), state.now.W1_NRdm
     recalled2 = z.flatten(-3, -2) if whole else None
     if rules.stable:
         strength1 = keep_NC[..., None, :] * _present(gates.output_NRT)
         write1 = (target_NRdC - k_N1dC) * strength1[..., None, :]
+    else:
+        write1 = -eta_NRC[..., None, :] * (soft_clip(error, -2, clip) if clip else error)
     recalled1 = y - k_N1dC if whole and strength1 is not None else None
     held1 = None
     if origin is not None:
         W2_flat, W1, recalled2 = W2_flat - origin.W2_NRmd.flatten(-3, -2), W1 - origin.W1_NRdm, None
-        held1 = origin.W1_NRdm @ a_NRmC
-        recalled1 = None if recalled1 is None else recalled1 - held1
+        held1 = None if strength1 is None else origin.W1_NRdm @ a_NRmC
+        recalled1 = None if recalled1 is None or held1 is None else recalled1 - held1
     decays2 = chunk_decays(log_a_NC)
     decays1 = _for_each_memory(decays2)
     momentum1 = momentum2 = None

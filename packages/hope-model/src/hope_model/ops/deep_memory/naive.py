@@ -56,7 +56,8 @@ def _written(
     error = y - target_NRd
     eta = gates_t.eta_NRT[..., None]
     back = (state.start.W1_NRdm.transpose(-1, -2) @ error[..., None])[..., 0] * slope
-    write2 = -eta * (soft_clip(back, -1) if rules.stable else back)
+    clip = 1.0 if rules.stable else rules.clip
+    write2 = -eta * (soft_clip(back, -1, clip) if clip else back)
     keep = gates_t.log_a_NT.exp()[..., None, None, None]
     erase2: Tensor | float = 0.0
     if gates_t.erase_NT is not None and rules.erase != "none":
@@ -66,7 +67,10 @@ def _written(
         erase1: Tensor | float = keep * gates_t.output_NRT[..., None, None]
         write1 = keep[..., 0] * gates_t.output_NRT[..., None] * (target_NRd - k_NRd)
     else:
-        erase1, write1 = erase2 if rules.erase == "both" else 0.0, -eta * error
+        erase1, write1 = (
+            erase2 if rules.erase == "both" else 0.0,
+            -eta * (soft_clip(error, -1, clip) if clip else error),
+        )
     momentum = None
     added = FastWeights(write2[..., :, None] * k_NRd[..., None, :], write1[..., :, None] * a[..., None, :])
     if gates_t.log_theta_NT is not None and state.momentum is not None:

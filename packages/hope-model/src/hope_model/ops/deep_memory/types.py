@@ -61,6 +61,7 @@ class Rules:
     read: str = "after"  # a token's write, "before" it, or from the weights of the "chunk"'s start
     momentum_sum: bool = False  # a decayed sum of surprises, not their average
     unit_values: bool = True  # self-modifying: v and (stable) every memory's target have norm 1
+    clip: float = 0.0  # plain rule: soft bound of both inner gradients' norms; 0: none
     through_writes: bool = True  # False: what is written is a constant for the outer gradient
     twice: bool = False  # must be differentiable twice: no written-out backward
     half: bool = False  # kernels may round products to bfloat16; states and sums stay in float32
