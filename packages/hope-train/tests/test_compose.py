@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hope_model.config import PRESETS
 from hope_train import config
 from hope_train.cli import main
 
@@ -75,6 +76,14 @@ def test_overrides_win(project: Path) -> None:
 @pytest.mark.parametrize("run", sorted(p.stem for p in (ROOT / "conf/run").glob("*.yaml")))
 def test_every_run_composes_at_every_scale(project: Path, run: str, scale: str) -> None:
     assert compose(project, run, f"scale={scale}")[0] == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_one_in_conf_and_in_the_package(name: str) -> None:
+    values = yaml.safe_load((ROOT / f"conf/run/{name}.yaml").read_text())["model"]
+    if name.startswith("hope"):
+        assert values["cms"].pop("teach_scale") == "${teach_scale}"
+    assert values == PRESETS[name]
 
 
 def test_print_gives_one_value(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
