@@ -111,8 +111,7 @@ def _solve(
     strength2 = None if rules.erase == "none" else gates.erase_NT
     if strength2 is not None and not rules.tied_gates:
         strength2 = keep_NC * strength2
-    erases_both = rules.erase == "both" and strength2 is not None
-    strength1 = strength2[..., None, :] if erases_both else None
+    strength1 = None if strength2 is None or rules.erase != "both" else strength2[..., None, :]
     W2_flat, W1 = state.now.W2_NRmd.flatten(-3, -2), state.now.W1_NRdm
     recalled2 = z.flatten(-3, -2) if whole else None
     if rules.stable:
