@@ -28,14 +28,16 @@ def test_no_core_waits_for_the_last_seed(number: int, cores: int, processes: int
     assert seeds.at_a_time(number, cores) == processes
 
 
+PARAMS = "scale: tiny\nteach_scale: 0.1\nseeds: [0, 1]\nruns: [delta]\n"
+
+
 def prepare(tmp_path: Path, steps: int) -> list[str]:
     """A run of parity with two seeds; the command that trains it."""
     [arm] = arms(project(tmp_path, arms={"delta": {"run": "gated_deltanet"}}))
     config = dataclasses.replace(arm.config, run="delta", steps=steps, checkpoint_every=20)
     for name, text in {
         "runs/delta/config.yaml": configuration.dump(config),
-        "data/facts/seeds": "0\n1\n",
-        "data/facts/runs": "delta\n",
+        "params.yaml": PARAMS,
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -86,7 +88,7 @@ def test_seeds_that_were_killed_resume_to_the_same_bits(tmp_path: Path) -> None:
 def test_a_seed_that_fails_ends_the_others_and_is_one_line(tmp_path: Path) -> None:
     command = prepare(tmp_path, 100_000)
     config = configuration.load(tmp_path / "runs/delta/config.yaml")
-    (tmp_path / "data/facts/seeds").write_text("0\n")
+    (tmp_path / "params.yaml").write_text(PARAMS.replace("[0, 1]", "[0]"))
     wild = dataclasses.replace(
         config, optim=dataclasses.replace(config.optim, lr=1e20, matrix_lr=1e20, clip=1e20)
     )

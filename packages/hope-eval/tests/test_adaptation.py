@@ -195,11 +195,11 @@ def test_tasks_plain_and_adapted_with_difference_and_cost(context: Build) -> Non
     def run(scorer: Scorer) -> list[schema.TaskResult]:
         return perplexity.run_all(Context(**{**vars(given), "scorer": scorer}), settings)
 
-    tasks, rows = adapted(scorer, NeuralCache(), run, length=64)
+    tasks, rows = adapted(scorer, [NeuralCache()], run, run, length=64)
     assert scorer.model.model is inner
-    names = ["perplexity", "perplexity_position", "perplexity_target"]
+    names = ["perplexity", "perplexity_position", "perplexity_target", "perplexity_source"]
     assert [task.task for task in tasks] == names + [f"{name}+neural_cache" for name in names]
-    plain, changed = tasks[0], tasks[3]
+    plain, changed = tasks[0], tasks[4]
     assert plain.items_sha256 == changed.items_sha256
     [row] = [r for r in rows if (r.task, r.metric, r.group) == ("perplexity", "bits_per_byte", "all")]
     bits = [task.find("bits_per_byte").value for task in (plain, changed)]

@@ -36,7 +36,12 @@ def test_run_writes_a_result_that_carries_where_it_came_from(
     out, metrics = tmp_path / "new" / "tiny.json", tmp_path / "metrics.json"
     assert run(corpora, out, "--metrics", str(metrics)) == 0
     result = schema.load(out)
-    names = ["perplexity", "perplexity_position", "perplexity_target", "choice", "passkey"]
+    names = [
+        "perplexity",
+        *(f"perplexity_{part}" for part in ("position", "target", "source")),
+        "choice",
+        "passkey",
+    ]
     assert [task.task for task in result.tasks] == names
     about = result.checkpoint
     assert (about.run, about.variant, about.seed, about.tokens) == ("tiny", "hope", 7, 96)

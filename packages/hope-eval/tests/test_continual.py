@@ -269,7 +269,7 @@ def test_run_with_memorize_writes_the_pair(corpora: Path, checkpoint_folder: Pat
     ]
     assert main(["run", *flags(checkpoint_folder, out), *folders, "--memorize"]) == 0
     result = schema.load(out)
-    names = ["perplexity", "perplexity_position", "perplexity_target", "choice"]
+    names = ["perplexity", *(f"perplexity_{part}" for part in ("position", "target", "source")), "choice"]
     modes = [f"{name}+{mode}" for mode in ("off", "on") for name in names]
     assert [task.task for task in result.tasks] == modes
     assert {row.metric for row in result.memorized} >= {"bits_per_byte", "choice_accuracy"}

@@ -38,13 +38,19 @@ def test_positions_double() -> None:
 
 
 def test_groups_add_up_to_the_whole(context: Build) -> None:
-    whole, position, target = perplexity.run_all(context(), perplexity.Settings(tokens=3000, length=48))
+    whole, position, target, source = perplexity.run_all(
+        context(), perplexity.Settings(tokens=3000, length=48)
+    )
     bits = sum(whole.items.scores["bits_per_byte"])
     for part in (position, target):
         nats = sum(part.items.scores["token_nats"])
         assert nats / np.log(2) == pytest.approx(bits, rel=1e-6)
         assert sum(part.items.weight) == whole.tokens
         assert set(part.items.cluster) == set(whole.items.cluster)
+    # Bits per byte by source are of the same bits and bytes, whole.
+    assert sum(source.items.scores["bits_per_byte"]) == pytest.approx(bits, rel=1e-6)
+    assert sum(source.items.weight) == sum(whole.items.weight)
+    assert set(source.items.labels["source"]) == {"new", "repeated"}
     assert set(target.items.labels["target"]) == {"new", "seen", "bigram seen", "trigram seen"}
 
 

@@ -19,7 +19,9 @@ examples:
   hope-study run --jobs 2                     all but follow-ups, or what is missing of it
   hope-study report                           reports/ablations.md and a page for every study
   hope-study replication FIRST SECOND         which numbers and verdicts replicate
+  hope-study data                             the pipeline's corpora, tokenizer and shards, where inputs have changed
   hope-study train --run hope                 the pipeline's trainings of a run; `evaluate` likewise
+  hope-study results                          the pipeline's report, reports/latest
   hope-study show                             DVC's experiments: what differs, results with intervals
   hope-study sweep teach_scale=0.05,0.1,0.15  an experiment for every value, then the table
 
@@ -55,12 +57,16 @@ example:
 """
 SEEDS = """\
 example:
-  dvc repro {verb}@hope                       what the pipeline does; hope-study {verb} --run hope
+  hope-study {verb} --run hope
 
-Seeds are those of params.yaml, as the stage `facts` has written them. Each is a process with one thread. What was
-interrupted resumes with the same command.
+Seeds are those of params.yaml. Each is a process with one thread. What was interrupted resumes with the same command.
 
 exit status: 0 all done, 75 stopped and ready to resume, 2 wrong input.
+"""
+DATA = """\
+The pipeline calls it without arguments. What is done already is not repeated.
+
+exit status: 0 all done, 2 wrong input.
 """
 SHOW = """\
 examples:
@@ -184,13 +190,11 @@ def evaluate_command(argv: Sequence[str]) -> int:
 def _seeds_command(verb: str, argv: Sequence[str]) -> int:
     from hope_study import seeds  # noqa: PLC0415
 
-    about = (
-        f"{verb.capitalize()} one run with every seed, side by side, as the pipeline's stage `{verb}` does."
-    )
+    about = f"{verb.capitalize()} one run with every seed, side by side, as the pipeline's stage `run` does."
     parser = _parser(f"hope-study {verb}", about, SEEDS.format(verb=verb))
     parser.add_argument("--run", required=True, metavar="NAME", help="runs/NAME/config.yaml is there")
     parser.add_argument(
-        "--data", type=Path, default=Path("data"), metavar="DIR", help="with facts/, shards/ and tokenizer/"
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="with shards/ and tokenizer/"
     )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="gets NAME/seeds; default: %(default)s"
@@ -198,15 +202,57 @@ def _seeds_command(verb: str, argv: Sequence[str]) -> int:
     parser.add_argument(
         "--reports", type=Path, default=Path("reports"), metavar="DIR", help="gets metrics/ and results/"
     )
+    _pipeline(parser)
     arguments = parser.parse_args(argv)
-    run, facts = arguments.run, arguments.data / "facts"
-    numbers = (facts / "seeds").read_text().split()
-    metrics = arguments.reports / "metrics"
+    run, params = arguments.run, load_params(arguments.params)
+    numbers = [str(seed) for seed in params.seeds]
     if verb == "train":
-        of = (facts / "runs").read_text().split()
-        return seeds.train(run, numbers, arguments.runs, metrics / f"train_{run}.json", of)
-    out = arguments.reports / "results" / run
-    return seeds.evaluate(run, numbers, arguments.runs, out, metrics / f"eval_{run}.json", arguments.data)
+        metrics = arguments.reports / "metrics" / f"train_{run}.json"
+        return seeds.train(run, numbers, arguments.runs, metrics, params.runs)
+    out, how = arguments.reports / "results" / run, seeds.evaluation(arguments.conf / "evaluate.yaml")
+    shown = params.corpora if run == params.runs[0] else ()
+    return seeds.evaluate(run, numbers, arguments.runs, out, arguments.data, how, shown)
+
+
+def data_command(argv: Sequence[str]) -> int:
+    """Make the pipeline's data."""
+    from hope_study import prepare  # noqa: PLC0415
+
+    about = "Acquire, filter and shard every corpus of params.yaml, as the pipeline's stage `data` does."
+    parser = _parser("hope-study data", about, DATA)
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="default: %(default)s")
+    _pipeline(parser)
+    arguments = parser.parse_args(argv)
+    return prepare.prepare(arguments.params, arguments.conf, arguments.data)
+
+
+def results_command(argv: Sequence[str]) -> int:
+    """Write the pipeline's report."""
+    from hope_eval import report  # noqa: PLC0415
+    from hope_train import facts  # noqa: PLC0415
+
+    about = "Write reports/latest from reports/results and the logs of runs, as the pipeline's stage `report` does."
+    parser = _parser("hope-study results", about, DATA)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--reports", type=Path, default=Path("reports"), metavar="DIR", help="default: %(default)s"
+    )
+    _pipeline(parser)
+    arguments = parser.parse_args(argv)
+    params, latest = load_params(arguments.params), arguments.reports / "latest"
+    report.write(
+        [arguments.reports / "results"],
+        [arguments.runs],
+        latest / "results.md",
+        latest / "plots",
+        params.runs,
+        web_page=latest / "results.html",
+        changes=facts.changes(params, arguments.conf),
+        losses=latest / "loss.csv",
+        metrics=arguments.reports / "differences.json",
+    )
+    print(latest / "results.html")
+    return FINISHED
 
 
 def show_command(argv: Sequence[str]) -> int:
@@ -236,8 +282,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": run_command,
         "report": report_command,
         "replication": replication_command,
+        "data": data_command,
         "train": train_command,
         "evaluate": evaluate_command,
+        "results": results_command,
         "show": show_command,
         "sweep": sweep_command,
     }
@@ -282,15 +330,18 @@ def _parser(prog: str, about: str, epilog: str) -> argparse.ArgumentParser:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    folders = {"--results": "reports/studies", "--conf": "conf"}
-    for flag, default in folders.items():
-        parser.add_argument(
-            flag, type=Path, default=Path(default), metavar="DIR", help="default: %(default)s"
-        )
+    parser.add_argument(
+        "--results", type=Path, default=Path("reports/studies"), metavar="DIR", help="default: %(default)s"
+    )
+    _pipeline(parser)
+
+
+def _pipeline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
     parser.add_argument(
         "--params",
         type=Path,
         default=Path("params.yaml"),
         metavar="FILE",
-        help="for corpora; default: %(default)s",
+        help="default: %(default)s",
     )

@@ -4,6 +4,7 @@
     runs/RUN/seeds/SEED/            checkpoint/ and log.jsonl, as `hope-train run` writes them
     runs/RUN/checkpoint             link to the first seed's
     reports/results/RUN/SEED.json   as `hope-eval run` writes it
+    reports/results/RUN/surprise-CORPUS.html    of the pipeline's first run: a test document by what writing saved
 
 Each seed is a process with one thread. A seed that was interrupted resumes from its checkpoint, a finished one is kept.
 """
@@ -18,28 +19,26 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from hope_data.files import write_json
 from hope_data.publishing import write_atomic
-from hope_eval import results
-from hope_eval.results.statistics import combined
+from hope_data.shards import Split
+from hope_data.tokenizer import Tokenizer
 from hope_model.errors import InputError
+from hope_model.ranges import check_ranges, within
 from hope_study.locks import locked
 from hope_study.worker import IMPORTED, Workers, last_line
 from hope_train import config as configuration
+from hope_train.values import read_yaml, strict
 
 EVERY = 8.0  # seconds between lines of progress
 GRACE = 60.0  # seconds that a training has to save
 KEPT = ("tokens_per_s", "flops_per_token", "parameters")  # of a training's numbers
-SCORES = {
-    "bpb": ("perplexity", "bits_per_byte"),
-    "choice": ("choice", "choice_accuracy"),
-    "needle": ("passkey", "passkey_choice"),
-}
+SHOWN, TOKENS = 3, 768  # test documents with a page of their own, and their tokens
 FINISHED, RESUMABLE = 0, os.EX_TEMPFAIL
 
 
@@ -151,7 +150,37 @@ def _steps(log: Path, steps: int) -> Callable[[], float]:
     return done
 
 
-def evaluate(run: str, seeds: Sequence[str], runs: Path, out: Path, metrics: Path, data: Path) -> int:
+@dataclass(frozen=True)
+class Evaluation:
+    """How the pipeline evaluates: conf/evaluate.yaml.
+
+    Attributes:
+        limit: `hope-eval run --limit`; 0: none.
+        adapt: by run, adaptations at test time as `hope-eval run --adapt` takes them, for bits per byte alone.
+    """
+
+    limit: int = field(default=0, metadata=within(0, 2**40))
+    adapt: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_ranges(self, "")
+
+
+def evaluation(path: Path) -> Evaluation:
+    """Read the file; without one nothing is limited or adapted."""
+    return strict(Evaluation, read_yaml(path), str(path)) if path.is_file() else Evaluation()
+
+
+def evaluate(
+    run: str,
+    seeds: Sequence[str],
+    runs: Path,
+    out: Path,
+    data: Path,
+    how: Evaluation = Evaluation(),
+    corpora: Sequence[str] = (),
+) -> int:
     """Evaluate every seed of a run on the same items.
 
     Args:
@@ -159,36 +188,47 @@ def evaluate(run: str, seeds: Sequence[str], runs: Path, out: Path, metrics: Pat
         seeds: numbers, as text.
         runs: folder of all runs.
         out: folder for `SEED.json`.
-        metrics: file for the means over seeds.
         data: folder of `shards` and `tokenizer`.
+        how: see `Evaluation`.
+        corpora: whose test documents get a page, each the first that is long enough.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for other in out.glob("*.json"):
-        if other.stem not in seeds:
+    for other in out.glob("*.*"):
+        if other.suffix == ".html" or other.stem not in seeds:
             other.unlink()
+    config, adapt = configuration.load(runs / run / "config.yaml"), how.adapt.get(run, [])
     tasks = []
     for seed in seeds:
         folder, path = runs / run / "seeds" / seed, out / f"{seed}.json"
         command = ["hope-eval", "run", "--checkpoint", str(folder / "checkpoint"), "--json", str(path)]
         command += ["--shards", str(data / "shards"), "--tokenizer", str(data / "tokenizer")]
+        command += ["--limit", str(how.limit)] if how.limit else []
+        command += [f"--adapt={text}" for text in adapt] + (["--adapt-tasks=perplexity"] if adapt else [])
         tasks.append(Task(seed, command, lambda: 0.0))
-    status = side_by_side(f"{run}, evaluation of {len(seeds)} seeds", tasks, runs / run, "auto", {})
-    if status == FINISHED:
-        write_json(metrics, {run: _scores([results.load(out / f"{seed}.json") for seed in seeds])})
-    return status
+    checkpoint = runs / run / "seeds" / seeds[0] / "checkpoint"
+    own = not config.model.variant.startswith("transformer")
+    for corpus, text in _test_documents(data, corpora if own or adapt else ()):
+        file = runs / run / "surprise" / f"{corpus}.txt"
+        write_atomic(file, text.encode())
+        command = ["hope-eval", "surprise", str(checkpoint), str(file), "--tokens", str(TOKENS)]
+        command += ["--html", str(out / f"surprise-{corpus}.html"), "--tokenizer", str(data / "tokenizer")]
+        tasks.append(
+            Task(f"surprise-{corpus}", command + ([] if own else ["--adapt", adapt[0]]), lambda: 0.0)
+        )
+    title = f"{run}, evaluation of {len(seeds)} seeds" + (f", {len(adapt)} adaptations" if adapt else "")
+    return side_by_side(title, tasks, runs / run, "auto", {})
 
 
-def _scores(seeds: Sequence[results.Results]) -> dict[str, float]:
-    """Return means over seeds; of bits per byte also half the 95 % interval over seeds and documents."""
-    scores = {}
-    for short, (task, name) in SCORES.items():
-        metrics = [found for one in seeds if (done := one.task(task)) and (found := done.find(name))]
-        if metrics:
-            pooled = combined([m.value for m in metrics], [m.stderr for m in metrics], metrics[0].clusters)
-            scores[short] = round(pooled.value, 4)
-            if short == "bpb" and pooled.high is not None:
-                scores["ci95"] = round(pooled.high - pooled.value, 4)
-    return scores
+def _test_documents(data: Path, corpora: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield a test document of some corpora: the first that is long enough, else the longest."""
+    if not corpora:
+        return
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    for corpus in corpora[:SHOWN]:
+        split = Split.open(data / "shards" / corpus, "test", tokenizer)
+        documents = [split.document(n) for n in range(split.n_documents)]
+        long = next((one for one in documents if len(one) >= TOKENS), max(documents, key=len))
+        yield corpus, tokenizer.decode(long[:TOKENS].tolist())
 
 
 def side_by_side(

@@ -61,7 +61,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     kind: Any = EVALUATORS[arguments.command]
     task = kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
-    adapt = given.get("adapt")
     request = Request(
         checkpoint=arguments.checkpoint,
         json=arguments.json,
@@ -70,7 +69,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         batch_tokens=arguments.batch_tokens,
         memorize=_memorize(given),
-        adapt=parse(adapt) if adapt else None,
+        adapt=[parse(text) for text in given.get("adapt") or ()],
     )
     result = evaluate(request, task)
     if given.get("metrics"):

@@ -73,8 +73,9 @@ MEMORIZE = Group(
 ADAPT = option(
     "--adapt",
     "each task plain and adapted at test time, with the paired difference: "
-    f"{ADAPTATIONS}; or a file of `tune`",
+    f"{ADAPTATIONS}; or a file of `tune`; may be given several times",
     metavar="NAME[:DIAL=VALUE,...]",
+    action="append",
 )
 
 RUN = Command(
@@ -98,6 +99,7 @@ RUN = Command(
         _batch_tokens(4096),
         MEMORIZE,
         ADAPT,
+        option("--adapt-tasks", "adapt in these alone; default: in all", names, "A,B", default=""),
     ),
 )
 ZEROSHOT = Command(

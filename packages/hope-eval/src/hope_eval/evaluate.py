@@ -1,6 +1,7 @@
 """The driver of every evaluator: load the model, run a task, merge with the result file, write it."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Request:
         device: where to compute.
         batch_tokens: most tokens in one forward pass.
         memorize: run everything with memories frozen, and written in this way.
-        adapt: run everything plain, and adapted in this way.
+        adapt: run everything plain, then adapted in each of these ways.
     """
 
     checkpoint: Path
@@ -57,7 +58,7 @@ class Request:
     device: str = "cpu"
     batch_tokens: int = 1024
     memorize: Memorize | None = None
-    adapt: Adaptation | None = None
+    adapt: Sequence[Adaptation] = ()
 
 
 def evaluate(request: Request, task: Task) -> Results:
@@ -93,8 +94,15 @@ def _run(
         return task.run(loaded, scorer)
 
     if request.adapt:
-        texts = task.training_text(loaded)
-        return adapted(scorer, request.adapt, run, length=task.window(loaded), texts=texts)
+        texts, again = task.training_text(loaded), task.adapted()
+        return adapted(
+            scorer,
+            request.adapt,
+            run,
+            lambda scorer: again.run(loaded, scorer),
+            length=task.window(loaded),
+            texts=texts,
+        )
     if request.memorize:
         return both(scorer, request.memorize, run)
     return run(scorer), []

@@ -45,7 +45,7 @@ def check(path: Path, conf: Path) -> dict[str, list[str]]:
     return {
         "scale": [params.scale],
         "seeds": [str(seed) for seed in params.seeds],
-        "changes": _changes(params, load_params(conf / "defaults.yaml")),
+        "changes": changes(params, conf),
         "corpora": params.corpora,
         "runs": params.runs,
         "evaluation": [params.evaluation],
@@ -54,7 +54,9 @@ def check(path: Path, conf: Path) -> dict[str, list[str]]:
     }
 
 
-def _changes(params: Params, defaults: Params) -> list[str]:
+def changes(params: Params, conf: Path) -> list[str]:
+    """Return `KEY: VALUE (default VALUE)` for each fact that differs from conf/defaults.yaml."""
+    defaults = load_params(conf / "defaults.yaml")
     keys = [field.name for field in dataclasses.fields(Params)]
     values = [(key, getattr(params, key), getattr(defaults, key)) for key in keys]
     return [

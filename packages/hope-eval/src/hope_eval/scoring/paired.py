@@ -53,18 +53,20 @@ def both(scorer: Scorer, memorize: Memorize, run: Run) -> tuple[list[TaskResult]
 
 def adapted(
     scorer: Scorer,
-    dials: Adaptation,
+    adaptations: Sequence[Adaptation],
     run: Run,
+    again: Run,
     *,
     length: int,
     texts: Sequence[Tensor] = (),
 ) -> tuple[list[TaskResult], list[PairedDifference]]:
-    """Run tasks plain, then adapted, and compare item by item.
+    """Run tasks plain, then with each adaptation, and compare item by item.
 
     Args:
         scorer: of a model that is not adapted; it is left as it was.
-        dials: which adaptation, and how.
+        adaptations: which, and how; each name once.
         run: evaluates with the scorer it is given.
+        again: the same for adapted models: all of its tasks, or some.
         length: tokens of a window, for the cost.
         texts: training text, as `wrap` takes it.
 
@@ -73,19 +75,27 @@ def adapted(
     """
     if scorer.memorize is not None:
         raise InputError("--adapt and --memorize exclude each other; give one of them")
-    plain_model, model = scorer.model, wrap(scorer.model, dials, texts)
-    price = cost(plain_model, model, length)
-    plain = run(scorer)
-    try:
-        scorer.model = model
-        changed = run(scorer)
-    finally:
-        scorer.model = plain_model
-    plain = [replace(task, settings={**task.settings, **_milliseconds(task)}) for task in plain]
-    changed = [
-        _named(task, dials.name, {**dials.record(), **price, **_milliseconds(task)}) for task in changed
-    ]
-    return plain + changed, differences(plain, changed, dials.name)
+    names = [dials.name for dials in adaptations]
+    if len(set(names)) < len(names):
+        raise InputError(f"--adapt: {max(names, key=names.count)} is there twice; run it into another file")
+    plain_model = scorer.model
+    models = [wrap(plain_model, dials, texts) for dials in adaptations]
+    plain = [replace(task, settings={**task.settings, **_milliseconds(task)}) for task in run(scorer)]
+    tasks, rows = list(plain), list[PairedDifference]()
+    for dials, model in zip(adaptations, models, strict=True):
+        price = cost(plain_model, model, length)
+        try:
+            scorer.model = model
+            changed = again(scorer)
+        finally:
+            scorer.model = plain_model
+        changed = [
+            _named(task, dials.name, {**dials.record(), **price, **_milliseconds(task)}) for task in changed
+        ]
+        chosen = {task.task.removesuffix(f"+{dials.name}") for task in changed}
+        tasks += changed
+        rows += differences([task for task in plain if task.task in chosen], changed, dials.name)
+    return tasks, rows
 
 
 def _named(task: TaskResult, mode: str, settings: dict[str, Any]) -> TaskResult:

@@ -1,7 +1,7 @@
 """`hope-eval run`: tasks over the held-out text of a checkpoint's corpora."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ class HeldOut(Task):
         limit: see `Context`.
         seed: of the items; the same seed gives every checkpoint the same items.
         splits: what must be there of every corpus.
+        adapt_tasks: those that are run again with adaptations at test time; none given means all.
     """
 
     shards: Path
@@ -52,10 +53,11 @@ class HeldOut(Task):
     limit: int | None = None
     seed: int = 0
     splits: Sequence[str] = ("train", "test")
+    adapt_tasks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Refuse an unknown task, or none."""
-        unknown = [name for name in self.tasks if name not in TASKS]
+        unknown = [name for name in (*self.tasks, *self.adapt_tasks) if name not in TASKS]
         if unknown or not self.tasks:
             raise InputError(f"unknown task '{''.join(unknown[:1])}'; choose among {', '.join(TASKS)}")
 
@@ -83,6 +85,10 @@ class HeldOut(Task):
                 refuse_rereading(memorize, name)
             elif name == passkey.NAME:
                 passkey.refuse(memorize)
+
+    def adapted(self) -> Task:
+        """Return the same with `adapt_tasks` alone."""
+        return replace(self, tasks=self.adapt_tasks or self.tasks)
 
     def window(self, loaded: Loaded) -> int:
         """Return the length of a window."""

@@ -18,7 +18,7 @@ from hope_eval.results.statistics import ratio
 from hope_eval.scoring.memorize import refuse_rereading
 from hope_eval.scoring.scorer import Tokens
 from hope_eval.tasks.base import Context, Stopwatch
-from hope_eval.tasks.sources import by_label, classes, positions
+from hope_eval.tasks.sources import by_label, classes, positions, repeats
 
 NAME, SHUFFLED, VERSION = "perplexity", "perplexity_shuffled", 1
 SHUFFLE = 32  # tokens of the control's blocks
@@ -65,7 +65,7 @@ def run(context: Context, settings: Settings) -> TaskResult:
 
 
 def run_all(context: Context, settings: Settings) -> list[TaskResult]:
-    """The same, then loss per token by position in the window and by class of target."""
+    """The same, then loss per token by position in the window and by class of target, and bits per byte by source."""
     settings = replace(settings, length=settings.length or context.length)
     task = SHUFFLED if settings.shuffle else NAME
     refuse_rereading(context.scorer.memorize, task)
@@ -91,12 +91,16 @@ def run_all(context: Context, settings: Settings) -> list[TaskResult]:
 
     whole = finished(task, items)
     results = [replace(whole, metrics=[*whole.metrics, *margins(items)])]
-    for label, classify in (("position", positions), ("target", classes)):
+    for label, classify in (("position", positions), ("target", classes), ("source", repeats)):
+        size = context.tokenizer.token_bytes if label == "source" else None
         documents = [
-            [(classify(window), losses) for window, losses in zip(piece.windows, document, strict=True)]
+            [
+                (classify(window), losses, np.ones_like(losses) if size is None else size[window[1:]])
+                for window, losses in zip(piece.windows, document, strict=True)
+            ]
             for piece, document in zip(pieces, nats, strict=True)
         ]
-        part = finished(f"{task}_{label}", by_label(label, documents))
+        part = finished(f"{task}_{label}", by_label(label, documents, bits=label == "source"))
         # Over all tokens it is the bits per byte again.
         results.append(replace(part, metrics=[metric for metric in part.metrics if metric.group != "all"]))
     return results

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hope_data.bpb import bits_per_byte
 from hope_eval.results import Items, rounded
 from hope_eval.scoring.scorer import Tokens
 
@@ -40,23 +41,36 @@ def positions(window_T: Tokens) -> list[str]:
     return buckets_T
 
 
-def by_label(label: str, documents: Sequence[Sequence[tuple[Sequence[str], NDArray[np.float64]]]]) -> Items:
+def repeats(window_T: Tokens) -> list[str]:
+    """`new` or `repeated` of every token after the first: whether its window has shown it before."""
+    return ["new" if source == "new" else "repeated" for source in classes(window_T)]
+
+
+Window = tuple[Sequence[str], NDArray[np.float64], NDArray[np.float64]]
+
+
+def by_label(label: str, documents: Sequence[Sequence[Window]], *, bits: bool = False) -> Items:
     """Items of (document, label value): summed nats over its tokens.
 
     Args:
         label: what tokens are grouped by.
-        documents: of each the windows, of each window the label values and nats of its tokens.
+        documents: of each the windows, of each window the label values, nats and weights of its tokens.
+        bits: weights are bytes, and scores bits.
     """
     values, clusters, weights, nats = [], [], [], []
     for number, windows in enumerate(documents):
-        sums: dict[str, tuple[float, int]] = {}
-        for labels, nats_T in windows:
-            for value, loss in zip(labels, nats_T.tolist(), strict=True):
-                total, count = sums.get(value, (0.0, 0))
-                sums[value] = (total + loss, count + 1)
+        sums: dict[str, tuple[float, float]] = {}
+        for labels, nats_T, weights_T in windows:
+            for value, loss, weight in zip(labels, nats_T.tolist(), weights_T.tolist(), strict=True):
+                total, count = sums.get(value, (0.0, 0.0))
+                sums[value] = (total + loss, count + weight)
         for value, (total, count) in sums.items():
+            if not count:  # of bytes: special tokens have none
+                continue
             values.append(value)
             clusters.append(number)
             weights.append(float(count))
-            nats.append(total)
-    return Items({label: values}, clusters, weights, {"token_nats": rounded(nats)})
+            nats.append(bits_per_byte(total, 1) if bits else total)
+    return Items(
+        {label: values}, clusters, weights, {"bits_per_byte" if bits else "token_nats": rounded(nats)}
+    )
