@@ -173,7 +173,11 @@ def test_rates_stand_with_what_decided_between_them(tmp_path: Path) -> None:
 def test_arms_named_by_numbers_stand_in_their_order() -> None:
     names = ["teach_0.1", "teach_0", "teach_0.05", "4_levels", "every_32", "from_8_to_512", "hope"]
     numbers = [plots._number(type("Arm", (), {"name": name})()) for name in names]
-    assert numbers == [0.1, 0.0, 0.05, 4.0, 32.0, 0.0, 0.0]
+    assert numbers == [0.1, 0.0, 0.05, 4.0, 32.0, None, None]
+    arms = [type("Arm", (), {"name": name})() for name in ("chunk_16", "chunk_32", "chunk_64", "chunk_256")]
+    assert plots._places(arms) == ([0, 1, 2, 4], ["16", "32", "64", "256"])
+    arms[1].name = "hope"
+    assert plots._places(arms)[0] == [0, 1, 2, 3]
 
 
 def test_records_of_another_definition_do_not_count(tmp_path: Path) -> None:

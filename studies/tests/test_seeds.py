@@ -104,12 +104,10 @@ def state(
     name: str, revision: str, scale: float, bpb: float, experiments: list[Any] | None = None
 ) -> dict[str, Any]:
     metrics = {
-        "reports/metrics/eval_hope.json": {"data": {"hope": {"bpb": bpb, "ci95": 0.05, "choice": 0.5}}},
-        "reports/metrics/eval_old.json": {"data": {"bits_per_byte": 2.2}},
-        "reports/metrics/data.json": {"data": {"data": {"documents": 3}}},
         "reports/differences.json": {
-            "data": {"hope-titans": {"bpb": bpb - 2, "ci95": 0.02, "verdict": "undecided"}}
+            "data": {"hope": bpb, "hope-titans": f"{bpb - 2:+.3f} ± 0.020", "old": {"bpb": 2.0}}
         },
+        "reports/old.json": {"data": {"bits_per_byte": 2.2}},
         "reports/studies/mini.metrics.json": {
             "data": {"mini": {"one": {"mean": 0.5, "stderr": 0.1, "n": 3}}}
         },
@@ -142,8 +140,8 @@ def test_the_table_has_what_differs_and_numbers_with_intervals() -> None:
     assert columns == {
         "experiment": ["workspace", "main", "red-fox", "old-owl"],
         "teach_scale": ["0.1", "0.1", "0.15", "0.2"],
+        "hope": ["2.100", "2.100", "2.000", "2.200"],
         "hope-titans": ["+0.100 ± 0.020", "+0.100 ± 0.020", "+0.000 ± 0.020", "+0.200 ± 0.020"],
-        "hope": ["2.100 ± 0.050", "2.100 ± 0.050", "2.000 ± 0.050", "2.200 ± 0.050"],
     }
     whole = experiments.table(list(experiments._rows(STATES)), everything=True)
     assert list(whole.columns[-1].cells) == ["0.500 ± 0.100"] * 4

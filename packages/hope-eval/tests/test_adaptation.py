@@ -279,9 +279,9 @@ def test_from_tuning_to_a_result_file(
     loss = result.task("perplexity_target+writes").find("token_nats", "target=trigram seen")
     shown = [row[5] for row in rows if row[1] == "result + writes" and len(row) == 7]
     assert schema.value(loss.value, loss.stderr) in shown
-    for task in ("perplexity_position", "perplexity_target", "perplexity_shuffled_position"):
-        assert f"plots/{task}.png" in page
-        assert (tmp_path / "plots" / f"{task}.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("cost", "sources", "sources_shuffled"):
+        assert f"plots/{name}.png" in page
+        assert (tmp_path / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["run", *common, "--adapt", "writes", "--memorize", "--json", str(out)]) == 2
     assert capsys.readouterr().err == "error: --adapt and --memorize exclude each other; give one of them\n"
 

@@ -32,10 +32,13 @@ PROBE_END = """<script>addEventListener("load", () => {
   const filter = document.getElementById("filter");
   filter.value = "beta choice"; filter.dispatchEvent(new Event("input"));
   const shown = [...table.tBodies[0].rows].filter((r) => !r.hidden).map((r) => r.textContent);
-  const images = [...document.images].map((i) => i.complete && i.naturalWidth);
+  const pictures = [...document.querySelectorAll("svg")].map((s) => s.getAttribute("role") === "img"
+    && s.getAttribute("aria-label").length > 20 && s.querySelectorAll("title").length
+    && s.getBoundingClientRect().width);
+  const fits = document.documentElement.scrollWidth <= innerWidth;
   const fetched = performance.getEntriesByType("resource").map((e) => e.name).filter((n) => !n.startsWith("data:"));
   const out = document.createElement("pre"); out.id = "outcome";
-  out.textContent = JSON.stringify({ up, down, shown, images, fetched, problems });
+  out.textContent = JSON.stringify({ up, down, shown, pictures, fits, fetched, problems });
   document.body.append(out); });</script>"""
 
 
@@ -98,8 +101,8 @@ def page(synthetic: Callable[..., Path], tmp_path: Path) -> Path:
 
 def test_page_is_self_contained_and_says_what_the_markdown_says(page: Path) -> None:
     text = page.read_text()
-    assert not re.search(r"""(src|href)=["'](?!data:)""", text)
-    assert text.count("data:image/png;base64,") == len(list(page.with_name("plots").glob("*.png"))) == 8
+    assert not re.search(r"""(src|href)=["'](?!data:|#|pages/)""", text)
+    assert text.count("<svg ") == len(list(page.with_name("plots").glob("*.png"))) == 6
     for said in (
         "Zero-shot",
         "Needles in a haystack",
@@ -116,6 +119,41 @@ def test_page_is_self_contained_and_says_what_the_markdown_says(page: Path) -> N
     assert "<script>" not in page.with_name("results.md").read_text()
 
 
+def test_studies_and_texts_have_pages_that_the_report_links(
+    synthetic: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = schema.load(synthetic("alpha", 2.0, 0.5))
+    (tmp_path / "results" / "alpha.json").unlink()
+    (tmp_path / "results" / "alpha").mkdir()
+    (tmp_path / "results" / "alpha" / "0.json").write_bytes(schema.sealed(result))
+    (tmp_path / "results" / "alpha" / "surprise-code.html").write_text("<h1>Saved</h1>")
+    studies = tmp_path / "studies"
+    (studies / "plots").mkdir(parents=True)
+    (studies / "plots" / "mqar.png").write_bytes(b"\x89PNG")
+    table = "# mqar\n\n![Accuracy](plots/mqar.png)\n\n| arm | bits |\n|---|---|\n| hope | 0.49 |\n"
+    (studies / "mqar.md").write_text(f"{table}\n[parity](parity.md), [code](../code.py)\n")
+    (studies / "parity.md").write_text("# parity\n\n![gone](plots/parity.png)\n")
+    out = tmp_path / "reports" / "results.html"
+    flags = ["--results", str(tmp_path / "results"), "--out", str(out.with_suffix(".md")), "--html", str(out)]
+    flags += ["--plots", str(tmp_path / "plots"), "--studies", str(studies)]
+    assert main(["report", *flags]) == 0
+    links = re.findall(r'<li><a href="([^"]+)">([^<]+)', out.read_text())
+    assert links == [
+        ("pages/alpha-surprise-code.html", "alpha: a test document of code"),
+        ("pages/study-mqar.html", "mqar"),
+        ("pages/study-parity.html", "parity"),
+    ]
+    pages = {to: (out.parent / to).read_text() for to, _ in links}
+    assert pages["pages/alpha-surprise-code.html"] == "<h1>Saved</h1>"
+    assert "<td>0.49</td>" in pages["pages/study-mqar.html"]
+    assert 'alt="Accuracy"' in pages["pages/study-mqar.html"]
+    assert re.findall(r'href="(?!data)([^"]+)"', pages["pages/study-mqar.html"]) == [
+        "../results.html",
+        "study-parity.html",
+    ]
+    assert "<img" not in pages["pages/study-parity.html"]
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 def test_page_works_in_a_browser(page: Path, tmp_path: Path) -> None:
     text = (
@@ -123,7 +161,13 @@ def test_page_works_in_a_browser(page: Path, tmp_path: Path) -> None:
     )
     probed = tmp_path / "probed.html"
     probed.write_text(text)
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=5000",
+        "--window-size=390,800",
+    ]
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     done = subprocess.run(
         [str(CHROMIUM), *options, profile, "--dump-dom", probed.as_uri()],
@@ -137,8 +181,9 @@ def test_page_works_in_a_browser(page: Path, tmp_path: Path) -> None:
     outcome = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert outcome["problems"] == []
     assert outcome["fetched"] == []
-    assert len(outcome["images"]) == 8
-    assert all(outcome["images"])
+    assert len(outcome["pictures"]) == 6
+    assert all(outcome["pictures"])  # as wide as they should be, with an alternative text and values to hover
+    assert outcome["fits"]  # what is wider than a phone scrolls by itself
     assert len(outcome["up"]) > 20
     assert outcome["up"] == sorted(outcome["up"])
     assert outcome["down"] == sorted(outcome["down"], reverse=True)

@@ -250,6 +250,7 @@ def results_command(argv: Sequence[str]) -> int:
         changes=facts.changes(params, arguments.conf),
         losses=latest / "loss.csv",
         metrics=arguments.reports / "differences.json",
+        studies=arguments.reports / "studies",
     )
     print(latest / "results.html")
     return FINISHED

@@ -1,7 +1,8 @@
 """Experiments of DVC as a table that a person reads, and sweeps over parameters one experiment after the other.
 
-`dvc exp show` prints a column for every dependency and every leaf of a metrics file, over a hundred here. This table
-has what differs between the experiments, and for every run and every arm of a study one number with its interval.
+`dvc exp show` prints every parameter, every dependency and every leaf of a metrics file. This table has only what
+differs between experiments, bits per byte of every run and its difference to the first, and a number for every arm of a
+study.
 """
 
 from __future__ import annotations
@@ -71,12 +72,8 @@ def _row(state: Mapping[str, Any], baseline: str) -> Row:
         prefix = "" if file == "params.yaml" else f"{file}:"
         params |= {prefix + key: value for key, value in _flat(content.get("data") or {})}
     metrics: dict[str, str] = {}
-    for file, content in sorted(
-        (data.get("metrics") or {}).items(), key=lambda item: "differences" not in item[0]
-    ):
-        for group, numbers in (content.get("data") or {}).items():
-            if isinstance(numbers, dict):  # flat in commits before there were several seeds
-                metrics |= _cells(file, group, numbers)
+    for file, content in (data.get("metrics") or {}).items():
+        metrics |= _cells(file, content.get("data") or {})
     return Row(
         state.get("name") or (state["rev"] if state["rev"] == "workspace" else state["rev"][:7]),
         state["rev"],
@@ -86,18 +83,21 @@ def _row(state: Mapping[str, Any], baseline: str) -> Row:
     )
 
 
-def _cells(file: str, group: str, numbers: Mapping[str, Any]) -> dict[str, str]:
-    """What is shown of one file: bits per byte of a run, a difference of two, the arms of a study."""
-    if "bpb" in numbers:
-        interval = f" ± {numbers['ci95']:.3f}" if "ci95" in numbers else ""
-        sign = "+" if file == DIFFERENCES else ""
-        return {group: f"{numbers['bpb']:{sign}.3f}{interval}"}
-    if file.startswith("reports/studies/"):
+def _cells(file: str, content: Mapping[str, Any]) -> dict[str, str]:
+    """What is shown of one file: bits per byte of runs and their differences, or the arms of a study."""
+    if file == DIFFERENCES:  # in commits of before, differences were objects
         return {
-            f"{group}.{arm}": f"{one['mean']:.3f}" + (f" ± {one['stderr']:.3f}" if one.get("stderr") else "")
-            for arm, one in numbers.items()
+            key: number if isinstance(number, str) else f"{number:.3f}"
+            for key, number in content.items()
+            if isinstance(number, str | float)
         }
-    return {}
+    if not file.startswith("reports/studies/"):
+        return {}
+    return {
+        f"{study}.{arm}": f"{one['mean']:.3f}" + (f" ± {one['stderr']:.3f}" if one.get("stderr") else "")
+        for study, arms in content.items()
+        for arm, one in arms.items()
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,7 +125,9 @@ def table(shown: Sequence[Row], *, everything: bool = False) -> Table:
     same = {name for name in studies if len({row.metrics[name] for row in shown if name in row.metrics}) == 1}
     names = [name for name in names if everything or name not in same]
     made = Table(
-        "experiment", *keys, title="bits per byte ± half the 95 % interval; studies: mean ± standard error"
+        "experiment",
+        *keys,
+        title="bits per byte, differences ± half the 95 % interval; studies: mean ± standard error",
     )
     for name in names:
         made.add_column(name, justify="right")

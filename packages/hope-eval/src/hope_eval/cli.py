@@ -207,6 +207,7 @@ def _report(arguments: argparse.Namespace) -> None:
         changes=arguments.changes.read_text().splitlines() if arguments.changes else None,
         losses=arguments.curves,
         metrics=arguments.metrics,
+        studies=arguments.studies,
     )
     print(terminal(str(arguments.out)))
 

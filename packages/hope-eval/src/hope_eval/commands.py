@@ -317,7 +317,8 @@ REPORT = Command(
         _path("--html", "the same as one self-contained page that sorts", "FILE"),
         _path("--changes", "what differs from the defaults, a line each: the page's head", "FILE"),
         _path("--curves", "loss of every seed as CSV, for `dvc plots`", "FILE"),
-        _path("--metrics", "the differences, for `dvc metrics`", "FILE"),
+        _path("--metrics", "bits per byte and differences, for `dvc metrics`", "FILE"),
+        _path("--studies", "folder of pages of studies, which the HTML page links"),
     ),
 )
 PACKAGE = Command(

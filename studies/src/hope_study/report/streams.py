@@ -4,7 +4,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from hope_eval.report.plots import COLOURS, WIDTH
+from hope_eval.report.looks import WIDTH, looks
 from hope_eval.results import value
 from hope_study.report.data import ArmResults, StudyResults, Verdict, cost, mean_error, paired
 
@@ -154,9 +154,11 @@ def draw(study: StudyResults) -> Figure:
     """What the stream changed, averaged over its domains, by stage: memories and state aside from training."""
     figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
     panels = figure.subplots(1, 2)
+    look = looks(arm.name for arm in study.arms)
     stages = ["before", *study.definition.stream.domains]
     for axes, title in zip(panels, ("memories and state", "training"), strict=True):
         for n, arm in enumerate(study.arms):
+            colour, marker = look[arm.name]
             for way in ways(arm):
                 if (way == "train") != (title == "training"):
                     continue
@@ -168,9 +170,9 @@ def draw(study: StudyResults) -> Figure:
                     [i + 0.04 * n for i in range(len(stages))],
                     [mean for mean, _ in found],
                     yerr=[error or 0.0 for _, error in found],
-                    color=COLOURS[n % len(COLOURS)],
+                    color=colour,
                     linestyle="--" if way == "memorize+off" else "-",
-                    marker="o",
+                    marker=marker,
                     capsize=2,
                     label=f"{arm.name}, {WAYS[way]}",
                 )

@@ -9,7 +9,7 @@ from hope_data.errors import InputError
 from hope_data.publishing import exclusive, write_atomic
 from hope_eval import results as schema
 from hope_eval.escape import markdown, printable
-from hope_eval.report import maps, numbers, plots, sources, suites, tables, training, verdicts, web
+from hope_eval.report import glance, maps, numbers, plots, sources, suites, tables, training, verdicts, web
 from hope_eval.report.seeds import Seeds, pool
 from hope_eval.report.select import Named, done
 
@@ -25,7 +25,12 @@ brackets is of 95 %, over both; a verdict other than "undecided" is given only w
 DIFFERENCES = """\
 Paired over the same items, and over seeds where there are several. Intervals of 95 % over seeds and documents (prompts
 of the passkey, rows of other tasks), of one seed a bootstrap over documents. They are not corrected for the number of
-comparisons; fewer than ten documents have none."""
+comparisons; fewer than ten documents have none. Bits per byte are better where lower, accuracies where higher."""
+GLANCE = """\
+Bits per byte of held-out documents with 95 % intervals; lower is better. New tokens are those that their window has not
+shown before. Costs of training are of one seed. On CPUs, times are of the processor, which other processes hardly
+change. Rows with `+` are the same trained weights, read with a baseline at test time: a neural cache, or writes into
+the MLPs. Their dials were chosen on validation text."""
 PASSKEY = """\
 A number hidden in held-out text, by tokens of the prompt; accuracy. Where all of n prompts failed (or all
 succeeded) the standard error is 0, yet rates up to 3/n away remain possible at 95 %."""
@@ -46,11 +51,10 @@ SECTIONS = {
     "passkey": ("Passkey", PASSKEY, ["passkey_choice", "passkey_exact"], "length", ""),
 }
 ALT = {
-    "loss.png": "Training and validation loss by tokens and by time",
+    "cost.png": "Bits per byte against FLOPs of training and against milliseconds of reading, per model and adaptation",
+    "differences.png": "The first run minus each other: bits per byte by group of text, and accuracies, with intervals",
+    "loss.png": "Training and validation loss by tokens and by time, mean and range of the seeds",
     "inside.png": "Gradients, updates and the memories' own learning by tokens",
-    "perplexity.png": "Bits per byte per domain and run, with the unigram model",
-    "choice.png": "Accuracy of continuation choice per domain and run, with chance",
-    "passkey.png": "Passkey retrieval by length and run, with chance",
 }
 
 
@@ -64,6 +68,7 @@ def write(
     changes: Sequence[str] | None = None,
     losses: Path | None = None,
     metrics: Path | None = None,
+    studies: Path | None = None,
 ) -> None:
     """Draw the pictures and write the page.
 
@@ -76,7 +81,8 @@ def write(
         web_page: the same as one self-contained HTML file.
         changes: what differs from the defaults; None where that is not known.
         losses: file for every seed's loss, for `dvc plots`.
-        metrics: file for the differences, for `dvc metrics`.
+        metrics: file for bits per byte and differences, for `dvc metrics`.
+        studies: folder of Markdown pages; `web_page` links them and the results' surprise-*.html, in `pages` beside it.
 
     Raises:
         InputError: a missing or unfit file, or a run without results.
@@ -85,20 +91,31 @@ def write(
         printable(run): [schema.load(path) for path in paths] for run, paths in _chosen(results, runs).items()
     }
     named = [(run, pool(run, of)) for run, of in seeds.items()]
-    curves = _curves(logs, seeds)
+    curves, compared = _curves(logs, seeds), verdicts.against_first(named, seeds)
+    shown = glance.rows(named, seeds, curves)
     with exclusive(out):
-        more = maps.draw_all(named, folder) | sources.draw_all(named, folder)
-        pictures = [*plots.draw_all(named, curves, folder), *more]
-        images = {name: os.path.relpath(folder / name, out.parent) for name in pictures}
-        text = page(named, curves, images, more, seeds, changes)
+        pictures = {name: ALT[name] for name in plots.draw_all(named[0][0], shown, compared, curves, folder)}
+        pictures |= maps.draw_all(named, folder) | sources.draw_all(named, folder)
+        files = {os.path.relpath(folder / name, out.parent): folder / name for name in pictures}
+        images = {
+            name: f"![{markdown(alt)}]({quote(os.path.relpath(folder / name, out.parent))})"
+            for name, alt in pictures.items()
+        }
+        text = page(named, curves, images, shown, compared, seeds, changes)
         write_atomic(out, text.encode())
         if web_page:
-            files = {quote(shown): folder / name for name, shown in images.items()}
-            write_atomic(web_page, web.page(text, suites.everything(named), files).encode())
+            found = [
+                page for path in results if path.is_dir() for page in sorted(path.glob("*/surprise-*.html"))
+            ]
+            links = web.pages(
+                web_page.parent / "pages", studies, [one for one in found if one.parent.name in seeds]
+            )
+            whole = web.page(text, suites.everything(named), {quote(k): v for k, v in files.items()}, links)
+            write_atomic(web_page, whole.encode())
         if losses:
             write_atomic(losses, numbers.losses(curves).encode())
         if metrics:
-            write_atomic(metrics, schema.dumps(numbers.differences(verdicts.pairs(named, seeds))).encode())
+            write_atomic(metrics, schema.dumps(numbers.differences(named, compared)).encode())
 
 
 def _curves(logs: Sequence[Path], seeds: Seeds) -> list[training.Curve]:
@@ -106,50 +123,45 @@ def _curves(logs: Sequence[Path], seeds: Seeds) -> list[training.Curve]:
     known = {run: {str(result.checkpoint.seed) for result in of} for run, of in seeds.items()}
     curves = map(training.load, training.find(logs))
     shown = (c for c in curves if c.run in known and (not c.seed or c.seed in known[c.run]))
-    return sorted(shown, key=lambda c: (c.run, len(c.seed), c.seed))
+    return sorted(shown, key=lambda c: (list(known).index(c.run), len(c.seed), c.seed))
 
 
 def page(
     named: Named,
     curves: Sequence[training.Curve],
     images: dict[str, str],
-    more: dict[str, str] | None = None,
-    seeds: Seeds | None = None,
+    shown: Sequence[glance.Row],
+    compared: verdicts.Compared,
+    seeds: Seeds,
     changes: Sequence[str] | None = None,
 ) -> str:
-    """Return the Markdown page; `more` says what the suites' pictures show."""
-    seeds = seeds or {name: [result] for name, result in named}
+    """Return the Markdown page; `images` is the Markdown of every picture by file name."""
     many = max(map(len, seeds.values())) > 1
-    compared = verdicts.pairs(named, seeds)
     said = "\n".join(f"- {text}" for text in verdicts.sentences(named, compared))
     parts = ["# Results"]
     if changes is not None:
         different = "; ".join(map(markdown, changes)) or "nothing"
         parts.append(f"**What differs from the defaults**: {different}.")
-    parts += [
-        "## At a glance",
-        tables.summary_table(named, curves),
-        MANY_SEEDS if many else ONE_SEED,
-        WRITTEN,
-    ]
-    parts += [_picture("perplexity.png", images), "## What the numbers say", said]
-    parts += ["## Runs", tables.runs_table(named, curves, seeds), _picture("loss.png", images)]
-    parts += [_picture("inside.png", images)]
+    parts += ["## At a glance", glance.summary(shown), images.get("cost.png", ""), GLANCE]
+    parts += [MANY_SEEDS if many else ONE_SEED, WRITTEN]
+    parts += ["## What the numbers say", said]
+    if compared:
+        first = named[0][0]
+        parts += ["## Differences", images.get("differences.png", ""), DIFFERENCES]
+        parts += [tables.compared_table(first, compared)]
+    parts += ["## Runs", tables.runs_table(named, curves, seeds)]
+    parts += [images.get("loss.png", ""), images.get("inside.png", "")]
     for task, (title, text, names, label, against) in SECTIONS.items():
         if done(named, task):
-            table = tables.metric_table(named, task, names, label, against)
-            parts += [f"## {title}", text, table]
-            parts += [_picture(f"{task}.png", images)] if task != "perplexity" else []
-    pictures = {name: f"![{markdown(alt)}]({quote(images[name])})" for name, alt in (more or {}).items()}
-    parts += sources.sections(named, pictures) + suites.sections(named, pictures)
-    if len(named) > 1:
-        parts += ["## Differences", DIFFERENCES, tables.pairs_table(compared)]
+            parts += [f"## {title}", text, tables.metric_table(named, task, names, label, against)]
+            # Hidden numbers of the passkey, and needles of the suites.
+            parts += [images.get("needles.png", "")] if task == "passkey" else []
+    more = {name: text for name, text in images.items() if name not in ALT}
+    if done(named, "passkey"):
+        more.pop("needles.png", None)
+    parts += sources.sections(named, more) + suites.sections(named, more)
     parts += ["## Provenance", tables.provenance_table(named), _notes(named)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _picture(name: str, images: dict[str, str]) -> str:
-    return f"![{ALT[name]}]({quote(images[name])})" if name in images else ""
 
 
 def _chosen(paths: Sequence[Path], runs: Sequence[str]) -> dict[str, list[Path]]:

@@ -1,4 +1,4 @@
-"""Pictures of the suites: depth x length heat maps, loss by position, forgetting matrices, zero-shot bars."""
+"""Pictures of the suites: depth x length heat maps, loss by position, forgetting matrices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hope_eval.escape import printable
-from hope_eval.report.plots import COLOURS, STYLE, WIDTH, save
+from hope_eval.report.looks import STYLE, WIDTH, Looks, save, tip
 from hope_eval.report.select import Named
 from hope_eval.report.suites import base
 from hope_eval.results import TaskResult
@@ -23,12 +23,10 @@ def draw_all(named: Named, folder: Path) -> dict[str, str]:
     """Draw what the results allow: file names in `folder`, and what each shows."""
     made: dict[str, str] = {}
     with mpl.rc_context(STYLE):
+        if maps := _needles(named):
+            save(heat_maps(maps), folder / "needles.png")
+            made["needles.png"] = "Hidden values found, by their depth and the length of the text, per run"
         for name, result in named:
-            needles = [task for task in result.tasks if base(task.task) in KINDS]
-            if needles:
-                file = f"needles_{name}.png"
-                save(heat_maps(name, needles), folder / file)
-                made[file] = f"{name}: needles found by depth and length"
             for task in (task for task in result.tasks if task.task.startswith("continual_")):
                 file = f"{task.task}_{name}.png"
                 save(matrix(name, task), folder / file)
@@ -39,15 +37,50 @@ def draw_all(named: Named, folder: Path) -> dict[str, str]:
     return made
 
 
-def heat_maps(name: str, tasks: Sequence[TaskResult]) -> Figure:
-    """One map per task, depth down and length across."""
-    figure = _figure(len(tasks), 2.6)
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        lengths = sorted({int(x) for x in task.items.labels["length"]})
-        depths = sorted({float(x) for x in task.items.labels["depth"]})
-        cells = [[_value(task, "needle_match", f"cell={x}@{d:g}") for x in lengths] for d in depths]
-        _map(axes, cells, [_short(x) for x in lengths], [f"{d:g}" for d in depths], "viridis", (0.0, 1.0))
-        axes.set(title=f"{task.task} ({name})", xlabel="tokens", ylabel="depth")
+def _needles(named: Named) -> dict[str, list[tuple[str, TaskResult, str]]]:
+    """By task: runs whose results hold a value other than that of all cells."""
+    maps: dict[str, list[tuple[str, TaskResult, str]]] = {}
+    for name, result in named:
+        for task in result.tasks:
+            metric = "passkey_choice" if base(task.task) == "passkey" else "needle_match"
+            if base(task.task) in (*KINDS, "passkey") and metric in task.items.scores:
+                maps.setdefault(task.task, []).append((name, task, metric))
+    return {
+        task: of
+        for task, of in maps.items()
+        if len({x for _, one, key in of for x in one.items.scores[key]}) > 1
+    }
+
+
+def heat_maps(maps: dict[str, list[tuple[str, TaskResult, str]]]) -> Figure:
+    """A row per task, a map per run: depth down, length across, the share that was found in every cell."""
+    across = max(map(len, maps.values()))
+    size = (max(WIDTH, 2.3 * across), 0.4 + 2.4 * len(maps))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.03))
+    panels = figure.subplots(len(maps), across, squeeze=False)
+    for row, (title, of) in zip(panels, maps.items(), strict=True):
+        for axes in row[len(of) :]:
+            axes.set_axis_off()
+        for axes, (name, task, metric) in zip(row, of, strict=False):
+            labels = task.items.labels
+            lengths, depths = (
+                sorted(set(map(int, labels["length"]))),
+                sorted(set(map(float, labels["depth"]))),
+            )
+            cells = np.zeros((len(depths), len(lengths), 2))
+            for length, depth, hit, weight in zip(
+                labels["length"], labels["depth"], task.items.scores[metric], task.items.weight, strict=True
+            ):
+                cells[depths.index(float(depth)), lengths.index(int(length))] += hit, weight
+            share = np.divide(
+                cells[..., 0], cells[..., 1], where=cells[..., 1] > 0, out=np.full(cells.shape[:2], np.nan)
+            )
+            shown = [_short(x) for x in lengths], [f"{d:g}" for d in depths]
+            _map(axes, share.tolist(), *shown, "viridis", (0.0, 1.0), f"{name}, {title}")
+            axes.set_title(name, fontsize=11)
+            axes.set_xlabel("tokens")
+        row[0].set_ylabel(f"{title}\ndepth of the needle")
+    figure.suptitle("Share of hidden values found (higher is better)", x=0.01, ha="left", fontsize=12)
     return figure
 
 
@@ -78,7 +111,8 @@ def positions(named: Named) -> Figure:
     """Nats per token against position, one line per run."""
     figure = _figure(1, 3.6)
     axes = figure.subplots()
-    for n, (name, result) in enumerate(named):
+    look = Looks(name for name, _ in named)
+    for name, result in named:
         task = result.task("books_position")
         if task is None:
             continue
@@ -87,9 +121,14 @@ def positions(named: Named) -> Figure:
         at = [max(1, start) for start, _ in found]
         y = [metric.value if metric else np.nan for _, metric in found]
         error = [metric.stderr or 0.0 if metric else 0.0 for _, metric in found]
-        axes.errorbar(at, y, error, marker="o", color=COLOURS[n % len(COLOURS)], label=name, capsize=2)
+        bar = axes.errorbar(at, y, error, **look.of(name), label=name, capsize=2)
+        tip(bar.lines[0], f"{name}: {y[0]:.3f} nats per token at the beginning, {y[-1]:.3f} at the end")
     axes.set_xscale("symlog", base=2, linthresh=128)
-    axes.set(title="Loss by position in whole texts", xlabel="tokens read before", ylabel="nats/token")
+    axes.set(
+        title="Loss by position in whole texts (lower is better)",
+        xlabel="tokens read before",
+        ylabel="nats/token",
+    )
     axes.legend()
     return figure
 
@@ -101,6 +140,7 @@ def _map(
     down: Sequence[str],
     colours: str,
     bounds: tuple[float, float],
+    title: str = "",
 ) -> None:
     values = np.array(cells)
     axes.imshow(values, aspect="auto", cmap=colours, vmin=bounds[0], vmax=bounds[1])
@@ -110,9 +150,10 @@ def _map(
     middle = (bounds[0] + bounds[1]) / 2
     for i, j in np.ndindex(values.shape):
         dark = (values[i, j] < middle) != colours.endswith("_r")
-        axes.text(
+        text = axes.text(
             j, i, f"{values[i, j]:.2f}", ha="center", va="center", color="w" if dark else "k", fontsize=9
         )
+        tip(text, f"{title}: {down[i]}, {across[j]}: {values[i, j]:.3f}")
 
 
 def _value(task: TaskResult, metric: str, group: str) -> float:

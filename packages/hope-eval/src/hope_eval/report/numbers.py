@@ -4,24 +4,31 @@ import csv
 import io
 from collections.abc import Sequence
 
+from hope_eval.report.select import Named, done
 from hope_eval.report.training import Curve
-from hope_eval.report.verdicts import Pairs, verdict
+from hope_eval.report.verdicts import Compared
 
 
-def differences(compared: Pairs) -> dict[str, dict[str, float | str]]:
-    """Return the first run minus each other one, with its 95 % interval and what that decides."""
-    rows: dict[str, dict[str, float | str]] = {}
-    for a, b, comparisons in compared:
-        if a == compared[0][0]:
-            cells: dict[str, float | str] = {}
-            for row in comparisons:
-                if row.metric == "bits_per_byte" and row.task == "perplexity":
-                    cells["bpb"] = round(row.difference.value, 4)
-                    if row.difference.low is not None and row.difference.high is not None:
-                        cells["ci95"] = round((row.difference.high - row.difference.low) / 2, 4)
-                    cells["verdict"] = verdict(a, b, row)
-            rows[f"{a}-{b}"] = cells
-    return rows
+def differences(named: Named, compared: Compared) -> dict[str, float | str]:
+    """Return bits per byte of every run, then the first run minus each other one with half its 95 % interval.
+
+    Flat and short: `dvc exp show` has a column for each.
+    """
+    cells: dict[str, float | str] = {}
+    for name, task in done(named, "perplexity"):
+        if metric := task.find("bits_per_byte"):
+            cells[name] = round(metric.value, 4)
+    for other, rows in compared:
+        for row in rows:
+            if (row.task, row.metric, row.group) == ("perplexity", "bits_per_byte", "all") and other in cells:
+                found = row.difference
+                half = (
+                    ""
+                    if found.low is None or found.high is None
+                    else f" ± {(found.high - found.low) / 2:.3f}"
+                )
+                cells[f"{named[0][0]}-{other}"] = f"{found.value:+.3f}{half}"
+    return cells
 
 
 def losses(curves: Sequence[Curve]) -> str:

@@ -1,9 +1,7 @@
-"""The report's pictures. Same numbers, same bytes: no dates, no software names in the files."""
+"""The report's own pictures: cost against quality, differences, and the loss while training."""
 
-from collections.abc import Callable, Sequence
-from io import BytesIO
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -11,47 +9,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from hope_data.publishing import write_atomic
+from hope_eval.report import glance
 from hope_eval.report.inside import inside
-from hope_eval.report.select import Done, Named, any_of, done, groups, plain
+from hope_eval.report.looks import STYLE, WIDTH, looks, save, tip
 from hope_eval.report.training import Curve
-from hope_eval.results import Metric
+from hope_eval.report.verdicts import Compared
 
-# Okabe and Ito (2008): told apart with every kind of colour vision.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#E3E3E3",
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    # A dollar in a name is no mathematics.
-    "text.parse_math": False,
-}
-WIDTH, DPI = 9.0, 110
+CUT = 0.15  # share of a training whose losses, far above the rest, do not decide the axis
 
 
-def draw_all(results: Named, curves: Sequence[Curve], folder: Path) -> list[str]:
+def draw_all(
+    first: str,
+    shown: Sequence[glance.Row],
+    compared: Compared,
+    curves: Sequence[Curve],
+    folder: Path,
+) -> list[str]:
     """Draw every plot that the data allows.
 
     Returns:
         File names in `folder`, in the report's order.
     """
-    names = [name for name, _ in results] + [curve.run for curve in curves]
-    colour = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(dict.fromkeys(names))}
+    look = looks([row.title.split(" + ")[0] for row in shown] + [curve.run for curve in curves])
     drawings: dict[str, Callable[[], Figure | None]] = {
-        "loss.png": lambda: loss(curves, colour),
-        "inside.png": lambda: inside(list({c.run: c for c in reversed(curves)}.values())[::-1], colour),
-        "perplexity.png": lambda: bits_per_byte(results, colour),
-        "choice.png": lambda: choice(results, colour),
-        "passkey.png": lambda: passkey(results, colour),
+        "cost.png": lambda: glance.cost(shown),
+        "differences.png": lambda: glance.differences(first, compared),
+        "loss.png": lambda: loss(curves, look),
+        "inside.png": lambda: inside(list({c.run: c for c in reversed(curves)}.values())[::-1], look),
     }
     written = []
     with mpl.rc_context(STYLE):
@@ -63,35 +47,56 @@ def draw_all(results: Named, curves: Sequence[Curve], folder: Path) -> list[str]
     return written
 
 
-def loss(curves: Sequence[Curve], colour: dict[str, str]) -> Figure | None:
-    """Training loss (smoothed) and validation points, by tokens and by seconds."""
+def loss(curves: Sequence[Curve], look: Mapping[str, tuple[str, str]]) -> Figure | None:
+    """Training loss (smoothed) and validation, by tokens and by seconds: mean and range of the seeds."""
     if not curves:
         return None
-    figure = Figure(figsize=(WIDTH, 3.8), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = Figure(figsize=(WIDTH, 3.9), layout=ConstrainedLayoutEngine(wspace=0.06))
     left, right = figure.subplots(1, 2, sharey=True)
+    runs = {
+        run: [curve for curve in curves if curve.run == run] for run in dict.fromkeys(c.run for c in curves)
+    }
     for axes, label in ((left, "million tokens"), (right, "seconds of training")):
-        for curve in curves:
-            x = np.array(curve.tokens) / 1e6 if axes is left else np.array(curve.seconds)
-            axes.plot(x, curve.loss, color=colour[curve.run], alpha=0.25, linewidth=0.8)
-            known = curve.run in axes.get_legend_handles_labels()[1]
-            axes.plot(
-                x,
-                smooth(curve.loss),
-                color=colour[curve.run],
-                linewidth=1.8,
-                label=None if known else curve.run,
-            )
-            points = [(tokens / 1e6 if axes is left else at, nats) for tokens, at, nats in curve.validation]
-            if points:
-                axes.plot(*zip(*points, strict=True), "o", color=colour[curve.run], markeredgecolor="white")
+        for run, of in runs.items():
+            _seeds(axes, run, of, look[run], by_tokens=axes is left)
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
+    left.set_ylim(_bounds(curves))
     left.set_ylabel("nats per token")
-    left.set_title("Loss by tokens")
+    left.set_title("Loss by tokens (lower is better; axis cut)")
     right.set_title("Loss by time")
     left.plot([], [], "o", color="#666666", label="validation")
-    right.legend(*left.get_legend_handles_labels(), loc="upper right")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
+
+
+def _seeds(axes: Axes, run: str, curves: Sequence[Curve], look: tuple[str, str], *, by_tokens: bool) -> None:
+    colour, marker = look
+    rows = min(len(curve.loss) for curve in curves)
+    x = np.mean([curve.tokens[:rows] if by_tokens else curve.seconds[:rows] for curve in curves], 0)
+    y_SN = np.array([smooth(curve.loss)[:rows] for curve in curves])
+    scale = 1e-6 if by_tokens else 1.0
+    axes.fill_between(x * scale, y_SN.min(0), y_SN.max(0), color=colour, alpha=0.2, linewidth=0)
+    (line,) = axes.plot(x * scale, y_SN.mean(0), color=colour, linewidth=1.8, label=run)
+    tip(
+        line,
+        f"{run}: {y_SN.mean(0)[-1]:.3f} nats at the end, seeds {y_SN.min(0)[-1]:.3f} to {y_SN.max(0)[-1]:.3f}",
+    )
+    for points in zip(*(curve.validation for curve in curves), strict=False):
+        tokens, seconds, nats = np.mean(points, 0)
+        at = tokens * scale if by_tokens else seconds
+        (point,) = axes.plot([at], [nats], marker, color=colour, markeredgecolor="white")
+        tip(point, f"{run}, validation after {tokens:,.0f} tokens, {seconds:.0f} s: {nats:.3f} nats")
+
+
+def _bounds(curves: Sequence[Curve]) -> tuple[float, float]:
+    """The axis without the steep beginning."""
+    late = [
+        y for c in curves for x, y in zip(c.tokens, smooth(c.loss), strict=True) if x > CUT * c.tokens[-1]
+    ]
+    late += [nats for curve in curves for _, _, nats in curve.validation]
+    room = 0.05 * (max(late) - min(late)) + 1e-3
+    return min(late) - room, max(late) + room
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -105,86 +110,6 @@ def smooth(values: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def bits_per_byte(results: Named, colour: dict[str, str]) -> Figure | None:
-    """Bars per domain and run; a line per domain shows the unigram model."""
-    runs = done(results, "perplexity")
-    if not runs:
-        return None
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-    axes = figure.subplots()
-    shown = groups(runs, "domain")
-    _bars(axes, runs, colour, "bits_per_byte", shown)
-    places = np.arange(len(shown))
-    unigram = [m.value if (m := any_of(runs, "unigram_bits_per_byte", g)) else np.nan for g in shown]
-    axes.hlines(unigram, places - 0.44, places + 0.44, color="black", linestyle="--", label="unigram")
-    axes.set_title("Bits per byte of held-out documents (lower is better)")
-    axes.set_ylabel("bits per byte ± 1 s.e.")
-    _legend(figure, axes)
-    return figure
-
-
-def choice(results: Named, colour: dict[str, str]) -> Figure | None:
-    """Accuracy of continuation choice per domain and run, with chance."""
-    runs = done(results, "choice")
-    if not runs:
-        return None
-    figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True, sharey=True)
-    titles = {"choice_accuracy": "gains most from the prefix", "choice_likelihood": "is most likely"}
-    for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        _bars(axes, runs, colour, name, groups(runs, "domain"))
-        _chance(axes, any_of(runs, name, "all"))
-        axes.set_ylabel("accuracy ± 1 s.e.")
-        axes.set_title(f"Continuation among four: the one that {title} (higher is better)")
-    panels[0].set_ylim(0, min(1.0, panels[0].get_ylim()[1]))
-    _legend(figure, panels[1])
-    return figure
-
-
-def passkey(results: Named, colour: dict[str, str]) -> Figure | None:
-    """Passkey retrieval by length, among candidates and by generation."""
-    runs = done(results, "passkey")
-    if not runs:
-        return None
-    figure = Figure(figsize=(WIDTH, 3.9), layout=ConstrainedLayoutEngine(wspace=0.06))
-    panels = figure.subplots(1, 2, sharey=True)
-    titles = {"passkey_choice": "Passkey chosen among candidates", "passkey_exact": "Passkey written out"}
-    for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        _bars(axes, runs, colour, name, groups(runs, "length"))
-        _chance(axes, any_of(runs, name, "all"))
-        axes.set_xlabel("tokens of the prompt")
-        axes.set_ylim(0, 1)
-        axes.set_title(title)
-        if not any(m.value for _, task in runs if (m := task.find(name))):
-            axes.text(0.5, 0.5, "none", color="#666666", ha="center", transform=axes.transAxes)
-    panels[0].set_ylabel("accuracy ± 1 s.e.")
-    _legend(figure, panels[0])
-    return figure
-
-
-def _bars(axes: Axes, runs: Done, colour: dict[str, str], name: str, shown: Sequence[str]) -> None:
-    """One bar per group and run, with one standard error up and down."""
-    width = 0.8 / len(runs)
-    for n, (run, task) in enumerate(runs):
-        found = [(place, m) for place, group in enumerate(shown) if (m := task.find(name, group))]
-        axes.bar(
-            [place - 0.4 + (n + 0.5) * width for place, _ in found],
-            [m.value for _, m in found],
-            width * 0.92,
-            yerr=[m.stderr or 0.0 for _, m in found],
-            color=colour[run],
-            error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": "#333333"},
-            label=run,
-        )
-    axes.set_xticks(range(len(shown)), [plain(group) for group in shown])
-    axes.tick_params(axis="x", length=0)
-
-
-def _chance(axes: Axes, metric: Metric | None) -> None:
-    if metric and metric.chance is not None:
-        axes.axhline(metric.chance, color="black", linestyle="--", linewidth=1.2, label="chance")
-
-
 def turn_long_labels(axes: Axes) -> None:
     """Labels of places along x that would meet are turned."""
     labels = [text.get_text() for text in axes.get_xticklabels()]
@@ -192,17 +117,3 @@ def turn_long_labels(axes: Axes) -> None:
         axes.tick_params(axis="x", labelrotation=30)
         for text in axes.get_xticklabels():
             text.set_horizontalalignment("right")
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Names of the runs below the figure."""
-    turn_long_labels(axes)
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)))
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture without anything that changes from day to day."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    write_atomic(path, buffer.getvalue())

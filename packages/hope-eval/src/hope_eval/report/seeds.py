@@ -3,7 +3,7 @@
 Seeds of a run are read from `RESULTS/RUN/SEED.json`. Every seed is measured on the same items.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from hope_data.errors import InputError
 from hope_eval.results import Items, Metric, PairedDifference, Results, TaskResult, rounded
-from hope_eval.results.compare import Comparison, same_items
-from hope_eval.results.statistics import combined, crossed
+from hope_eval.results.compare import Comparison, compare_tasks, same_items
+from hope_eval.results.statistics import Difference, combined, crossed
 
 Seeds = Mapping[str, Sequence[Results]]
 
@@ -66,6 +66,7 @@ def _pooled_task(tasks: Sequence[TaskResult]) -> TaskResult:
         items=items,
         tokens=sum(task.tokens for task in tasks),
         seconds=round(sum(task.seconds for task in tasks), 3),
+        cpu_seconds=round(sum(task.cpu_seconds for task in tasks), 3),
     )
 
 
@@ -95,25 +96,51 @@ def _pooled_difference(row: PairedDifference, seeds: Sequence[Results]) -> Paire
     )
 
 
-def compare(a: Sequence[Results], b: Sequence[Results]) -> list[Comparison]:
-    """Return A minus B over the seeds that both have, paired by seed and by item, for every score over all items."""
+def interval(seeds: Sequence[Results], task: str, metric: str, group: str = "all") -> Difference | None:
+    """Return a run's mean with its 95 % interval over seeds and documents; None where it was not measured."""
+    found = [one for result in seeds if (one := result.task(task)) and metric in one.items.scores]
+    chosen = found[0].items.groups().get(group) if found else None
+    if not chosen or len(found) < len(seeds):
+        return None
+    rows_SN = np.asarray([one.items.scores[metric] for one in found])
+    return crossed(*_columns(found[0].items, rows_SN, chosen))
+
+
+def compare(
+    a: Sequence[Results], b: Sequence[Results], task: str, other: str, groups: Collection[str] = ()
+) -> list[Comparison]:
+    """Return A minus B over the seeds that both have, paired by seed and by item, for every score.
+
+    Args:
+        a: seeds of a run.
+        b: seeds of another, or of the same.
+        task: of A.
+        other: the task of B over the same items; `TASK+ADAPTATION` of an adapted model.
+        groups: of items; none given means all of them.
+
+    Returns:
+        Nothing where the items differ. Of one seed, intervals of a bootstrap over documents.
+    """
     others = {result.checkpoint.seed: result for result in b}
-    pairs = [(one, others[one.checkpoint.seed]) for one in a if one.checkpoint.seed in others]
-    rows = []
-    for task in pairs[0][0].tasks if pairs else ():
-        matching = [(one.task(task.task), other.task(task.task)) for one, other in pairs]
-        if all(x and y and same_items(task, x) and same_items(task, y) for x, y in matching):
-            for name in task.items.scores:
-                if name != "unigram_bits_per_byte":
-                    rows.append(_difference(task, name, matching))  # type: ignore[arg-type]
+    pairs = [
+        (x, y)
+        for one in a
+        if one.checkpoint.seed in others
+        and (x := one.task(task))
+        and (y := others[one.checkpoint.seed].task(other))
+        and same_items(x, y)
+    ]
+    if not pairs:
+        return []
+    if len(pairs) == 1:
+        return list(compare_tasks(*pairs[0], groups=groups))
+    items, rows = pairs[0][0].items, []
+    for name in items.scores:
+        for group, chosen in items.groups().items():
+            if name == "unigram_bits_per_byte" or (groups and group not in groups):
+                continue
+            a_SN, b_SN = (np.asarray([pair[n].items.scores[name] for pair in pairs]) for n in (0, 1))
+            columns = _columns(items, a_SN - b_SN, chosen)
+            value_a, value_b = (float(x.mean(0)[chosen].sum() / columns[1].sum()) for x in (a_SN, b_SN))
+            rows.append(Comparison(task, name, group, value_a, value_b, crossed(*columns)))
     return rows
-
-
-def _difference(task: TaskResult, name: str, pairs: Sequence[tuple[TaskResult, TaskResult]]) -> Comparison:
-    def scores(pick: Callable[[tuple[TaskResult, TaskResult]], TaskResult]) -> np.ndarray:
-        return np.asarray([pick(pair).items.scores[name] for pair in pairs])
-
-    a_SN, b_SN = scores(lambda pair: pair[0]), scores(lambda pair: pair[1])
-    weight, cluster = task.items.weight, task.items.cluster
-    value_a, value_b = (float(rows.mean(0).sum() / np.sum(weight)) for rows in (a_SN, b_SN))
-    return Comparison(task.task, name, "all", value_a, value_b, crossed(a_SN - b_SN, weight, cluster))

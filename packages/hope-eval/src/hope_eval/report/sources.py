@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from hope_eval.report.plots import COLOURS, STYLE, WIDTH, save
+from hope_eval.report.looks import STYLE, WIDTH, Looks, save, tip
 from hope_eval.report.select import Done, Named, plain
 from hope_eval.report.suites import base
 from hope_eval.report.tables import table
@@ -22,6 +22,7 @@ the token (`seen`), it after its predecessor (`bigram seen`), it after its two p
 ADAPTED = """\
 The same items read by the model alone and with an adaptation at test time; 95 % bootstrap intervals, paired.
 Operations per token and bytes of a sequence's state are what the adaptation adds."""
+FILES = {NAME: "sources.png", SHUFFLED: "sources_shuffled.png"}
 TITLES = {"position": "Loss by position in the window", "target": "Loss by class of target"}
 
 
@@ -29,14 +30,14 @@ def draw_all(named: Named, folder: Path) -> dict[str, str]:
     """Draw what the results allow: file names in `folder`, and what each shows."""
     made = {}
     with mpl.rc_context(STYLE):
-        for task in (NAME, SHUFFLED):
-            for label, title in TITLES.items():
-                series = _series(named, f"{task}_{label}")
-                if series:
-                    file = f"{task}_{label}.png"
-                    note = ", blocks shuffled between documents" if task == SHUFFLED else ""
-                    save(_lines(series, label, title + note), folder / file)
-                    made[file] = f"{title}{note}, per run and adaptation"
+        for task, file in FILES.items():
+            panels = {label: series for label in TITLES if (series := _series(named, f"{task}_{label}"))}
+            if panels:
+                save(_lines(panels, "shuffled" if task == SHUFFLED else ""), folder / file)
+                note = ", blocks shuffled between documents" if task == SHUFFLED else ""
+                made[file] = (
+                    f"Loss by position in the window and by class of target{note}, per run and adaptation"
+                )
     return made
 
 
@@ -48,7 +49,8 @@ def sections(named: Named, pictures: dict[str, str]) -> list[str]:
     if shown:
         made += ["## Where the loss comes from", SOURCES]
         for task in shown:
-            made += [_table(named, task), pictures.get(f"{task}.png", "")]
+            made.append(_table(named, task))
+        made += [pictures[file] for file in FILES.values() if file in pictures]
     if rows := _adapted(named):
         header = ["run", "task", "adaptation", "metric", "plain", "adapted", "difference", "95 % interval"]
         header += ["operations/token", "bytes", "ms/token", "n"]
@@ -72,28 +74,48 @@ def _groups(series: Done, label: str) -> list[str]:
     return [f"{label}={text}" for text in sorted(values, key=order)]
 
 
-def _lines(series: Done, label: str, title: str) -> Figure:
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    axes, shown = figure.subplots(), _groups(series, label)
-    for n, (name, task) in enumerate(series):
-        found = [(x, m) for x, group in enumerate(shown) if (m := task.find("token_nats", group))]
-        places = np.array([x for x, _ in found]) + 0.08 * (n - (len(series) - 1) / 2)
-        axes.errorbar(
-            places,
-            [m.value for _, m in found],
-            [m.stderr or 0.0 for _, m in found],
-            marker="o",
-            linestyle="-" if label == "position" else "",
-            color=COLOURS[n % len(COLOURS)],
-            capsize=2,
-            label=name,
-        )
-    axes.set_xticks(range(len(shown)), [plain(group) for group in shown])
-    axes.set_title(f"{title} (lower is better)")
-    axes.set_xlabel("tokens before" if label == "position" else "")
-    axes.set_ylabel("nats per token ± 1 s.e.")
-    figure.legend(loc="outside lower center", ncols=min(4, len(series)))
+def _lines(panels: dict[str, Done], note: str) -> Figure:
+    """Nats per token: a line a run by position, on a logarithmic axis, and points by class of target."""
+    figure = Figure(figsize=(WIDTH, 4.6), layout=ConstrainedLayoutEngine(wspace=0.06))
+    look = Looks(name for series in panels.values() for name, _ in series)
+    for axes, (label, series) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        shown = _groups(series, label)
+        position = label == "position"
+        # The middle of a bucket; numbers stand on a numeric axis.
+        places = [2**0.5 * max(16, _start(group)) if position else n for n, group in enumerate(shown)]
+        for n, (name, task) in enumerate(series):
+            found = [
+                (x, g, m) for x, g in zip(places, shown, strict=True) if (m := task.find("token_nats", g))
+            ]
+            aside = 0.7 * ((n + 0.5) / len(series) - 0.5)
+            xs = [x if position else x + aside for x, *_ in found]
+            if position:
+                axes.plot(xs, [m.value for *_, m in found], color=look.of(name)["color"], linewidth=1)
+            for x, (_, group, m) in zip(xs, found, strict=True):
+                style = {**look.of(name), "markersize": 5, "capsize": 2, "linestyle": "", "label": name}
+                bar = axes.errorbar([x], [m.value], [m.stderr or 0.0], **style)
+                tip(bar.lines[0], f"{name}, {plain(group)}: {value(m.value, m.stderr)} nats per token")
+        if position:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        else:
+            axes.set_xticks(places, [plain(group) for group in shown])
+        axes.set_title(TITLES[label], fontsize=11)
+        axes.set_xlabel("tokens before" if position else "")
+    figure.axes[0].set_ylabel("nats per token ± 1 s.e.")
+    title = "Where the loss comes from (lower is better)" + (f", {note}" if note else "")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    named = dict(zip(names, handles, strict=True))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4)
     return figure
+
+
+def _start(group: str) -> int:
+    """First place of a bucket such as `position=32-63`."""
+    return int(plain(group).split("-")[0])
 
 
 def _table(named: Named, task: str) -> str:

@@ -163,9 +163,8 @@ def _sentences(named: Named) -> Iterator[str]:
     wanted = {(c.task, c.metric): c.title for c in COLUMNS.values()}
     wanted |= {("perplexity", "bits_per_byte"): METRICS["bits_per_byte"].title}
     wanted |= PAIRED
-    for a, b, rows in verdicts.pairs(named):
-        if a != named[0][0]:
-            continue
+    a = named[0][0]
+    for b, rows in verdicts.against_first(named, {name: [result] for name, result in named}):
         said = [
             f"{title} {verdicts.measured(row.difference)} ({row.difference.clusters})"
             for row in rows

@@ -31,7 +31,7 @@ def sections(named: Named, pictures: Mapping[str, str]) -> list[str]:
         made += ["## Zero-shot", ZERO_SHOT, _zero_shot(named, zero)]
     needles = [task for task in _tasks(named) if base(task) in KINDS]
     if needles:
-        made += ["## Needles in a haystack", NEEDLES, _needles(named, needles), *drawn("needles_")]
+        made += ["## Needles in a haystack", NEEDLES, _needles(named, needles), *drawn("needles")]
     stories = [task for task in _tasks(named) if task.startswith("babi_")]
     if stories:
         made += [

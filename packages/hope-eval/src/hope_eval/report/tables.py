@@ -6,7 +6,7 @@ from hope_eval.escape import inline, printable
 from hope_eval.report.seeds import Seeds
 from hope_eval.report.select import Named, any_of, done, groups, plain
 from hope_eval.report.training import Curve
-from hope_eval.results import METRICS, Results, value
+from hope_eval.results import METRICS, value
 from hope_eval.results.compare import Comparison
 
 
@@ -24,37 +24,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], escape: Callable
 
     rule = [("-" * w) if n == 0 else "-" * (w - 1) + ":" for n, w in enumerate(widths)]
     return "\n".join([text(header), text(rule), *(text(row) for row in rows)])
-
-
-def summary_table(results: Named, curves: Sequence[Curve]) -> str:
-    """The page's first table: quality on new and on repeated text, and what it costs."""
-    speeds = {run: _mean([curve.tokens_per_s for curve in of]) for run, of in _by_run(curves).items()}
-    columns: dict[str, tuple[str, str, str]] = {
-        "bits per byte": ("perplexity", "bits_per_byte", "all"),
-        "new targets, nats": ("perplexity_target", "token_nats", "target=new"),
-        "repeats, nats": ("perplexity_target", "token_nats", "target=trigram seen"),
-        "choice": ("choice", "choice_accuracy", "all"),
-    }
-
-    def cell(result: Results, where: tuple[str, str, str]) -> str:
-        task = result.task(where[0])
-        metric = task.find(*where[1:]) if task else None
-        return value(metric.value, metric.stderr) if metric else ""
-
-    def reading(result: Results) -> str:
-        task = result.task("perplexity")
-        return f"{1000 * task.seconds / task.tokens:.3g}" if task and task.tokens else ""
-
-    rows = [
-        [
-            name,
-            *(cell(result, where) for where in columns.values()),
-            f"{speeds[name]:,.0f}" if name in speeds else "",
-            reading(result),
-        ]
-        for name, result in results
-    ]
-    return table(["run", *columns, "training, tokens/s", "reading, ms/token"], rows)
 
 
 def runs_table(results: Named, curves: Sequence[Curve], seeds: Seeds) -> str:
@@ -142,16 +111,16 @@ def comparison_table(a: str, b: str, rows: Sequence[Comparison]) -> str:
     )
 
 
-def pairs_table(compared: Sequence[tuple[str, str, Sequence[Comparison]]]) -> str:
-    """Differences of every two runs over all items."""
+def compared_table(first: str, compared: Sequence[tuple[str, Sequence[Comparison]]]) -> str:
+    """The first run minus every other."""
     return table(
-        ["metric", "A", "B", "A - B", "95 % interval", "n", "documents"],
+        ["metric", f"{first} minus", "difference", "95 % interval", "n", "documents"],
         [
-            [_title(row), a, b, *_difference(row)]
+            [_title(row), other, *_difference(row)]
             for metric in METRICS
-            for a, b, rows in compared
+            for other, rows in compared
             for row in rows
-            if row.metric == metric
+            if row.metric == metric and not row.group.startswith("domain=")
         ],
     )
 
@@ -188,8 +157,9 @@ def provenance_table(results: Named) -> str:
 
 def _title(row: Comparison) -> str:
     """The metric's, with the task where its name does not say it."""
-    title = METRICS[row.metric].title
-    return title if row.task in ("perplexity", "choice", "passkey") else f"{row.task}: {title.lower()}"
+    title = METRICS[row.metric].title + ("" if row.group == "all" else f", {plain(row.group)} tokens")
+    ours = ("perplexity", "perplexity_source", "choice", "passkey")
+    return title if row.task in ours else f"{row.task}: {title.lower()}"
 
 
 def short(revision: str) -> str:

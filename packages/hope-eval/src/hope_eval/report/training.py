@@ -28,6 +28,8 @@ class Curve:
         tokens_per_s: median over the rows.
         rows: all that was logged.
         seed: where the log is of one of several seeds.
+        flops: operations of the whole training; None where the checkpoint beside the log does not say.
+        cost: seconds of the steps: of the processor where the checkpoint says, else `seconds` at the end.
     """
 
     run: str
@@ -38,6 +40,8 @@ class Curve:
     tokens_per_s: float
     rows: list[dict[str, float]] = field(default_factory=list)
     seed: str = ""
+    flops: float | None = None
+    cost: float = 0.0
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
@@ -81,7 +85,7 @@ def load(path: Path) -> Curve:
         seconds.append(spent)
     if not rows:
         raise InputError(f"{path}: empty; train first")
-    _check_hash(path, lines, rows)
+    metrics = _checked(path, lines, rows)
     folder = path.resolve().parent
     of_seed = folder.parent.name == "seeds"
     return Curve(
@@ -97,14 +101,16 @@ def load(path: Path) -> Curve:
         ],
         tokens_per_s=median(row["tokens_per_s"] for row in rows),
         rows=rows,
+        flops=metrics["flops_per_token"] * metrics["tokens"] if "flops_per_token" in metrics else None,
+        cost=metrics.get("step_seconds", seconds[-1]),
     )
 
 
-def _check_hash(path: Path, lines: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
-    """Raise InputError where the checkpoint beside the log knows other rows."""
+def _checked(path: Path, lines: Sequence[str], rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the final numbers of the checkpoint beside the log; raise InputError where it knows other rows."""
     sidecar = path.parent / "checkpoint" / "training.json"
     if not sidecar.is_file():
-        return
+        return {}
     record = load_sealed(sidecar, REMEDY)
     step = record["progress"]["step"]
     known = "".join(f"{line}\n" for line, row in zip(lines, rows, strict=True) if row.get("step", 0) <= step)
@@ -112,6 +118,7 @@ def _check_hash(path: Path, lines: Sequence[str], rows: Sequence[Mapping[str, fl
         raise InputError(
             f"{path}: was changed after it was written (its hash in {sidecar} does not fit); {REMEDY}"
         )
+    return dict(record["progress"].get("metrics") or {})
 
 
 def _row(where: str, text: str) -> dict[str, float]:

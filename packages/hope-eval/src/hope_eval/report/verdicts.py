@@ -7,7 +7,7 @@ from hope_eval.escape import markdown
 from hope_eval.report.seeds import Seeds, compare
 from hope_eval.report.select import Named, done, plain
 from hope_eval.results import METRICS, value
-from hope_eval.results.compare import Comparison, compare_tasks, same_items
+from hope_eval.results.compare import Comparison
 from hope_eval.results.statistics import LEAST, Difference
 
 COMPARED = {
@@ -21,45 +21,65 @@ COMPARED = {
 UNITS = {"perplexity": "documents", "choice": "documents", "passkey": "prompts"}
 
 
-Pairs = Sequence[tuple[str, str, Sequence[Comparison]]]
+# What is compared of the tasks over held-out text; of other tasks everything, over all items.
+PARTS = ("_position", "_target", "_source")
+GROUPS: dict[str, tuple[str, ...]] = {"perplexity_source": ("source=new", "source=repeated")}
+Compared = Sequence[tuple[str, Sequence[Comparison]]]
 
 
-def pairs(results: Named, seeds: Seeds | None = None) -> Pairs:
-    """Every two runs with their comparisons over all items; tasks over different items are left out."""
+def against_first(results: Named, seeds: Seeds) -> Compared:
+    """The first run minus each other, and minus each model adapted at test time, over the same items.
+
+    Bits per byte also by domain, and by whether the window has shown a token before.
+    """
+    first, mine = results[0]
     compared = []
-    for n, (name_a, a) in enumerate(results):
-        for name_b, b in results[n + 1 :]:
-            rows = [] if seeds is None else compare(seeds[name_a], seeds[name_b])
-            if not rows or rows[0].difference.seeds == 1:
-                rows = [
-                    row
-                    for task in a.tasks
-                    if (other := b.task(task.task)) and same_items(task, other)
-                    for row in compare_tasks(task, other, groups=("all",))
-                ]
-            compared.append((name_a, name_b, rows))
+    for name, result in results:
+        for suffix in dict.fromkeys(_adaptation(task.task) for task in result.tasks):
+            if (name, suffix) == (first, ""):
+                continue
+            rows: list[Comparison] = []
+            for task in mine.tasks:
+                parts = task.task.partition("+")[0].endswith(PARTS) and task.task not in GROUPS
+                if parts or _adaptation(task.task) or (suffix and "+" in task.task):
+                    continue
+                groups: tuple[str, ...] = GROUPS.get(task.task, ("all",))
+                if task.task == "perplexity":
+                    groups += tuple(f"domain={one}" for one in dict.fromkeys(task.items.labels["domain"]))
+                other = f"{task.task}+{suffix}" if suffix else task.task
+                rows += compare(seeds[first], seeds[name], task.task, other, groups)
+            compared.append((f"{name} + {suffix.replace('_', ' ')}" if suffix else name, rows))
     return compared
 
 
-def sentences(results: Named, compared: Pairs) -> list[str]:
+def _adaptation(task: str) -> str:
+    """Name of the adaptation at test time, '' without one; memorising in another mode is a task of its own."""
+    mode = task.partition("+")[2]
+    return "" if mode in ("off", "on", "oracle") else mode
+
+
+def sentences(results: Named, compared: Compared) -> list[str]:
     """One per metric, for the first run against the others; then unigram and chance."""
     against_others = _against_others(results[0][0], compared)
     chances = (_chance(results, name, "choice") for name in ("choice_accuracy", "choice_likelihood"))
     return [*against_others, *_unigram(results), *chain.from_iterable(chances)]
 
 
-def _against_others(first: str, compared: Pairs) -> Iterator[str]:
-    mine = [(name_b, rows) for name_a, name_b, rows in compared if name_a == first]
+def _against_others(first: str, compared: Compared) -> Iterator[str]:
     for metric, task in COMPARED.items():
         rows = {
-            name: next((row for row in rows if (row.task, row.metric) == (task, metric)), None)
-            for name, rows in mine
+            name: next(
+                (row for row in of if (row.task, row.metric, row.group) == (task, metric, "all")), None
+            )
+            for name, of in compared
         }
-        said = [f"{difference(first, name, row)}" for name, row in rows.items() if row]
-        if said:
-            missing = [markdown(name) for name, row in rows.items() if row is None]
-            other = f"; not measured on the same items as {_join(missing)}" if missing else ""
-            yield f"**{METRICS[metric].title}**: {'; '.join(said)}{other}."
+        found = {name: row for name, row in rows.items() if row}
+        if not found or all(row.difference.low == row.difference.high == 0 for row in found.values()):
+            continue
+        said = "; ".join(difference(first, name, row) for name, row in found.items())
+        missing = [markdown(name) for name, row in rows.items() if row is None and "+" not in name]
+        other = f"; not measured on the same items as {_join(missing)}" if missing else ""
+        yield f"**{METRICS[metric].title}**: {said}{other}."
 
 
 def difference(a: str, b: str, row: Comparison) -> str:
@@ -79,11 +99,11 @@ def verdict(a: str, b: str, row: Comparison) -> str:
     return f"{markdown(a if (high < 0) == METRICS[row.metric].lower_is_better else b)} better"
 
 
-def measured(found: Difference) -> str:
-    """A difference with its interval, such as `-0.012 [-0.020, -0.004]`."""
+def measured(found: Difference, sign: str = "+") -> str:
+    """A number with its interval, such as `-0.012 [-0.020, -0.004]`."""
     if found.low is None or found.high is None:
-        return f"{found.value:+.3f} (too few for an interval)"
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        return f"{found.value:{sign}.3f} (too few for an interval)"
+    return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
 
 
 def _unigram(results: Named) -> Iterator[str]:

@@ -1,12 +1,22 @@
-"""The report as one self-contained page: pictures inside, tables sorted by a click, nothing fetched from anywhere."""
+"""The report as one self-contained page: pictures inside, tables sorted by a click, nothing fetched from anywhere.
+
+Pictures are SVG: a point says its values when the mouse is over it, without a script. Pages of studies and of single
+texts are files beside it.
+"""
 
 import base64
 import html
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from markdown_it import MarkdownIt
 
+from hope_data.publishing import write_atomic
+
+SURPRISE = "Texts coloured by what writing saved"
+STUDIES = "Studies: one question each"
 HEAD = """<!doctype html>
 <html lang="en">
 <head>
@@ -17,17 +27,22 @@ HEAD = """<!doctype html>
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem; color: #1b1b1b; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1b1b1b; }}
 h1, h2 {{ line-height: 1.2; margin-top: 2.2rem; }}
 img {{ max-width: 100%; height: auto; }}
 .wide {{ overflow-x: auto; }}
+.wide svg {{ width: 100%; min-width: 40rem; height: auto; }}
+a {{ color: #0b57a4; }}
+ul.pages {{ columns: 14rem; padding-left: 1.2rem; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; margin: 1rem 0; }}
 th, td {{ padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }}
+tbody td:first-child {{ position: sticky; left: 0; background: #fff; }}
 th button {{ all: unset; cursor: pointer; font-weight: 600; }}
 th button:focus-visible {{ outline: 2px solid #0072b2; }}
 th[aria-sort=ascending] button::after {{ content: " \\25B2"; }}
 th[aria-sort=descending] button::after {{ content: " \\25BC"; }}
 tbody tr:hover {{ background: #f3f6f9; }}
+@media (max-width: 40rem) {{ tbody td:first-child {{ white-space: normal; min-width: 7rem; }} }}
 input {{ font: inherit; padding: 0.3rem 0.6rem; width: 20rem; max-width: 100%; }}
 </style>
 </head>
@@ -73,31 +88,98 @@ filter.addEventListener("input", () => {
 """
 
 
-def page(markdown: str, everything: str, images: dict[str, Path]) -> str:
-    """The Markdown page as HTML, followed by the table of all metrics.
+def page(markdown: str, everything: str, images: dict[str, Path], links: dict[str, dict[str, str]]) -> str:
+    """The Markdown page as HTML, followed by links to other pages and the table of all metrics.
 
     Args:
         markdown: the report.
         everything: a Markdown table of every metric.
         images: the file of every picture that the report shows, by the path it is shown under.
+        links: by heading, paths by what they are called.
     """
     render = MarkdownIt("commonmark", {"html": False}).enable("table").render
-    body = re.sub(
-        r'src="([^"]+)"', lambda found: f'src="{_inline(images[html.unescape(found[1])])}"', render(markdown)
-    )
-    title = re.search(r"<h1>(.*?)</h1>", body)
+    body = _drawn(render(markdown), images)
     parts = [
-        HEAD.format(title=title[1] if title else "Results"),
-        body.replace("</h1>", "</h1>\n<p>Click a column's head to sort.</p>", 1),
+        HEAD.format(title=_title(body)),
+        body.replace(
+            "</h1>", "</h1>\n<p>Click a column's head to sort. Points of pictures say their values.</p>", 1
+        ),
+        *(_listed(heading, of) for heading, of in links.items() if of),
         "<h2>All metrics</h2>",
         '<p><label>Filter: <input id="filter" type="search" placeholder="hope piqa acc"></label></p>',
         f'<div id="everything">{render(everything)}</div>',
         SCRIPT,
         "</body>\n</html>\n",
     ]
-    text = "\n".join(parts)
-    return text.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    return _wide("\n".join(parts))
 
 
-def _inline(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def pages(folder: Path, studies: Path | None, surprise: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """Write the pages that the report links.
+
+    Args:
+        folder: for them, beside the report.
+        studies: folder of Markdown pages of studies, with their pictures in `plots/`; None: none.
+        surprise: pages of single texts, `RUN/surprise-CORPUS.html`.
+
+    Returns:
+        By heading, their paths from the report by what they are called.
+    """
+    render = MarkdownIt("commonmark", {"html": False}).enable("table").render
+    links: dict[str, dict[str, str]] = {SURPRISE: {}, STUDIES: {}}
+    for path in surprise:
+        name = f"{path.parent.name}-{path.name}"
+        write_atomic(folder / name, path.read_bytes())
+        corpus = path.stem.removeprefix("surprise-")
+        links[SURPRISE][f"{path.parent.name}: a test document of {corpus}"] = f"{folder.name}/{name}"
+    files = sorted(studies.glob("*.md")) if studies else []
+    known = {one.name: f"study-{one.stem}.html" for one in files}
+
+    def linked(link: re.Match[str]) -> str:
+        """To another study's page; what lies elsewhere in the repository is named alone."""
+        return f'<a href="{known[link[1]]}">{link[2]}</a>' if link[1] in known else link[2]
+
+    for path in files:
+        pictures = {f"plots/{image.name}": image for image in (path.parent / "plots").glob("*.png")}
+        body = _drawn(render(path.read_text()), pictures)
+        body = re.sub(r'<a href="([^"]*)">(.*?)</a>', linked, body)
+        back = '<p><a href="../results.html">Results</a></p>'
+        text = "\n".join([HEAD.format(title=_title(body)), back, body, "</body>\n</html>\n"])
+        write_atomic(folder / f"study-{path.stem}.html", _wide(text).encode())
+        links[STUDIES][path.stem.replace("_", " ")] = f"{folder.name}/study-{path.stem}.html"
+    return links
+
+
+def _title(body: str) -> str:
+    title = re.search(r"<h1>(.*?)</h1>", body)
+    return title[1] if title else "Results"
+
+
+def _listed(heading: str, links: dict[str, str]) -> str:
+    rows = "\n".join(f'<li><a href="{quote(to)}">{html.escape(name)}</a></li>' for name, to in links.items())
+    return f'<h2>{heading}</h2>\n<ul class="pages">\n{rows}\n</ul>'
+
+
+def _drawn(body: str, images: dict[str, Path]) -> str:
+    """Put pictures inside, as SVG where one lies beside the PNG; those that are not there are left out."""
+
+    def drawn(found: re.Match[str]) -> str:
+        path = images.get(html.unescape(found[1]))
+        if path is None:
+            return ""
+        vector = path.with_suffix(".svg")
+        if not vector.is_file():
+            data = base64.b64encode(path.read_bytes()).decode()
+            return f'<img src="data:image/png;base64,{data}" alt="{found[2]}" />'
+        head, rest = vector.read_text().split(">", 1)
+        head = re.sub(r' (width|height)="[^"]*"', "", head)
+        return f'<div class="wide">{head} role="img" aria-label="{found[2]}">{rest}</div>'
+
+    return re.sub(r'<img src="([^"]+)" alt="([^"]*)" />', drawn, body)
+
+
+def _wide(text: str) -> str:
+    """Have tables scroll where a screen is narrow."""
+    return text.replace("<table>", '<div class="wide" tabindex="0"><table>').replace(
+        "</table>", "</table></div>"
+    )

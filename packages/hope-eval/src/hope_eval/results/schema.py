@@ -165,6 +165,7 @@ class TaskResult:
         tokens: fed to the model.
         seconds: wall clock.
         notes: what a reader has to know, such as domains left out.
+        cpu_seconds: of all threads of the process, which other processes hardly change; 0 on other devices.
     """
 
     __pydantic_config__ = STRICT
@@ -178,10 +179,16 @@ class TaskResult:
     metrics: list[Metric]
     items: Items
     notes: list[str] = field(default_factory=list)
+    cpu_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a task whose name could lead out of a folder."""
         check_name("task", self.task)
+
+    @property
+    def ms_per_token(self) -> float:
+        """Milliseconds of reading: the processor's where they are known, else the clock's."""
+        return 1000 * (self.cpu_seconds or self.seconds) / max(1, self.tokens)
 
     def find(self, name: str, group: str = "all") -> Metric | None:
         """One of the metrics, if it was measured."""

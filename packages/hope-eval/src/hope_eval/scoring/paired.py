@@ -80,7 +80,7 @@ def adapted(
         raise InputError(f"--adapt: {max(names, key=names.count)} is there twice; run it into another file")
     plain_model = scorer.model
     models = [wrap(plain_model, dials, texts) for dials in adaptations]
-    plain = [replace(task, settings={**task.settings, **_milliseconds(task)}) for task in run(scorer)]
+    plain = run(scorer)
     tasks, rows = list(plain), list[PairedDifference]()
     for dials, model in zip(adaptations, models, strict=True):
         price = cost(plain_model, model, length)
@@ -90,7 +90,8 @@ def adapted(
         finally:
             scorer.model = plain_model
         changed = [
-            _named(task, dials.name, {**dials.record(), **price, **_milliseconds(task)}) for task in changed
+            _named(task, dials.name, {**dials.record(), **price, "ms_per_token": round(task.ms_per_token, 6)})
+            for task in changed
         ]
         chosen = {task.task.removesuffix(f"+{dials.name}") for task in changed}
         tasks += changed
@@ -130,10 +131,6 @@ def differences(
         for a, b in zip(before, after, strict=True)
         for row in compare_tasks(b, a, {metric.group for metric in a.metrics})
     ]
-
-
-def _milliseconds(task: TaskResult) -> dict[str, float]:
-    return {"ms_per_token": round(1000 * task.seconds / max(1, task.tokens), 6)}
 
 
 def cost(plain: Any, model: AdaptedModel, length: int) -> dict[str, int | float]:

@@ -106,7 +106,7 @@ class Stopwatch:
 
     def __init__(self, scorer: Scorer, name: str, planned: int | None) -> None:
         self._scorer = scorer
-        self._tokens, self._start = scorer.tokens, time.monotonic()
+        self._tokens, self._start, self._cpu = scorer.tokens, time.monotonic(), time.process_time()
         scorer.begin(name, planned)
 
     def finish(
@@ -143,6 +143,7 @@ class Stopwatch:
             items_sha256=fingerprint(identity),
             tokens=self._scorer.tokens - self._tokens,
             seconds=round(time.monotonic() - self._start, 3),
+            cpu_seconds=round(time.process_time() - self._cpu, 3) if self._scorer.device == "cpu" else 0.0,
             metrics=list(items.metrics(chance) if metrics is None else metrics),
             items=items,
             notes=list(notes),

@@ -1,6 +1,7 @@
 """Where a loss comes from: the position of a token in its window, and whether its context has shown it before."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def repeats(window_T: Tokens) -> list[str]:
     return ["new" if source == "new" else "repeated" for source in classes(window_T)]
 
 
-Window = tuple[Sequence[str], NDArray[np.float64], NDArray[np.float64]]
+Window = tuple[Sequence[str], NDArray[np.float64], NDArray[Any]]
 
 
 def by_label(label: str, documents: Sequence[Sequence[Window]], *, bits: bool = False) -> Items:
