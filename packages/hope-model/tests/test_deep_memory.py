@@ -127,6 +127,8 @@ PAPER: list[dict[str, Any]] = [
     {"momentum": True, "momentum_sum": True},
     {"unit_values": False},
     {"clip": 0.7},
+    {"bank_chunk": 2},
+    {"bank_chunk": 6, "read": "chunk"},
     {"erase": "both", "read": "before", "momentum": True, "momentum_sum": True, "unit_values": False},
     {"erase": "both", "read": "chunk", "momentum": True, "momentum_sum": True, "unit_values": False},
 ]

@@ -41,6 +41,7 @@ ADDED = [
     "model.attention.qk_norm",
     "model.attention.bias",
     "model.attention.rope",
+    "model.memory.bank_chunk",
     "model.memory.inner_clip",
     "model.memory.erase_layers",
     "model.memory.read",

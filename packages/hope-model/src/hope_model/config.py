@@ -20,6 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hope_paper": {
         "variant": "hope_paper",
         "memory": {
+            "bank_chunk": 64,
             "activation": "gelu",
             "eta_max": 0.01,
             "inner_clip": 1.0,
@@ -81,6 +82,8 @@ class MemoryConfig:
 
     # Tokens that share one gradient point (eq. 90); 1 is the exact token rule.
     chunk: int = field(default=32, metadata=within(1, 4096))
+    # Of k, v, eta and alpha, whose chunk is another than `memory`'s; 0: the same.
+    bank_chunk: int = field(default=0, metadata=within(0, 4096))
     # Width m of a memory's hidden layer; 0: the head's, half of it in Titans.
     hidden: int = field(default=0, metadata=within(0, 4096))
     activation: str = field(default="leaky_relu", metadata=one_of("leaky_relu", "relu", "gelu", "silu"))

@@ -129,7 +129,9 @@ def _mixer_flops(config: ModelConfig, length: int) -> Flops:
 
 def _memory_flops(config: ModelConfig, R: int, forward: float, *, momentum: bool) -> Flops:
     """Products of R memories that share keys, a chunk at a time; `forward`: of keys and targets, before any write."""
-    D, m, C, memory = config.dim, config.memory_hidden, config.memory.chunk, config.memory
+    D, m, memory = config.dim, config.memory_hidden, config.memory
+    chunks = (memory.chunk, memory.bank_chunk if R > 1 and memory.bank_chunk else memory.chunk)
+    C, inside = min(chunks), 1 - min(chunks) / max(chunks)  # share of pieces that begin inside a chunk
     exact, origin = memory.output_rule == "delta", memory.decay_to == "initial"
     erase = (memory.tied_gates or memory.erase_hidden) and memory.erase_layers != "none"
     exact |= erase and memory.erase_layers == "both"  # the same products, whether the rule is exact or not
@@ -143,6 +145,7 @@ def _memory_flops(config: ModelConfig, R: int, forward: float, *, momentum: bool
         write += R * (narrow + origin * weights + momentum * (weights + wide))
     if erase:
         write += wide + R * (origin * weights + momentum * (weights + narrow))
+    write += inside * R * weights * (exact + (erase and not origin))  # what is recalled is not known there
     if memory.read != "chunk":
         read += 2 * wide + 2 * narrow + origin * 2 * weights
         read += momentum * (2 * weights + exact * wide + erase * narrow)

@@ -31,6 +31,7 @@ def memory_rules(config: ModelConfig) -> Rules:
     stable = memory.output_rule == "delta"
     return Rules(
         memory.chunk,
+        memory.bank_chunk,
         memory.activation,
         memory.eta_max,
         stable,

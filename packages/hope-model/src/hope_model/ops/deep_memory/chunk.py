@@ -103,7 +103,7 @@ def _solve(
     y, a_NRmC, slope, z = hidden
     log_a_NC, eta_NRC = _present(gates.log_a_NT), _present(gates.eta_NRT)
     k_N1dC, keep_NC = k_NdC[..., None, :, :], log_a_NC.exp()
-    whole = state.position % rules.chunk == 0  # the piece begins with its chunk: S_0 k is known
+    whole = rules.whole(state.position)  # the piece begins with its chunk: S_0 k is known
     error = y - target_NRdC
     back = slope * (state.start.W1_NRdm.transpose(-1, -2) @ error)
     clip = 1.0 if rules.stable else rules.clip
@@ -162,7 +162,14 @@ def _after(
         now = FastWeights(*(D + W for D, W in zip(now, origin, strict=True)))
     momentum = None if P1 is None or P2 is None else FastWeights(P2.view(shape), P1)
     position = state.position + layer2.key.shape[-1]
-    return MemoryState(now, state.start if position % rules.chunk else now, momentum, position)
+    bank, last = (
+        state.start if position % chunk else now for chunk in (rules.bank_chunk or rules.chunk, rules.chunk)
+    )
+    start = bank
+    if last is not bank:
+        parts = zip(bank, last, strict=True)
+        start = FastWeights(*(torch.cat((W[..., :-1, :, :], V[..., -1:, :, :]), -3) for W, V in parts))
+    return MemoryState(now, start, momentum, position)
 
 
 def _last(layer: Layer, rows: slice | int, decays: Decays) -> Layer:
@@ -212,11 +219,11 @@ def _read_last(weights: FastWeights, q_NdC: Tensor, rules: Rules) -> Tensor:
     return memory_forward(last, q_NdC, rules)[0][..., 0, :, :]
 
 
-def _pieces(position: int, T: int, chunk: int) -> list[int]:
+def _pieces(position: int, T: int, rules: Rules) -> list[int]:
     """Lengths that cut the next T tokens at every chunk's end."""
     lengths, t = [], 0
     while t < T:
-        lengths.append(min(T - t, chunk - (position + t) % chunk))
+        lengths.append(min(T - t, rules.to_end(position + t)))
         t += lengths[-1]
     return lengths
 
@@ -244,7 +251,7 @@ def titans_memory(
     kernel = titans_kernel(gates, rules, state, origin, q_NdT, k_NdT, v_NdT) if written else None
     whole_span = kernel or written_span
     outputs = []
-    lengths = _spans(state.position, q_NdT.shape[-1], rules.chunk)
+    lengths = _spans(state.position, q_NdT.shape[-1], rules)
     inputs = (torch.split(x, lengths, -1) for x in (q_NdT, k_NdT, v_NdT))
     for q, k, v, gates_C in zip(*inputs, _split(gates, lengths), strict=True):
         span = whole_span if written and state.position % rules.chunk == 0 else _plain_span
@@ -253,8 +260,9 @@ def titans_memory(
     return torch.cat(outputs, -1).transpose(-1, -2), state
 
 
-def _spans(position: int, T: int, chunk: int) -> list[int]:
+def _spans(position: int, T: int, rules: Rules) -> list[int]:
     """Lengths of the rest of a chunk, of whole chunks, and of what is left."""
+    chunk = rules.chunk
     head = min(T, -position % chunk)
     whole = (T - head) // chunk * chunk
     return [n for n in (head, whole, T - head - whole) if n]
@@ -270,7 +278,7 @@ def _plain_span(
     origin: FastWeights | None,
 ) -> tuple[Tensor, MemoryState]:
     outputs = []
-    lengths = _pieces(state.position, q_NdT.shape[-1], rules.chunk)
+    lengths = _pieces(state.position, q_NdT.shape[-1], rules)
     inputs = (torch.split(x, lengths, -1) for x in (q_NdT, k_NdT, v_NdT))
     for q_NdC, k_NdC, v_NdC, gates_C in zip(*inputs, _split(gates, lengths), strict=True):
         layers = _write(state, k_NdC, v_NdC[..., None, :, :], gates_C, rules, origin)
@@ -295,12 +303,12 @@ def self_modifying(
     x_NdT, q_NdT = (x.transpose(-1, -2).contiguous() for x in (x_NTd, q_NTd))
     outputs = []
     written = written and _has_written_backward(rules, gates, origin)
-    written = written and rules.unit_values and gates.log_theta_NT is None
+    written = written and rules.unit_values and gates.log_theta_NT is None and not rules.bank_chunk
     kernel = None
     if written:
         kernel = self_modifying_kernel(gates, rules, readout, state, fixed, origin, x_NdT, q_NdT)
     first = tuple(W.contiguous() for W in origin or ())
-    lengths = (_spans if kernel else _pieces)(state.position, x_NdT.shape[-1], rules.chunk)
+    lengths = (_spans if kernel else _pieces)(state.position, x_NdT.shape[-1], rules)
     for x_NdC, q_NdC, gates_C in zip(
         torch.split(x_NdT, lengths, -1), torch.split(q_NdT, lengths, -1), _split(gates, lengths), strict=True
     ):

@@ -104,8 +104,11 @@ def _read_token(before: MemoryState, now: FastWeights, q_Nd: Tensor, rules: Rule
 
 
 def _advance(state: MemoryState, now: FastWeights, momentum: FastWeights | None, rules: Rules) -> MemoryState:
-    position = state.position + 1
-    return MemoryState(now, now if position % rules.chunk == 0 else state.start, momentum, position)
+    position, bank_chunk = state.position + 1, rules.bank_chunk or rules.chunk
+    bank = now if position % bank_chunk == 0 else state.start
+    last = now if position % rules.chunk == 0 else state.start
+    start = (torch.cat((W[..., :-1, :, :], V[..., -1:, :, :]), -3) for W, V in zip(bank, last, strict=True))
+    return MemoryState(now, FastWeights(*start), momentum, position)
 
 
 def titans_memory_naive(

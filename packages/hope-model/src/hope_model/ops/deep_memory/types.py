@@ -53,6 +53,7 @@ class Rules:
     """The named choices of model.md 2 and 3."""
 
     chunk: int = 64
+    bank_chunk: int = 0  # of all memories but the last (eq. 90 has two); 0: the same
     activation: str = "leaky_relu"
     eta_max: float = 0.1
     stable: bool = True  # shrunk activations, normalised targets, exact delta rule at the output layer
@@ -65,3 +66,11 @@ class Rules:
     through_writes: bool = True  # False: what is written is a constant for the outer gradient
     twice: bool = False  # must be differentiable twice: no written-out backward
     half: bool = False  # kernels may round products to bfloat16; states and sums stay in float32
+
+    def to_end(self, position: int) -> int:
+        """Return the tokens from `position` to the nearest end of a chunk."""
+        return min(chunk - position % chunk for chunk in (self.chunk, self.bank_chunk or self.chunk))
+
+    def whole(self, position: int) -> bool:
+        """Whether every memory's chunk begins at `position`."""
+        return position % self.chunk == 0 and position % (self.bank_chunk or self.chunk) == 0
