@@ -107,6 +107,7 @@ DEFAULTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [(variant, {}, {}) 
         ("self_modifying_titans", {"read": "before", "erase_layers": "none"} | ERASE, {}, 0.01),
         ("self_modifying_titans", {"read": "chunk", "bank_momentum": True}, {}, 0.13),
         ("self_modifying_titans", {"bank_chunk": 8, "read": "before"}, {}, 0.03),
+        (*whole("titans_paper"), 0.05),
         (*whole("hope_paper"), 0.05),
     ],
 )

@@ -48,6 +48,7 @@ ADDED = [
     "model.memory.bank_momentum",
     "model.memory.momentum_sum",
     "model.memory.normalise",
+    "model.memory.prefix",
 ]
 
 

@@ -17,6 +17,17 @@ FORMS: dict[str, dict[str, dict[str, Any]]] = {
 }
 # The papers' forms, whole; conf/run has the same. docs/model.md lists what still differs.
 PRESETS: dict[str, dict[str, Any]] = {
+    "titans_paper": {
+        "variant": "titans",
+        "memory": {
+            "output_rule": "gradient",
+            "decay_to": "zero",
+            "eta_max": 0.01,
+            "momentum_sum": True,
+            "normalise": "qk",
+            "prefix": 8,
+        },
+    },
     "hope_paper": {
         "variant": "hope_paper",
         "memory": {
@@ -110,6 +121,8 @@ class MemoryConfig:
     )  # what gets norm 1; all: x, v, targets
     # False: what is written is a constant for the outer gradient, as in prior art.
     through_writes: bool = True
+    # Titans' learned tokens before the sequence, which the memory is written with as a chunk of their own.
+    prefix: int = field(default=0, metadata=within(0, 65_536))
     # Titans with attention only: learned tokens that every query sees.
     persistent: int = field(default=8, metadata=within(0, 65_536))
 
@@ -230,7 +243,9 @@ class ModelConfig:
         """Parameters, roughly and never too few by much: told before anything is built."""
         embeddings = (1 if self.tied_embedding else 2) * self.vocab_size * self.dim
         # A block weighs what a Transformer's does, or what its memories do where these alone are more.
-        memories = 10 * self.dim * self.memory_hidden + self.dim * (3 * self.conv + self.memory.persistent)
+        memories = 10 * self.dim * self.memory_hidden + self.dim * (
+            3 * self.conv + self.memory.persistent + self.memory.prefix
+        )
         attention = 4 * self.dim * self.attention.heads * self.head_dim
         channel = 3 * self.dim * self.hidden * len(self.cms.chunks())
         return float(embeddings + self.layers * (12 * self.dim**2 + memories + attention + channel))

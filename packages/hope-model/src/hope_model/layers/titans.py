@@ -16,6 +16,7 @@ from hope_model.layers.gates import RetentionGate
 from hope_model.observe import note
 from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, read_memory, titans_memory
 from hope_model.precision import full_precision, half_products
+from hope_model.tree import tree_map
 
 
 class TitansState(NamedTuple):
@@ -62,7 +63,7 @@ class MemoryWeights(nn.Module):
         # Inputs have norm 1 and hidden activations norm below 1: these scales give z of order 1 and |W1 a| near 1.
         self.W2_HRmd = nn.Parameter(torch.randn(H, memories, m, d))
         self.W1_HRdm = nn.Parameter(torch.randn(H, memories, d, m).mul_(d**-0.5))
-        if config.memory.normalise == "qk":  # x has norm d^0.5
+        if config.memory.normalise == "qk" and memories > 1:  # the x that projects has norm d^0.5
             self.W2_HRmd.data.mul_(d**-0.5)
 
     def fast(self, batch: int) -> FastWeights:
@@ -98,11 +99,20 @@ class Titans(nn.Module):
         self.decay_to = config.memory.decay_to
         self.gates = linear(config.dim, (4 if self.erase else 3) * config.heads, std)
         self.output = GatedOutput(config.dim, config.head_dim, std, out_std, twice=self.rules.twice)
+        prefix = config.memory.prefix
+        self.prefix_PD = nn.Parameter(torch.randn(prefix, config.dim)) if prefix else None
 
     def initial(self, batch: int) -> TitansState:
-        """The meta-learned memory, no momentum."""
-        fast = self.memory.fast(batch)
-        return TitansState(unwritten(fast, momentum=self.momentum), self.conv.initial(batch))
+        """The meta-learned memory without momentum; or after the persistent tokens (3.3), one chunk of their own."""
+        prefix = self.prefix_PD
+        rows = batch if prefix is None else 1
+        fast = self.memory.fast(rows)
+        state = TitansState(unwritten(fast, momentum=self.momentum), self.conv.initial(rows))
+        if prefix is None:
+            return state
+        _, (after, tail) = self(prefix[None], state)
+        state = TitansState(MemoryState(after.now, after.now, after.momentum, 0), tail)
+        return tree_map(lambda x: x.expand(batch, *x.shape[1:]), state)
 
     def forward(
         self, x_BTD: Tensor, state: TitansState, *, write: bool = True, chunk: int = 0
