@@ -31,7 +31,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hope_paper": {
         "variant": "hope_paper",
         "memory": {
-            "bank_chunk": 64,
             "activation": "gelu",
             "eta_max": 0.01,
             "inner_clip": 1.0,
