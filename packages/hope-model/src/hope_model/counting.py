@@ -124,7 +124,9 @@ def _mixer_flops(config: ModelConfig, length: int) -> Flops:
         attention = 4 * D * (2 * _keys_seen(config, segment) + persistent) + 16 * D * D + 4 * D * m
     else:
         attention = 0
-    share = 1 + config.memory.prefix / length  # the prefix is written once a batch, here as if it had one sequence
+    share = (
+        1 + config.memory.prefix / length
+    )  # the prefix is written once a batch, here as if it had one sequence
     attention += (share - 1) * 2 * (5 * D * D + 4 * D * config.heads)
     return Flops(share * memory.differentiated + attention, share * memory.constant)
 
