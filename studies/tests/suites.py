@@ -10,7 +10,7 @@ import yaml
 
 from hope_study import study
 from hope_study.ledger import Ledger
-from hope_study.records import Record, Value, record_of
+from hope_study.records import Measured, Record, Value, record_of
 from hope_study.runner import Runner
 from hope_study.store import Store
 
@@ -60,7 +60,7 @@ class Fake(Runner):
             raise KeyboardInterrupt
         self.trained.append(training.config.run)
         value = self.losses[training.rate]
-        record = record_of(training, self.work, [], "diverged" if value is None else "", "abc", 3.0)
+        record = record_of(training, self.work, Measured(), "diverged" if value is None else "", "abc", 3.0)
         validation = {} if value is None else {"val_loss": value}
         metrics = [Value("task_accuracy", 8, 4, 0.5, 0.1, 0.5)]
         return dataclasses.replace(record, validation=validation, metrics=metrics)

@@ -144,6 +144,23 @@ def _tune(arguments: argparse.Namespace) -> None:
     )
 
 
+def _lock(arguments: argparse.Namespace) -> None:
+    from hope_data.publishing import write_atomic
+    from hope_eval.scoring.scorer import Scorer
+    from hope_eval.tasks.held_out import HeldOut
+    from hope_eval.tasks.locked import unused
+
+    if arguments.json.exists():
+        raise InputError(
+            f"{arguments.json}: is there already; a list is chosen once, remove it to choose anew"
+        )
+    text = HeldOut(shards=arguments.shards)
+    loaded = text.load(arguments.checkpoint, arguments.tokenizer, "cpu")
+    listed = unused(text.context(loaded, Scorer(loaded.model)))
+    write_atomic(arguments.json, listed.dumps())
+    print(f"{len(listed.documents)} test documents locked, list {listed.sha256[:12]}")
+
+
 def _print_trial(trial: dict[str, Any]) -> None:
     dials = " ".join(f"{key}={trial[key]}" for key in trial if key not in ("bits_per_byte", "seconds"))
     print(f"{dials}  {trial['bits_per_byte']:.4f}  {trial['seconds']:.1f} s", flush=True)
@@ -237,6 +254,7 @@ def _stage2(arguments: argparse.Namespace) -> None:
 FUNCTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "bench": _bench,
     "tune": _tune,
+    "lock": _lock,
     "surprise": _surprise,
     "suite": _suite,
     "compare": _compare,

@@ -94,6 +94,7 @@ RUN = Command(
         option("--domains", "corpora; default: those it was trained on", names, "A,B", default=""),
         option("--limit", "fewer items, for a quick look", positive, "N"),
         option("--length", "window; default: as in training", positive, "T", default=0),
+        _path("--documents", "score these alone, a list of `lock`; for perplexity", "FILE"),
         _seed("of the items"),
         DEVICE,
         _batch_tokens(4096),
@@ -255,6 +256,18 @@ TUNE = Command(
     "example:\n  hope-eval tune --adapt writes --checkpoint runs/gated_deltanet/checkpoint \\\n"
     "      --shards data/shards --tokenizer data/tokenizer --json writes.json",
 )
+LOCK = Command(
+    "lock",
+    "list test documents that nobody shall look at before a final table",
+    "Write the hashes of half of the test documents that `run` never scores with its usual settings. "
+    "`hope-eval run --documents FILE` scores these alone.",
+    (
+        _path("--checkpoint", "any that was trained on these shards", required=True),
+        _path("--shards", "a folder per corpus", required=True),
+        TOKENIZER,
+        _path("--json", "the list", "FILE", required=True),
+    ),
+)
 SURPRISE = Command(
     "surprise",
     "a page of a text coloured by loss, with test-time writes and without",
@@ -365,6 +378,6 @@ STAGE2 = Command(
     ),
 )
 COMMANDS = (
-    *(RUN, ZEROSHOT, NEEDLE, BOOKS, BABI, CONTINUAL, BENCH, TASK, TUNE),
+    *(RUN, ZEROSHOT, NEEDLE, BOOKS, BABI, CONTINUAL, BENCH, TASK, TUNE, LOCK),
     *(SURPRISE, SUITE, COMPARE, REPORT, PACKAGE, STAGE2),
 )

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from hope_data.publishing import write_atomic
-from hope_study.report import plots, streams
+from hope_study.report import plots, streams, worth
 from hope_study.report.data import ArmResults, StudyResults, mean_error
 from hope_study.report.page import overview, page
 
@@ -27,7 +27,9 @@ def write(studies: Sequence[StudyResults], folder: Path) -> None:
 
 
 def write_overview(studies: Sequence[StudyResults], folder: Path, out: Path) -> None:
-    """Write the page that lists every study."""
+    """Write the page that lists every study, and the pictures of all budgets of a study with adaptations."""
+    if adapted := worth.adapted(studies):
+        worth.draw(adapted, folder / "plots")
     write_atomic(out, overview(studies, PurePath(os.path.relpath(folder, out.parent))).encode())
 
 

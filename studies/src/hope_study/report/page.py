@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from hope_eval.results import METRICS, value
 from hope_study.records import Record
-from hope_study.report import streams
+from hope_study.report import streams, worth
 from hope_study.report.data import ArmResults, StudyResults, cost, mean_error, state_bytes, verdict
 
 SOLVED = 0.99
@@ -30,11 +30,30 @@ def overview(studies: Sequence[StudyResults], folder: PurePath) -> str:
             timed, link = study.at_equal_time(), f"[{study.name}]({folder / study.name}.md)"
             cells = [link, study.definition.question, study.arms[0].name, _short(study)]
             rows.append(f"| {' | '.join([*cells, _short(timed) if timed else ''])} |")
-    parts = ["# Studies", "\n".join(rows), OVERVIEW, f"**{done} of {planned} trainings are done.**"]
+    parts = [
+        "# Studies",
+        *_worth(studies, folder),
+        "\n".join(rows),
+        OVERVIEW,
+        f"**{done} of {planned} trainings are done.**",
+    ]
     waiting = [f"{study.name} ({study.planned} trainings)" for study in studies if not study.done]
     if waiting:
         parts.append(f"Not run: {', '.join(waiting)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _worth(studies: Sequence[StudyResults], folder: PurePath) -> list[str]:
+    """The main table, of the longest training, and where the picture and the other budgets are."""
+    adapted = worth.adapted(studies)
+    if not adapted:
+        return []
+    config = adapted[-1].arms[0].composed.config
+    tokens = f"{config.steps * config.batch_size * config.length / 1e6:.1f} M"
+    links = ", ".join(f"[{study.name}]({folder / study.name}.md)" for study in adapted)
+    picture = f"![Bits per byte by training FLOPs]({folder}/plots/worth_by_flops.png)"
+    title = f"## What a memory is worth, after {tokens} tokens"
+    return [title, worth.section(adapted[-1]), picture, f"All budgets: {links}.", "## Every study"]
 
 
 def page(study: StudyResults) -> str:
@@ -43,6 +62,8 @@ def page(study: StudyResults) -> str:
     if study.done:
         streamed = study.definition.stream.domains and study.lengths
         parts += [_sentences(study), streams.table(study) if streamed else _table(study), _definitions(study)]
+        if study.definition.adapt:
+            parts.append(f"## Beside a cache and writes at test time\n\n{worth.section(study)}")
         parts += [_timed(study), _rates(study), _provenance(study)]
     else:
         parts.append(f"Not run ({study.planned} trainings).")

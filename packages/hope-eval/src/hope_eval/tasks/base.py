@@ -68,6 +68,7 @@ class Context:
         length: T the model was trained with.
         limit: most documents per domain, choices in all, passkey prompts per length; None: the task's own.
         seed: of everything that is drawn.
+        documents: hashes of the only documents to score; None: all.
     """
 
     scorer: Scorer
@@ -76,6 +77,7 @@ class Context:
     length: int
     limit: int | None
     seed: int
+    documents: frozenset[str] | None = None
 
     def split(self, domain: str, name: str = "test") -> Split:
         """Open a split of a domain; its tokens are known to be the tokenizer's."""

@@ -18,6 +18,7 @@ from hope_eval.scoring.memorize import Memorize, refuse_rereading
 from hope_eval.scoring.scorer import Scorer
 from hope_eval.tasks import choice, passkey, perplexity
 from hope_eval.tasks.base import Context, Task
+from hope_eval.tasks.locked import Locked
 
 TASKS: dict[str, Callable[[Context], list[TaskResult]]] = {
     perplexity.NAME: lambda context: perplexity.run_all(context, perplexity.Settings()),
@@ -44,6 +45,7 @@ class HeldOut(Task):
         seed: of the items; the same seed gives every checkpoint the same items.
         splits: what must be there of every corpus.
         adapt_tasks: those that are run again with adaptations at test time; none given means all.
+        documents: a list of `hope-eval lock`: score these alone.
     """
 
     shards: Path
@@ -54,12 +56,16 @@ class HeldOut(Task):
     seed: int = 0
     splits: Sequence[str] = ("train", "test")
     adapt_tasks: Sequence[str] = ()
+    documents: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown task, or none."""
+        """Refuse an unknown task, or none, and a list of documents for tasks that take none."""
         unknown = [name for name in (*self.tasks, *self.adapt_tasks) if name not in TASKS]
         if unknown or not self.tasks:
             raise InputError(f"unknown task '{''.join(unknown[:1])}'; choose among {', '.join(TASKS)}")
+        texts = (perplexity.NAME, perplexity.SHUFFLED)
+        if self.documents and (others := [name for name in self.tasks if name not in texts]):
+            raise InputError(f"--documents: '{others[0]}' takes no list; give --tasks {','.join(texts)}")
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
         """Run the tasks in the order given."""
@@ -107,7 +113,16 @@ class HeldOut(Task):
             length=self.window(loaded),
             limit=self.limit,
             seed=self.seed,
+            documents=self._listed(loaded),
         )
+
+    def _listed(self, loaded: Loaded) -> frozenset[str] | None:
+        if self.documents is None:
+            return None
+        locked = Locked.read(self.documents)
+        if locked.tokenizer_sha256 != own_tokenizer(loaded).sha256:
+            raise InputError(f"{self.documents}: lists documents as another tokenizer cuts them; lock anew")
+        return locked.documents
 
     def _folders(self, loaded: Loaded) -> list[Path]:
         return corpora(self.shards, list(self.domains or loaded.meta.get("corpora", [])))

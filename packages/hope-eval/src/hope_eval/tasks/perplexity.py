@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hope_data.bpb import bits_per_byte
+from hope_data.files import sha256_bytes
 from hope_data.shards import Split
 from hope_eval.results import Items, Metric, TaskResult, rounded
 from hope_eval.results.statistics import ratio
@@ -136,7 +137,10 @@ def unigram_nats(train: Split) -> NDArray[np.float64]:
 
 
 def _pieces(context: Context, domain: str, settings: Settings) -> list[Piece]:
-    pieces = list(_chosen(context, domain, settings))
+    pieces = [
+        Piece(domain, document, context.windows(tokens, settings.length))
+        for document, tokens in chosen(context, domain, settings)
+    ]
     return _shuffled(context, pieces, settings.shuffle) if settings.shuffle else pieces
 
 
@@ -157,15 +161,23 @@ def _shuffled(context: Context, pieces: list[Piece], size: int) -> list[Piece]:
     return pieces
 
 
-def _chosen(context: Context, domain: str, settings: Settings) -> Iterator[Piece]:
+def digest(split: Split, document: int) -> str:
+    """Hash of a document's tokens."""
+    return sha256_bytes(np.asarray(split.document(document), "<u4").tobytes())
+
+
+def chosen(context: Context, domain: str, settings: Settings) -> Iterator[tuple[int, Tokens]]:
+    """Documents that are scored: number, and the tokens that are taken of each."""
     split = context.split(domain, settings.split)
     room = max(1, settings.tokens // len(context.domains))
     taken = 0
     for document in context.rng(NAME, domain).permutation(split.n_documents).tolist():
+        if context.documents is not None and digest(split, document) not in context.documents:
+            continue
         tokens = split.document(document)[: settings.windows * settings.length][:room]
         if not context.tokenizer.token_bytes[tokens].sum():
             continue
-        yield Piece(domain, document, context.windows(tokens, settings.length))
+        yield document, tokens
         taken, room = taken + 1, room - len(tokens)
         if room <= 0 or taken == context.limit:
             return

@@ -1,0 +1,236 @@
+"""What a memory is worth beside what could be had without training it: models x adaptations at test time.
+
+For studies that measure `adapt`. Intervals cross seeds and documents (`hope_eval.results.statistics.crossed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from hope_eval.report.looks import COLOURS, STYLE, WIDTH, looks, save
+from hope_eval.results.statistics import Difference, crossed
+from hope_eval.tasks.sources import CLASSES
+from hope_study.measure import PLAIN
+from hope_study.report.data import ArmResults, StudyResults
+
+CACHE, WRITES, OFF = "neural_cache", "writes", "off"
+NAMES = {
+    CACHE: "+ neural cache",
+    WRITES: "+ writes at test time",
+    "dynamic": "+ dynamic evaluation",
+    OFF: "memory off",
+}
+RULE = """\
+A claim that trained writes help needs both comparisons of a row: with a neural cache on both sides, and against the
+baseline that only writes at test time, untrained. Differences are in bits per byte, below zero is better. Their 95 %
+intervals cross seeds and documents and are not corrected for their number."""
+
+
+def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
+    """The studies that measured adaptations, by tokens of training."""
+    chosen = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
+    return sorted(chosen, key=lambda study: study.arms[0].composed.config.steps)
+
+
+def estimate(arm: ArmResults, condition: str = PLAIN) -> Difference | None:
+    """Bits per byte over seeds and documents; None where it was not measured."""
+    return _crossed([_bits(arm, seed, condition) for seed in sorted(arm.seeds)], arm)
+
+
+def difference(ours: ArmResults, condition: str, theirs: ArmResults, other: str) -> Difference | None:
+    """The first minus the second over their common seeds, paired by seed and document."""
+    seeds = sorted(ours.seeds.keys() & theirs.seeds.keys())
+    pairs = [(_bits(ours, seed, condition), _bits(theirs, seed, other)) for seed in seeds]
+    return _crossed([a - b if a is not None and b is not None else None for a, b in pairs], ours)
+
+
+def _bits(arm: ArmResults, seed: int, condition: str) -> np.ndarray | None:
+    bits = arm.seeds[seed].documents.get(condition)
+    return None if bits is None else np.asarray(bits)
+
+
+def _crossed(scores: Sequence[np.ndarray | None], arm: ArmResults) -> Difference | None:
+    known = [row for row in scores if row is not None]
+    if not known:
+        return None
+    size = next(record for record in arm.seeds.values() if record.documents).documents["bytes"]
+    return crossed(known, size, range(len(size)))
+
+
+def section(study: StudyResults) -> str:
+    """The table of models and adaptations, and the rule's comparisons of every model that was trained with writes."""
+    seeds = {len(arm.seeds) for arm in study.arms if arm.seeds}
+    counts = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else str(max(seeds))
+    head = ["model", "at test time", "bits per byte", "new", *CLASSES[1:], "shuffled", "training FLOPs",
+            "training CPU s", "FLOPs a token", "ms a token", "state, kB"]  # fmt: skip
+    rows = [row for arm in study.arms if arm.seeds for row in _rows(arm)]
+    said = (
+        f"{counts} seeds. Bits per byte of {_documents(study)} test documents ± half of the 95 % interval over seeds "
+        "and documents. Then nats a token by class of target: not yet in the document; seen; its bigram seen; its "
+        "trigram seen. Then bits per byte with blocks of 32 tokens moved between documents. Dials were tuned on "
+        "validation text, for each training. Milliseconds are of a shared core, a rough guide."
+    )
+    return "\n\n".join([said, _table(head, rows), RULE, *claims(study)])
+
+
+def _documents(study: StudyResults) -> int:
+    return max(len(r.documents.get("bytes", [])) for arm in study.arms for r in arm.seeds.values())
+
+
+def _rows(arm: ArmResults) -> Iterator[list[str]]:
+    records = list(arm.seeds.values())
+    conditions = [name for name in (PLAIN, *NAMES) if any(name in r.documents for r in records)]
+    for name in conditions:
+        found = estimate(arm, name)
+        means = [_mean(arm, "token_nats", f"{name}/target={label}") for label in CLASSES]
+        costs = [_mean(arm, key, name) for key in ("flops_per_token", "ms_per_token", "state_bytes")]
+        trained = (
+            [f"{records[0].flops:.2g}", f"{fmean(r.step_seconds for r in records):.0f}"]
+            if name == PLAIN
+            else ["", ""]
+        )
+        yield [
+            arm.name if name == PLAIN else "",
+            NAMES.get(name, "plain"),
+            _interval(found),
+            *[_shown(value, ".2f") for value in means],
+            _shown(_mean(arm, "bits_per_byte", f"{name}/shuffled"), ".3f"),
+            *trained,
+            _shown(costs[0], ".2g"),
+            _shown(costs[1], ".2f"),
+            _shown(costs[2] and costs[2] / 1000, ",.0f"),
+        ]
+
+
+def _interval(found: Difference | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.value:.3f}" + ("" if found.high is None else f" ± {found.high - found.value:.3f}")
+
+
+def _mean(arm: ArmResults, name: str, group: str) -> float | None:
+    values = [v.value for r in arm.seeds.values() for v in r.metrics if (v.name, v.group) == (name, group)]
+    return fmean(values) if values else None
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _table(head: list[str], rows: Sequence[Sequence[str]]) -> str:
+    aligned = ["---", "---", *["---:"] * (len(head) - 2)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, aligned, *rows])
+
+
+def writers(study: StudyResults) -> list[ArmResults]:
+    """Arms with a CMS that writes while training."""
+    return [arm for arm in study.arms if arm.seeds and arm.composed.config.model.variant.startswith("hope")]
+
+
+def claims(study: StudyResults) -> list[str]:
+    """The table of the rule, and a sentence for each arm that was trained with writes."""
+    rows, sentences = [], []
+    baselines = [arm for arm in study.arms if any(WRITES in r.documents for r in arm.seeds.values())]
+    for arm in writers(study):
+        beaten = []
+        for other in baselines:
+            pairs = [
+                difference(arm, PLAIN, other, PLAIN),
+                difference(arm, CACHE, other, CACHE),
+                difference(arm, PLAIN, other, WRITES),
+            ]
+            rows.append([arm.name, other.name, *[_bounds(pair) for pair in pairs]])
+            if all(pair and pair.high is not None and pair.high < 0 for pair in pairs[1:]):
+                beaten.append(f"`{other.name}`")
+        names = " and ".join(beaten)
+        sentences.append(
+            f"- `{arm.name}`: the claim holds against {names}"
+            + ("." if len(beaten) == len(baselines) else ", not against the others.")
+            if beaten
+            else f"- `{arm.name}`: the claim does not hold against any baseline."
+        )
+    if not rows:
+        return []
+    head = ["trained with writes", "baseline", "plain", "both + neural cache", "against baseline + writes"]
+    return [_table(head, rows), "\n".join(sentences)]
+
+
+def _bounds(found: Difference | None) -> str:
+    if found is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{found.value:+.3f}"
+    text = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"**{text}**" if found.high < 0 else text
+
+
+def draw(studies: Sequence[StudyResults], folder: Path) -> None:
+    """Draw bits per byte by training FLOPs, a line a model, and loss by class of target after the longest training."""
+    with mpl.rc_context(STYLE):
+        save(by_flops(studies), folder / "worth_by_flops.png")
+        save(by_class(studies[-1]), folder / "worth_by_class.png")
+
+
+def by_flops(studies: Sequence[StudyResults]) -> Figure:
+    """Two panels, plain and with a neural cache."""
+    figure = Figure(figsize=(WIDTH * 1.25, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    names = list(dict.fromkeys(arm.name for study in studies for arm in study.arms if arm.seeds))
+    for axes, condition in zip(panels, (PLAIN, CACHE), strict=True):
+        for name, look in looks(names).items():
+            _line(axes, [arm for study in studies for arm in study.arms if arm.name == name], condition, look)
+        axes.set_xscale("log")
+        axes.set_title(NAMES.get(condition, "plain"))
+        axes.set_xlabel("training FLOPs")
+    panels[0].set_ylabel("bits per byte (lower is better)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _line(axes: Axes, arms: Sequence[ArmResults], condition: str, look: tuple[str, str]) -> None:
+    found = [(arm, value) for arm in arms if arm.seeds and (value := estimate(arm, condition))]
+    points = [(next(iter(arm.seeds.values())).flops, value) for arm, value in found]
+    if not points:
+        return
+    axes.errorbar(
+        [flops for flops, _ in points],
+        [value.value for _, value in points],
+        yerr=[0.0 if value.high is None else value.high - value.value for _, value in points],
+        color=look[0],
+        marker=look[1],
+        capsize=3,
+        label=found[0][0].name,
+    )
+
+
+def by_class(study: StudyResults) -> Figure:
+    """A panel a class: nats a token of every model, plain, with a cache, with writes, and with its memory off."""
+    arms = [arm for arm in study.arms if arm.seeds]
+    shown = {PLAIN: "o", CACHE: "s", WRITES: "^", OFF: "x"}
+    figure = Figure(figsize=(WIDTH * 1.25, 0.34 * len(arms) + 2.2), layout="constrained")
+    panels = figure.subplots(1, len(CLASSES), sharey=True)
+    for axes, label in zip(panels, CLASSES, strict=True):
+        for n, (condition, marker) in enumerate(shown.items()):
+            points = [
+                (_mean(arm, "token_nats", f"{condition}/target={label}"), -k) for k, arm in enumerate(arms)
+            ]
+            known = [(x, y) for x, y in points if x is not None]
+            axes.plot([x for x, _ in known], [y for _, y in known], marker, color=COLOURS[n], linestyle="")
+        axes.set_title(f"target {label}" if label == CLASSES[0] else label)
+        axes.set_xlabel("nats a token")
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_yticks([-k for k in range(len(arms))], [arm.name for arm in arms])
+    handles = [
+        Line2D([], [], marker=marker, color=COLOURS[n], linestyle="", label=NAMES.get(condition, "plain"))
+        for n, (condition, marker) in enumerate(shown.items())
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure
