@@ -1,0 +1,158 @@
+"""What a memory is worth: rates of two seeds, budgets that share a run before its decay, adaptations in the record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from suites import SILENT, TINY, Fake, arms, fake, project
+
+from hope_eval import results
+from hope_eval.results import Checkpoint, Evaluator, Items, Results, TaskResult
+from hope_model.errors import InputError
+from hope_study import study
+from hope_study.ledger import Ledger
+from hope_study.measure import commands, read
+from hope_study.records import Record, record_of
+from hope_study.report import data
+from hope_study.runner import Runner
+from hope_study.store import Store
+
+
+class Seeded(Fake):
+    """The first seed alone would choose another rate than both do."""
+
+    def _train(self, training: study.Training, lock: int) -> Record:
+        record = super()._train(training, lock)
+        worse = 0.2 if (training.rate, training.config.seed) == (1.0, 1) else 0.0
+        return dataclasses.replace(record, validation={"val_loss": record.validation["val_loss"] + worse})
+
+
+def test_two_seeds_choose_a_rate_that_another_study_takes(tmp_path: Path) -> None:
+    conf = project(tmp_path, widen=0, rate_seeds=2, arms={"delta": {"run": "gated_deltanet"}})
+    longer = TINY | {"arms": {"delta": {"run": "gated_deltanet"}}, "rates_of": "tiny"}
+    longer |= {"overrides": [*TINY["overrides"][:1], "steps=4", *TINY["overrides"][2:]]}  # type: ignore[index]
+    (conf / "study/longer.yaml").write_text(yaml.safe_dump(longer))
+    losses = {0.3: 0.7, 1.0: 0.4, 3.0: 0.45}
+    both = [*arms(conf), *arms(conf, "longer")]
+    early = Ledger(both, Store(tmp_path / "results"))
+    assert (early.chosen(both[1]), early.left(both[1]), early.total(both[0])) == (None, 3, 7)
+    with pytest.raises(InputError, match=r"longer/delta: its rate is chosen by 'tiny', which has not ended"):
+        early.final(both[1])
+    first = fake(tmp_path, conf, losses, kind=Seeded)
+    first.ledger, first.arms = early, both
+    assert first.run()
+    tried = [f"tiny/delta/rate{rate}-seed{seed}" for rate in ("0.3", "1", "3") for seed in (0, 1)]
+    assert first.trained == [
+        *tried,
+        "tiny/delta/rate3-seed2",
+        *[f"longer/delta/rate3-seed{seed}" for seed in (0, 1, 2)],
+    ]
+    assert (early.left(both[0]), early.left(both[1]), early.total(both[1])) == (0, 0, 3)
+    collected = data.collect(early)
+    assert [(one.done, one.planned) for one in collected] == [(7, 7), (3, 3)]
+    (conf / "study/longer.yaml").write_text(yaml.safe_dump(longer | {"rates_of": "nothing"}))
+    with pytest.raises(InputError, match=r"rates_of is 'nothing'; choose among longer, tiny"):
+        study.load(conf, ["longer"])
+
+
+def test_a_longer_training_goes_on_from_before_the_decay_of_a_shorter_one(tmp_path: Path) -> None:
+    """With the bits of a training of its own."""
+    plan = [*TINY["overrides"][:1], "batch_size=2", "length=8", "model.dim=32", "model.layers=1"]  # type: ignore[index]
+    plan += ["schedule.name=wsd", "schedule.decay=0.5", "schedule.warmup=0.25", "steps=4", "eval_every=0"]
+    one_arm = {"arms": {"delta": {"run": "gated_deltanet"}}, "checkpoint_every": None}
+    del one_arm["checkpoint_every"]
+    conf = project(tmp_path, overrides=plan, **one_arm)
+    twice = [*plan, "steps=8", "schedule.warmup=0.125"]
+    (conf / "study/longer.yaml").write_text(yaml.safe_dump(TINY | one_arm | {"overrides": twice}))
+    short, long = (arms(conf, name)[0].training(1.0, 0) for name in ("tiny", "longer"))
+    assert (short.constant, long.constant, short.trunk) == (2, 4, long.trunk)
+    records = []
+    for work, trainings in (("shared", [short, long]), ("alone", [long])):
+        folder = tmp_path / work
+        real = Runner(Ledger([training.arm for training in trainings], Store(folder / "results")), folder)
+        real.display = SILENT
+        for training in trainings:
+            real._do(training)
+        steps = sorted(int(path.name) for path in (folder / "trunks" / long.trunk).iterdir())
+        assert steps == [training.constant for training in trainings]
+        records.append(real.ledger.result(long))
+    shared, alone = records
+    assert shared.steps == alone.steps == 8
+    assert shared.validation["val_loss"] == alone.validation["val_loss"]
+    assert [value.value for value in shared.metrics] == [value.value for value in alone.metrics]
+    assert shared.curve[-1]["val_loss"] == alone.curve[-1]["val_loss"]
+
+
+def test_text_is_measured_under_every_adaptation(tmp_path: Path) -> None:
+    adapt = ["neural_cache:tokens=64 sharpness", "off"]
+    conf = project(tmp_path, scale="ablation", overrides=["data.corpora=[a]"], adapt=adapt, arms={
+        "delta": {"run": "gated_deltanet"}, "other": {"run": "transformer", "adapt": ["off"]},
+    })  # fmt: skip
+    delta, other = arms(conf)
+    training = delta.training(1.0, 0)
+    alone = dataclasses.replace(delta.definition, adapt=[])
+    assert (
+        dataclasses.replace(delta, definition=alone, _trainings={}).training(1.0, 0).sha256 != training.sha256
+    )
+    first, tune, cached, off = commands(training, tmp_path)
+    assert first[0] == "run"
+    assert "perplexity,perplexity_shuffled" in first
+    assert tune[:3] == ["tune", "--adapt", "neural_cache:tokens=64"]
+    assert tune[-2:] == ["--dials", "sharpness"]
+    assert cached[-2:] == ["--adapt", str(tmp_path / "tuned-neural_cache.json")]
+    assert off[-2:] == ["--adapt", "off"]
+    assert len(commands(other.training(1.0, 0), tmp_path)) == 2
+
+    def text(name: str, bits: list[float], **settings: float) -> TaskResult:
+        items = Items({"domain": ["a", "a"]}, [0, 1], [2.0, 4.0], {"bits_per_byte": bits})
+        return TaskResult(name, 1, dict(settings), 0, "", 0, 0.0, items.metrics(), items)
+
+    def target(name: str, nats: float) -> TaskResult:
+        items = Items({"target": ["new"]}, [0], [1.0], {"token_nats": [nats]})
+        return TaskResult(name, 1, {}, 0, "", 0, 0.0, items.metrics()[1:], items)
+
+    costs = {
+        "plain_flops_per_token": 10,
+        "adapt_flops_per_token": 11,
+        "adapt_state_bytes": 12,
+        "ms_per_token": 0.5,
+    }
+    plain = [text("perplexity", [6.0, 6.0], ms_per_token=0.25), target("perplexity_target", 3.0)]
+    files = {
+        "measured": [*plain, text("perplexity_shuffled", [9.0, 9.0])],
+        "measured-neural_cache": [*plain, text("perplexity+neural_cache", [3.0, 3.0], **costs),
+            target("perplexity_target+neural_cache", 2.0), text("perplexity_shuffled+neural_cache", [12.0, 12.0])],
+        "measured-off": [*plain, text("perplexity+off", [6.0, 12.0], **costs)],
+    }  # fmt: skip
+    about = Checkpoint("r", "titans", 1, 0, 1, 1, "", "", "", "")
+    for name, tasks in files.items():
+        whole = Results(results.SCHEMA, about, Evaluator("", "", "", "cpu", 1), tasks, 0.0)
+        (tmp_path / f"{name}.json").write_bytes(results.sealed(whole))
+    tuned = {"adapt": "neural_cache", "best": {"strength": 0.5, "sharpness": 0.1, "tokens": 64}}
+    (tmp_path / "tuned-neural_cache.json").write_text(json.dumps(tuned))
+    measured = read(training, tmp_path)
+    values = {(value.name, value.group): value.value for value in measured.metrics}
+    assert values[next(iter(values))] == 2.0, "a study's page takes the plain value first"
+    expected = {
+        ("bits_per_byte", "plain"): 2.0, ("bits_per_byte", "neural_cache"): 1.0, ("bits_per_byte", "off"): 3.0,
+        ("bits_per_byte", "plain/domain=a"): 2.0, ("bits_per_byte", "plain/shuffled"): 3.0,
+        ("bits_per_byte", "neural_cache/shuffled"): 4.0, ("token_nats", "plain/target=new"): 3.0,
+        ("token_nats", "neural_cache/target=new"): 2.0, ("flops_per_token", "plain"): 10.0,
+        ("ms_per_token", "plain"): 0.25, ("flops_per_token", "neural_cache"): 11.0, ("state_bytes", "off"): 12.0,
+    }  # fmt: skip
+    assert {key: values[key] for key in expected} == expected
+    assert measured.documents == {
+        "bytes": [2.0, 4.0], "plain": [6.0, 6.0], "neural_cache": [3.0, 3.0], "off": [6.0, 12.0],
+    }  # fmt: skip
+    assert measured.dials == {
+        "neural_cache": "neural_cache:strength=0.5,sharpness=0.1,tokens=64",
+        "off": "off",
+    }
+    record = record_of(training, tmp_path, measured, "diverged", "abc", 1.0)
+    line = record.to_line()
+    assert Record.from_line(line, "here") == record
+    assert "documents" not in dataclasses.replace(record, documents={}, dials={}).to_line()
