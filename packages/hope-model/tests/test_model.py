@@ -30,20 +30,24 @@ def small(variant: str, **changes: object) -> ModelConfig:
     return ModelConfig(variant=variant, **{**base, **changes})  # type: ignore[arg-type]
 
 
-def whole(name: str) -> ModelConfig:
+def whole(name: str, changes: dict[str, dict[str, object]]) -> ModelConfig:
     """A preset at the small size."""
-    values = small(PRESETS[name]["variant"]).to_dict()
-    for part, changes in PRESETS[name].items():
-        if isinstance(changes, dict):
-            values[part] |= changes
-    return ModelConfig.from_dict(values)
+    size = {"vocab_size": V, "dim": 32, "layers": 2, "head_dim": 16}
+    memory, cms = (changes.get(part, {}) for part in ("memory", "cms"))
+    parts = {"memory": {"chunk": 4, **memory}, "cms": {"periods": [2, 4, 8], "teach_scale": 0.3, **cms}}
+    return ModelConfig.named(name, **size, **parts)
 
 
-@pytest.fixture(params=[*VARIANTS, *(f"{name}, whole" for name in PRESETS)])
+# The wiring and the rule of the CMS that no preset has, and two chunk lengths, with everything else of the paper.
+NESTED = {"memory": {"bank_chunk": 6}, "cms": {"wiring": "nested", "delta_rule": True}}
+
+
+@pytest.fixture(params=[*VARIANTS, *(f"{name}, whole" for name in PRESETS), "hope_paper, nested"])
 def model(request: pytest.FixtureRequest) -> LanguageModel:
     torch.manual_seed(0)
     name, _, form = request.param.partition(", ")
-    model = LanguageModel(whole(name) if form else small(name)).double()
+    config = whole(name, NESTED if form == "nested" else {}) if form else small(name)
+    model = LanguageModel(config).double()
     with torch.no_grad():  # away from the special initial values: zero gates, identity convolutions
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))

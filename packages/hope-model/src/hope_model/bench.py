@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hope_model.config import CMSConfig, ModelConfig
+from hope_model.blocks import VARIANTS
+from hope_model.config import PRESETS, ModelConfig
 from hope_model.counting import flops_per_token, parameters, training_flops_per_token
 from hope_model.cpu import prepare_cpu
 from hope_model.model import LanguageModel
@@ -50,7 +51,12 @@ class BenchSettings:
 def model_config(settings: BenchSettings, variant: str) -> ModelConfig:
     """The configuration that is measured: all defaults beside the size."""
     size = {name: getattr(settings, name) for name in ("dim", "layers", "head_dim", "vocab_size")}
-    return ModelConfig(variant=variant, cms=CMSConfig(), **size)
+    return ModelConfig.named(variant, **size)
+
+
+def choices() -> list[str]:
+    """Variants, and presets that have no variant's name."""
+    return list(dict.fromkeys((*VARIANTS, *PRESETS)))
 
 
 def machine(settings: BenchSettings) -> dict[str, Any]:

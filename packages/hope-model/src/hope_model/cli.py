@@ -18,10 +18,10 @@ from hope_model.bench import (
     BenchSettings,
     bench_decode,
     bench_training,
+    choices,
     machine,
     model_config,
 )
-from hope_model.blocks import VARIANTS
 from hope_model.errors import InputError
 from hope_model.files import write_atomic
 from hope_model.launches import commands as launch_commands
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=kind,
     )
     bench.add_argument("what", nargs="?", choices=("train", "decode"), default="train")
-    bench.add_argument("--variants", default=",".join(TRAIN_VARIANTS), help=f"of {', '.join(VARIANTS)}")
+    bench.add_argument("--variants", default=",".join(TRAIN_VARIANTS), help=f"of {', '.join(choices())}")
     for name, text in (
         ("length", "tokens of a sequence"),
         ("dim", "model width"),
@@ -145,8 +145,8 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _check(settings: BenchSettings, arguments: argparse.Namespace) -> list[int]:
     """Refuse what cannot be measured, before the minutes that measuring takes; returns the positions to decode at."""
-    if unknown := [v for v in settings.variants if v not in VARIANTS]:
-        raise InputError(f"--variants {', '.join(unknown)}: choose of {', '.join(VARIANTS)}")
+    if unknown := [v for v in settings.variants if v not in choices()]:
+        raise InputError(f"--variants {', '.join(unknown)}: choose of {', '.join(choices())}")
     try:
         check_ranges(settings, "")
     except InputError as error:

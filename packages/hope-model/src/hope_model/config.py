@@ -275,6 +275,14 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
     @staticmethod
+    def named(name: str, **changes: Any) -> "ModelConfig":
+        """Return the preset of this name, else the variant, with `changes` (of parts: mappings) on top."""
+        form = dict(PRESETS.get(name, {"variant": name}))
+        for key, value in changes.items():
+            form[key] = {**form.get(key, {}), **value} if isinstance(value, Mapping) else value
+        return ModelConfig.from_dict(form)
+
+    @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "ModelConfig":
         """Build from a nested dictionary; an unknown key or a wrong type raises `InputError`."""
         return _build(ModelConfig, values, "model")

@@ -3,8 +3,7 @@
 import argparse
 from typing import Any
 
-from hope_model.bench import TRAIN_VARIANTS
-from hope_model.blocks import VARIANTS
+from hope_model.bench import TRAIN_VARIANTS, choices
 from hope_model.errors import InputError
 from hope_model.launches import LAUNCH_SECONDS, Pilot, launches
 from hope_model.ranges import check_ranges
@@ -20,7 +19,7 @@ def add(commands: Any) -> None:
         description="Operators of a microbatch's forward and backward in bf16, and of one token decoded (per layer), "
         f"counted on CUDA tensors without memory; milliseconds at {LAUNCH_SECONDS * 1e6:g} µs a launch.",
     )
-    parser.add_argument("--variants", default=",".join(TRAIN_VARIANTS), help=f"of {', '.join(VARIANTS)}")
+    parser.add_argument("--variants", default=",".join(TRAIN_VARIANTS), help=f"of {', '.join(choices())}")
     for name, default in vars(Pilot()).items():
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}"
@@ -30,8 +29,8 @@ def add(commands: Any) -> None:
 
 def _launches(arguments: argparse.Namespace) -> None:
     variants = arguments.variants.split(",")
-    if unknown := [v for v in variants if v not in VARIANTS]:
-        raise InputError(f"--variants {', '.join(unknown)}: choose of {', '.join(VARIANTS)}")
+    if unknown := [v for v in variants if v not in choices()]:
+        raise InputError(f"--variants {', '.join(unknown)}: choose of {', '.join(choices())}")
     pilot = Pilot(**{name: getattr(arguments, name) for name in vars(Pilot())})
     check_ranges(pilot, "")
     print("  ".join(name.rjust(21 if name == "variant" else 12) for name in COLUMNS))

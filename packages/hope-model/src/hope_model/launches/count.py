@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hope_model import LanguageModel, ModelConfig
-from hope_model.config import CMSConfig
 from hope_model.ops.triton import launch
 
 STILL = {"empty", "new_empty", "empty_like", "empty_strided", "detach", "promote_types", "alias", "_unsafe_view",
@@ -86,9 +85,10 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def model(variant: str, work: dict[str, Any], layers: int) -> LanguageModel:
     """Of a pilot's width, on the device."""
     size = {name: work[name] for name in ("vocab_size", "dim", "head_dim")}
-    cms = CMSConfig(smallest=work["smallest"])
     with torch.device("cuda"):
-        return LanguageModel(ModelConfig(variant=variant, layers=layers, cms=cms, **size))
+        return LanguageModel(
+            ModelConfig.named(variant, layers=layers, cms={"smallest": work["smallest"]}, **size)
+        )
 
 
 def training(network: LanguageModel, work: dict[str, Any]) -> tuple[int, int]:
