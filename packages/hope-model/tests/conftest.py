@@ -92,10 +92,10 @@ def export(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def make(variant: str, padding: int = 0, **cms: object) -> Path:
         root = tmp_path_factory.mktemp(variant)
         torch.manual_seed(0)
-        values = {"variant": variant, "dim": 32, "layers": 2, "head_dim": 16, "init_std": 0.3}
-        values |= {"vocab_size": size + padding, "cms": {"smallest": 8, "levels": 2, **cms}}
+        values = {"dim": 32, "layers": 2, "head_dim": 16, "init_std": 0.3, "vocab_size": size + padding}
+        config = ModelConfig.named(variant, **values, cms={"smallest": 8, "levels": 2, **cms})
         meta = {"tokenizer_sha256": sha256(file), "length": 64}
-        checkpoint.save(root / "checkpoint", LanguageModel(ModelConfig.from_dict(values)), meta)
+        checkpoint.save(root / "checkpoint", LanguageModel(config), meta)
         return hf.export(root / "checkpoint", tokenizer, root / "hf")
 
     return make

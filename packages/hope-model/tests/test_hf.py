@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from hope_model import LanguageModel, ModelConfig, checkpoint
+from hope_model.config import PRESETS
 from hope_model.errors import InputError
 
 if any(importlib.util.find_spec(name) is None for name in ("transformers", "sentencepiece")):
@@ -43,6 +44,21 @@ def test_auto_classes_load_the_same_model(exported: Path) -> None:
     loss = torch.nn.functional.cross_entropy(expected[0, :-1], tokens[0, 1:])
     assert float(out.loss) == pytest.approx(float(loss), abs=1e-6)
     assert not [path for path in exported.iterdir() if path.suffix in {".py", ".bin", ".pt"}]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_generate_what_our_stream_does(export: Callable[..., Path], preset: str) -> None:
+    folder = export(preset)
+    ours, _ = checkpoint.load(folder.parent / "checkpoint")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokens = torch.randint(2, 250, (2, 11), generator=torch.Generator().manual_seed(1))
+    ids = model.generate(
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=9, do_sample=False, eos_token_id=None
+    )
+    with torch.no_grad():
+        for _ in range(9):
+            tokens = torch.cat((tokens, ours(tokens)[0][:, -1:].argmax(-1)), 1)
+    assert torch.equal(ids, tokens)
 
 
 def test_generate_without_a_prompt_begins_a_document(exported: Path) -> None:
