@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hope_model import ModelConfig, console
+from hope_model.bench import choices
 from hope_model.blocks import VARIANTS, compile_refusal
 from hope_model.cli import main
 from hope_model.counting import training_flops_per_token
@@ -52,7 +53,7 @@ TINY = [
             ["--head-dim", "3", "--dim", "9"],
             "model.head_dim is 3; rotary positions of transformer need an even one",
         ),
-        (["--variants", "gpt"], f"--variants gpt: choose of {', '.join(VARIANTS)}"),
+        (["--variants", "gpt"], f"--variants gpt: choose of {', '.join(choices())}"),
         (["--device", "tpu"], "--device 'tpu': choose cpu, cuda or one of several as cuda:1"),
         (["decode", "--positions", "1,,2"], "--positions '1,,2': give whole numbers such as 1024,32768"),
         (["decode", "--positions", "-1"], "--positions '-1': give whole numbers such as 1024,32768"),
