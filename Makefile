@@ -21,7 +21,7 @@ $(VENV)/.done: pyproject.toml constraints.txt $(wildcard packages/*/pyproject.to
 
 setup: $(VENV)/.done  ## create .venv with the four packages and the tools
 
-repro: setup  ## run the pipeline: corpora, three models with three seeds each, evaluation, report
+repro: setup  ## run the pipeline: corpora, four models with three seeds each, evaluation, report
 	@# A killed dvc can leave its table of locks empty; then every dvc command fails.
 	@test -s .dvc/tmp/rwlock || rm -f .dvc/tmp/rwlock
 	dvc repro
@@ -29,11 +29,11 @@ repro: setup  ## run the pipeline: corpora, three models with three seeds each, 
 
 # A run of the pipeline changes none of these: they are what README shows, and git keeps them.
 figures:  ## copy the report and its pictures to where README shows them
-	cp reports/latest/results.md reports/results.md
-	cp $(foreach p,choice inside loss passkey perplexity,reports/latest/plots/$(p).png) reports/plots/
+	sed '/plots\/inside.png/,+1d' reports/latest/results.md > reports/results.md
+	cp $(foreach p,cost differences loss needles sources,reports/latest/plots/$(p).png) reports/plots/
 
 studies ablations: setup  ## train what is missing of the studies of conf/study, then write their pages (JOBS=2, FOLLOW_UPS=1, ONLY=...)
-	dvc repro validate
+	dvc repro data
 	hope-study run --jobs $(or $(JOBS),2) $(if $(FOLLOW_UPS),--follow-ups) $(if $(ONLY),--only $(ONLY))
 	hope-study report
 

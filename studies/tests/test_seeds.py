@@ -100,6 +100,36 @@ def test_a_seed_that_fails_ends_the_others_and_is_one_line(tmp_path: Path) -> No
     assert error.endswith("; runs/delta/hope-train-0.txt has the rest")
 
 
+def test_an_evaluation_adapts_its_run_and_shows_test_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path, 20)
+    (tmp_path / "evaluate.yaml").write_text("limit: 30\nadapt: {delta: ['writes:scale=0.5', neural_cache]}\n")
+    how = seeds.evaluation(tmp_path / "evaluate.yaml")
+    assert how == seeds.Evaluation(30, {"delta": ["writes:scale=0.5", "neural_cache"]})
+    assert seeds.evaluation(tmp_path / "absent.yaml") == seeds.Evaluation()
+    for text in ("limits: 3\n", "adapt: {delta: writes}\n", "limit: -1\n"):
+        (tmp_path / "evaluate.yaml").write_text(text)
+        with pytest.raises(seeds.InputError, match=r"evaluate\.yaml: "):
+            seeds.evaluation(tmp_path / "evaluate.yaml")
+    started: list[seeds.Task] = []
+    monkeypatch.setattr(seeds, "side_by_side", lambda _title, tasks, *_: started.extend(tasks) or 0)
+    monkeypatch.setattr(seeds, "_test_documents", lambda _data, corpora: [(name, "text") for name in corpora])
+    out = tmp_path / "results"
+    out.mkdir()
+    (out / "7.json").touch()
+    assert seeds.evaluate("delta", ["0", "1"], tmp_path / "runs", out, tmp_path / "data", how, ["code"]) == 0
+    assert not (out / "7.json").exists()
+    assert [task.seed for task in started] == ["0", "1", "surprise-code"]
+    assert started[1].command[-5:] == [
+        *("--limit", "30"),
+        *("--adapt=writes:scale=0.5", "--adapt=neural_cache", "--adapt-tasks=perplexity"),
+    ]
+    assert started[2].command[:2] == ["hope-eval", "surprise"]
+    assert "--adapt" not in started[2].command  # the model has a memory of its own
+    assert (tmp_path / "runs/delta/surprise/code.txt").read_text() == "text"
+
+
 def state(
     name: str, revision: str, scale: float, bpb: float, experiments: list[Any] | None = None
 ) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 # HOPE, Titans and the Transformer at pilot scale on this machine's GPUs, at equal tokens for as long as it lasts:
 #   packages/hope-train/launch/pilot.sh
 # Every run gets EVERY steps (default 250) in turn. Stop it whenever; the same command goes on with the turn it was in.
-# Shards and tokenizer must be there (`dvc repro validate`, with scale: pilot in params.yaml); more overrides for
+# Shards and tokenizer must be there (`dvc repro data`, with scale: pilot in params.yaml); more overrides for
 # `hope-train compose` may follow as arguments. After every turn reports/pilot/ holds each run's log, the curves, and a
 # table with tokens/s and MFU.
 # To try it without a GPU:  PROCESSES=2 SCALE=tiny EVERY=10 packages/hope-train/launch/pilot.sh

@@ -21,7 +21,7 @@ from hope_eval.arguments import (
 
 EXAMPLES = """examples:
   hope-eval run --checkpoint runs/hope/checkpoint --shards data/shards --tokenizer data/tokenizer \\
-      --json reports/results/hope.json --metrics reports/metrics/eval_hope.json
+      --json reports/results/hope.json --metrics hope-metrics.json
   hope-eval zeroshot --checkpoint runs/hope/checkpoint --tasks piqa,boolq --mirror DIR --json zeroshot.json
   hope-eval compare reports/results/hope.json reports/results/transformer.json
   hope-eval report --results reports/results --logs runs --out reports/results.md --plots reports/plots

@@ -38,7 +38,7 @@ examples:
 """
 FACTS = """\
 example:
-  hope-train facts --out data/facts                            what the pipeline's first stage does
+  hope-train facts --out data/facts                            refuses what cannot be; the rest as files
 """
 COMPOSE = """\
 examples:

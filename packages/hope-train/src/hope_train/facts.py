@@ -1,10 +1,7 @@
-"""The pipeline's first stage: params.yaml is checked before any other stage reads a value of it.
+"""params.yaml is checked before the pipeline uses a value of it as a path; `hope-train facts` writes its values.
 
-    FOLDER/{scale,seeds,corpora,runs,evaluation,coverage_loss,vocab_size}    one value a line
-    FOLDER/changes    `KEY: VALUE (default VALUE)` for each fact that differs from conf/defaults.yaml
-
-Every other stage depends on one of these files and reads its values there, so an unfit value stops the pipeline
-before a path or a shell gets it.
+FOLDER/{scale,seeds,corpora,runs,evaluation,coverage_loss,vocab_size}    one value a line
+FOLDER/changes    `KEY: VALUE (default VALUE)` for each fact that differs from conf/defaults.yaml
 """
 
 from __future__ import annotations

@@ -79,13 +79,18 @@ def by_length(study: StudyResults) -> Figure:
     axes.set_xticks(study.lengths, [str(length) for length in study.lengths])
     axes.minorticks_off()
     axes.set_xlabel("tokens of the sequence")
-    axes.set_ylabel(f"{METRICS[study.metric].unit} ± 1 s.e. over seeds")
+    axes.set_ylabel(_unit(study))
     if study.metric == "task_accuracy":
         axes.set_ylim(0, 1.03)
     axes.set_title(f"{study.name}: {study.definition.question}")
     longest = max(len(name) for name in axes.get_legend_handles_labels()[1])
     figure.legend(loc="outside lower center", ncols=4 if longest < 28 else 3)  # four long names would be cut
     return figure
+
+
+def _unit(study: StudyResults) -> str:
+    info = METRICS[study.metric]
+    return f"{info.unit} ± 1 s.e. over seeds; {'lower' if info.lower_is_better else 'higher'} is better"
 
 
 def _number(arm: ArmResults) -> float | None:
@@ -139,7 +144,7 @@ def by_arm(study: StudyResults) -> Figure:
     room = max(0.0, LEAST - (high - low)) / 2
     axes.set_ylim(low - room, high + room)
     turn_long_labels(axes)
-    axes.set_ylabel(f"{METRICS[study.metric].unit} ± 1 s.e. over seeds")
+    axes.set_ylabel(_unit(study))
     axes.set_title(f"{study.name}: {study.definition.question}")
     named = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     axes.legend(named.values(), named.keys(), loc="best", fontsize=8)

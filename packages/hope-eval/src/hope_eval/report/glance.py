@@ -21,8 +21,8 @@ from hope_eval.report.training import Curve
 from hope_eval.report.verdicts import Compared, measured
 from hope_eval.results import METRICS
 from hope_eval.results.compare import Comparison
+from hope_eval.results.names import PERPLEXITY as NAME
 from hope_eval.results.statistics import Difference
-from hope_eval.tasks.perplexity import NAME
 
 # Column: task and group of bits per byte.
 QUALITY = {

@@ -14,7 +14,7 @@ from hope_eval.report.looks import STYLE, WIDTH, Looks, save, tip
 from hope_eval.report.select import Named
 from hope_eval.report.suites import base
 from hope_eval.results import TaskResult
-from hope_eval.tasks.needle import KINDS
+from hope_eval.results.names import NEEDLES
 
 Grid = Sequence[Sequence[float]]
 
@@ -43,7 +43,7 @@ def _needles(named: Named) -> dict[str, list[tuple[str, TaskResult, str]]]:
     for name, result in named:
         for task in result.tasks:
             metric = "passkey_choice" if base(task.task) == "passkey" else "needle_match"
-            if base(task.task) in (*KINDS, "passkey") and metric in task.items.scores:
+            if base(task.task).startswith((NEEDLES, "passkey")) and metric in task.items.scores:
                 maps.setdefault(task.task, []).append((name, task, metric))
     return {
         task: of

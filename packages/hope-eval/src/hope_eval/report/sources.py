@@ -12,8 +12,8 @@ from hope_eval.report.select import Done, Named, plain
 from hope_eval.report.suites import base
 from hope_eval.report.tables import table
 from hope_eval.results import TaskResult, value
-from hope_eval.tasks.perplexity import NAME, SHUFFLED
-from hope_eval.tasks.sources import CLASSES
+from hope_eval.results.names import CLASSES, SHUFFLED
+from hope_eval.results.names import PERPLEXITY as NAME
 
 SOURCES = """\
 Nats per token, by the token's place in its window and by what its window has shown of it before: nothing (`new`),

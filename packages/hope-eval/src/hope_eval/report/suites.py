@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from hope_eval.report.select import Named
 from hope_eval.report.tables import short, table
 from hope_eval.results import METRICS, Metric, TaskResult, value
-from hope_eval.tasks.needle import KINDS
+from hope_eval.results.names import NEEDLES
 
 MODES = ("on", "oracle")  # of memorisation; other differences are of adaptations
 OURS = ("perplexity", "choice", "passkey")
@@ -16,7 +16,7 @@ The same items with memories written at test time and frozen; 95 % bootstrap int
 documents). `oracle` read the correct answers and bounds what memorising could give; it is no result."""
 CONTINUAL = """\
 Rows of R come after learning a domain (row 0: before any); positive forgetting is bad, positive transfer good."""
-NEEDLES = "Share of the wanted values that greedy generation writes, by tokens of the prompt."
+WANTED = "Share of the wanted values that greedy generation writes, by tokens of the prompt."
 
 
 def sections(named: Named, pictures: Mapping[str, str]) -> list[str]:
@@ -29,9 +29,9 @@ def sections(named: Named, pictures: Mapping[str, str]) -> list[str]:
     zero = [task for task in _tasks(named) if not _is_ours(task)]
     if zero:
         made += ["## Zero-shot", ZERO_SHOT, _zero_shot(named, zero)]
-    needles = [task for task in _tasks(named) if base(task) in KINDS]
+    needles = [task for task in _tasks(named) if base(task).startswith(NEEDLES)]
     if needles:
-        made += ["## Needles in a haystack", NEEDLES, _needles(named, needles), *drawn("needles")]
+        made += ["## Needles in a haystack", WANTED, _needles(named, needles), *drawn("needles")]
     stories = [task for task in _tasks(named) if task.startswith("babi_")]
     if stories:
         made += [
@@ -64,8 +64,8 @@ def _tasks(named: Named) -> list[str]:
 
 
 def _is_ours(task: str) -> bool:
-    return base(task) in (*OURS, *KINDS, "books", "books_position") or task.startswith(
-        ("continual_", "babi_", "perplexity_")
+    return base(task) in (*OURS, "books", "books_position") or task.startswith(
+        ("continual_", "babi_", "perplexity_", NEEDLES)
     )
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from hope_data.errors import InputError
 
+# Tasks and groups that reports know by name; they stand here so that a report needs no torch.
+PERPLEXITY, SHUFFLED, NEEDLES = "perplexity", "perplexity_shuffled", "niah_"
+CLASSES = ("new", "seen", "bigram seen", "trigram seen")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 # Labels that tables and pictures read as numbers.
 LABELS = {

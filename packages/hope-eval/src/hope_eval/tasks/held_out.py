@@ -13,6 +13,7 @@ from hope_data.errors import InputError
 from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
 from hope_eval.results import TaskResult
+from hope_eval.results.names import SHUFFLED
 from hope_eval.scoring.load import Loaded
 from hope_eval.scoring.memorize import Memorize, refuse_rereading
 from hope_eval.scoring.scorer import Scorer
@@ -24,9 +25,7 @@ TASKS: dict[str, Callable[[Context], list[TaskResult]]] = {
     perplexity.NAME: lambda context: perplexity.run_all(context, perplexity.Settings()),
     choice.NAME: lambda context: [choice.run(context, choice.Settings())],
     passkey.NAME: lambda context: [passkey.run(context, passkey.Settings())],
-    perplexity.SHUFFLED: lambda context: perplexity.run_all(
-        context, perplexity.Settings(shuffle=perplexity.SHUFFLE)
-    ),
+    SHUFFLED: lambda context: perplexity.run_all(context, perplexity.Settings(shuffle=perplexity.SHUFFLE)),
 }
 USUAL = (perplexity.NAME, choice.NAME, passkey.NAME)
 TEXTS = 8  # windows of each domain's training text, for statistics of gradients
@@ -87,7 +86,7 @@ class HeldOut(Task):
     def refuse(self, memorize: Memorize) -> None:
         """Refuse what one of the tasks refuses."""
         for name in self.tasks:
-            if name in (perplexity.NAME, perplexity.SHUFFLED):
+            if name in (perplexity.NAME, SHUFFLED):
                 refuse_rereading(memorize, name)
             elif name == passkey.NAME:
                 passkey.refuse(memorize)

@@ -15,13 +15,14 @@ from hope_data.bpb import bits_per_byte
 from hope_data.files import sha256_bytes
 from hope_data.shards import Split
 from hope_eval.results import Items, Metric, TaskResult, rounded
+from hope_eval.results.names import PERPLEXITY, SHUFFLED
 from hope_eval.results.statistics import ratio
 from hope_eval.scoring.memorize import refuse_rereading
 from hope_eval.scoring.scorer import Tokens
 from hope_eval.tasks.base import Context, Stopwatch
 from hope_eval.tasks.sources import by_label, classes, positions, repeats
 
-NAME, SHUFFLED, VERSION = "perplexity", "perplexity_shuffled", 1
+NAME, VERSION = PERPLEXITY, 1
 SHUFFLE = 32  # tokens of the control's blocks
 
 

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from hope_data.bpb import bits_per_byte
 from hope_eval.results import Items, rounded
+from hope_eval.results.names import CLASSES
 from hope_eval.scoring.scorer import Tokens
-
-CLASSES = ("new", "seen", "bigram seen", "trigram seen")
 
 
 def classes(window_T: Tokens) -> list[str]:
