@@ -246,14 +246,44 @@ def test_tuning_reads_validation_text_only_and_finds_the_best(
     assert "strength" in tuned.at_edge
 
 
-def test_from_tuning_to_a_result_file(
-    corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "checkpoint"
+def saved(corpora: Path, folder: Path) -> list[str]:
+    """A checkpoint, and the options that name it and its text."""
     meta = {"tokenizer_sha256": Tokenizer.load(corpora / "tokenizer").sha256, "corpora": ["left", "right"]}
     checkpoint.save(folder, plain_model().float(), {**meta, "run": "tiny", "length": 64})
     places = ["--checkpoint", folder, "--shards", corpora / "shards", "--tokenizer", corpora / "tokenizer"]
-    common = [*map(str, places), "--batch-tokens", "512"]
+    return [*map(str, places), "--batch-tokens", "512"]
+
+
+def test_several_adaptations_of_chosen_tasks_share_one_plain_run(
+    corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, common = tmp_path / "result.json", saved(corpora, tmp_path / "checkpoint")
+    asked = ["--tasks", "perplexity,choice", "--limit", "4", "--adapt-tasks", "perplexity"]
+    both = ["--adapt", "unigram_cache", "--adapt", "neural_cache:sharpness=0"]
+    assert main(["run", *common, *asked, *both, "--json", str(out)]) == 0
+    result = schema.load(out)
+    names = ["perplexity", *(f"perplexity_{part}" for part in ("position", "target", "source"))]
+    modes = ("", "+unigram_cache", "+neural_cache")
+    assert {task.task for task in result.tasks} == {
+        "choice",
+        *(name + mode for name in names for mode in modes),
+    }
+    assert {row.task for row in result.memorized} == set(names)
+    # Without sharpness every earlier token is alike, which is the unigram cache; strengths differ.
+    plain, unigram, neural = (result.task(f"perplexity{mode}").find("bits_per_byte").value for mode in modes)
+    assert len({plain, unigram, neural}) == 3
+    assert result.task("perplexity").cpu_seconds > 0
+    capsys.readouterr()
+    assert main(["run", *common, *asked, *both[:2], *both[:2], "--json", str(out)]) == 2
+    assert (
+        capsys.readouterr().err == "error: --adapt: unigram_cache is there twice; run it into another file\n"
+    )
+
+
+def test_from_tuning_to_a_result_file(
+    corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = saved(corpora, tmp_path / "checkpoint")
     tuned = tmp_path / "writes.json"
     start = ["--adapt", "writes:period=16", "--tokens", "300"]
     assert main(["tune", *common, *start, "--json", str(tuned)]) == 0
