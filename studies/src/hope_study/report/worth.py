@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hope_eval.report.looks import COLOURS, STYLE, WIDTH, looks, save
+from hope_eval.results.names import CLASSES
 from hope_eval.results.statistics import Difference, crossed
-from hope_eval.tasks.sources import CLASSES
 from hope_study.measure import PLAIN
 from hope_study.report.data import ArmResults, StudyResults
 

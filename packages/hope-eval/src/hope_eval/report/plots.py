@@ -56,7 +56,7 @@ def loss(curves: Sequence[Curve], look: Mapping[str, tuple[str, str]]) -> Figure
     runs = {
         run: [curve for curve in curves if curve.run == run] for run in dict.fromkeys(c.run for c in curves)
     }
-    for axes, label in ((left, "million tokens"), (right, "seconds of training")):
+    for axes, label in ((left, "million tokens"), (right, "seconds of the steps")):
         for run, of in runs.items():
             _seeds(axes, run, of, look[run], by_tokens=axes is left)
         axes.set_xlabel(label)
@@ -73,7 +73,15 @@ def loss(curves: Sequence[Curve], look: Mapping[str, tuple[str, str]]) -> Figure
 def _seeds(axes: Axes, run: str, curves: Sequence[Curve], look: tuple[str, str], *, by_tokens: bool) -> None:
     colour, marker = look
     rows = min(len(curve.loss) for curve in curves)
-    x = np.mean([curve.tokens[:rows] if by_tokens else curve.seconds[:rows] for curve in curves], 0)
+    # Seconds as `cost` counts them, which on CPUs is the processor's time.
+    speed = [curve.cost / curve.seconds[-1] for curve in curves]
+    x = np.mean(
+        [
+            np.array(curve.tokens[:rows] if by_tokens else curve.seconds[:rows]) * (1.0 if by_tokens else one)
+            for curve, one in zip(curves, speed, strict=True)
+        ],
+        0,
+    )
     y_SN = np.array([smooth(curve.loss)[:rows] for curve in curves])
     scale = 1e-6 if by_tokens else 1.0
     axes.fill_between(x * scale, y_SN.min(0), y_SN.max(0), color=colour, alpha=0.2, linewidth=0)
@@ -84,9 +92,9 @@ def _seeds(axes: Axes, run: str, curves: Sequence[Curve], look: tuple[str, str],
     )
     for points in zip(*(curve.validation for curve in curves), strict=False):
         tokens, seconds, nats = np.mean(points, 0)
-        at = tokens * scale if by_tokens else seconds
+        at = tokens * scale if by_tokens else seconds * float(np.mean(speed))
         (point,) = axes.plot([at], [nats], marker, color=colour, markeredgecolor="white")
-        tip(point, f"{run}, validation after {tokens:,.0f} tokens, {seconds:.0f} s: {nats:.3f} nats")
+        tip(point, f"{run}, validation after {tokens:,.0f} tokens: {nats:.3f} nats")
 
 
 def _bounds(curves: Sequence[Curve]) -> tuple[float, float]:

@@ -101,7 +101,7 @@ def _lines(panels: dict[str, Done], note: str) -> Figure:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         else:
-            axes.set_xticks(places, [plain(group) for group in shown])
+            axes.set_xticks(places, [plain(group) for group in shown], fontsize=10)
         axes.set_title(TITLES[label], fontsize=11)
         axes.set_xlabel("tokens before" if position else "")
     figure.axes[0].set_ylabel("nats per token ± 1 s.e.")

@@ -62,7 +62,7 @@ class HeldOut(Task):
         unknown = [name for name in (*self.tasks, *self.adapt_tasks) if name not in TASKS]
         if unknown or not self.tasks:
             raise InputError(f"unknown task '{''.join(unknown[:1])}'; choose among {', '.join(TASKS)}")
-        texts = (perplexity.NAME, perplexity.SHUFFLED)
+        texts = (perplexity.NAME, SHUFFLED)
         if self.documents and (others := [name for name in self.tasks if name not in texts]):
             raise InputError(f"--documents: '{others[0]}' takes no list; give --tasks {','.join(texts)}")
 
