@@ -115,9 +115,8 @@ class MemoryConfig:
     momentum: bool = True  # of Titans' memory
     bank_momentum: bool = False  # of the five memories of self-modifying Titans
     momentum_sum: bool = False  # a decayed sum of surprises (Titans, eq. 10), not their average
-    normalise: str = field(
-        default="all", metadata=one_of("all", "qk")
-    )  # what gets norm 1; all: x, v, targets
+    # What gets norm 1: "qk" (the paper's), or all of q, k, x, v and (output rule "delta") every memory's target.
+    normalise: str = field(default="all", metadata=one_of("all", "qk"))
     # False: what is written is a constant for the outer gradient, as in prior art.
     through_writes: bool = True
     # Titans' learned tokens before the sequence, which the memory is written with as a chunk of their own.
@@ -242,9 +241,8 @@ class ModelConfig:
         """Parameters, roughly and never too few by much: told before anything is built."""
         embeddings = (1 if self.tied_embedding else 2) * self.vocab_size * self.dim
         # A block weighs what a Transformer's does, or what its memories do where these alone are more.
-        memories = 10 * self.dim * self.memory_hidden + self.dim * (
-            3 * self.conv + self.memory.persistent + self.memory.prefix
-        )
+        learned = self.memory.persistent + self.memory.prefix
+        memories = 10 * self.dim * self.memory_hidden + self.dim * (3 * self.conv + learned)
         attention = 4 * self.dim * self.attention.heads * self.head_dim
         channel = 3 * self.dim * self.hidden * len(self.cms.chunks())
         return float(embeddings + self.layers * (12 * self.dim**2 + memories + attention + channel))

@@ -112,9 +112,8 @@ def _mixer_flops(config: ModelConfig, length: int) -> Flops:
     if mixer == "self_modifying":
         # Four memories project; every written one reads keys and values.
         written = 5 if config.memory.self_modify else 1
-        return _memory_flops(
-            config, written, 16 * D * m + written * 8 * D * m, momentum=config.memory.bank_momentum
-        )
+        forward = 16 * D * m + written * 8 * D * m
+        return _memory_flops(config, written, forward, momentum=config.memory.bank_momentum)
     memory = _memory_flops(config, 1, 4 * D * m, momentum=config.memory.momentum)
     if mixer == "titans_mag":
         attention = 4 * D * (_keys_seen(config, length) + persistent)
@@ -124,9 +123,8 @@ def _mixer_flops(config: ModelConfig, length: int) -> Flops:
         attention = 4 * D * (2 * _keys_seen(config, segment) + persistent) + 16 * D * D + 4 * D * m
     else:
         attention = 0
-    share = (
-        1 + config.memory.prefix / length
-    )  # the prefix is written once a batch, here as if it had one sequence
+    # The prefix is written once a batch, here as if it had one sequence.
+    share = 1 + config.memory.prefix / length
     attention += (share - 1) * 2 * (5 * D * D + 4 * D * config.heads)
     return Flops(share * memory.differentiated + attention, share * memory.constant)
 
