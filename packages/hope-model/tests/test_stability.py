@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hope_model import CMSConfig, LanguageModel, MemoryConfig, ModelConfig
-from hope_model.blocks import VARIANTS
+from hope_model import CMSConfig, LanguageModel, ModelConfig
+from hope_model.bench import choices
 from hope_model.ops.cms import LevelWeights
 from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, titans_memory
 from hope_model.state import metrics
@@ -15,9 +15,9 @@ V = 32
 
 def build(variant: str, **memory: int) -> LanguageModel:
     torch.manual_seed(0)
-    cms = CMSConfig(periods=[16, 64, 256], teach_scale=0.3)
+    cms = {"periods": [16, 64, 256], "teach_scale": 0.3}
     size = {"vocab_size": V, "dim": 16, "layers": 2, "head_dim": 8}
-    return LanguageModel(ModelConfig(variant=variant, cms=cms, memory=MemoryConfig(**memory), **size))
+    return LanguageModel(ModelConfig.named(variant, cms=cms, memory=memory, **size))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])
@@ -40,7 +40,7 @@ def test_hope_stays_finite_at_every_chunk_length(chunk: int, tokens: str) -> Non
                 assert delta.norm() <= model.config.cms.delta_bound * theta.norm() * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "hope_paper"])
+@pytest.mark.parametrize("variant", choices())
 def test_training_at_three_times_the_rate_stays_finite(variant: str) -> None:
     model = build(variant)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2, weight_decay=0.1, betas=(0.9, 0.95))
