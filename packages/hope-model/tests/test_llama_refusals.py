@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -303,3 +304,26 @@ def test_the_first_architecture_that_fits_is_taken() -> None:
         values = from_ours(config, 64, 512)
         assert values["model_type"] == family
         assert to_ours(values).attention.window == config.attention.window
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+    ],
+)
+def test_a_pipe_in_the_place_of_a_file_is_one_line(
+    name: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / name).unlink(missing_ok=True)
+    os.mkfifo(source / name)
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert name in error
+    assert not (tmp_path / "out").exists()

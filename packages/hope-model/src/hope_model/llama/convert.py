@@ -37,6 +37,8 @@ def convert(source: Path | str, out: Path | str, tokenizer: Path | str | None = 
     source, out = Path(source), Path(out)
     folder = Path(tokenizer or source)
     _refuse_existing(out)
+    for place in (source, folder):
+        _refuse_pipes(place)
     theirs = _json(source / checkpoint.CONFIG, "is it a model of transformers?")
     try:
         config = settings.to_ours(theirs)
@@ -76,6 +78,7 @@ def export(folder: Path | str, out: Path | str, tokenizer: Path | str | None = N
     folder, out = Path(folder), Path(out)
     _refuse_existing(out)
     own = Path(tokenizer or folder / checkpoint.TOKENIZER)
+    _refuse_pipes(own)
     config, meta = checkpoint.read(folder)
     _check_tokenizer(own, config)
     checkpoint.check_tokenizer_hash(folder, meta, own / TOKENIZER_FILES[0])
@@ -99,6 +102,14 @@ def export(folder: Path | str, out: Path | str, tokenizer: Path | str | None = N
 def _refuse_existing(out: Path) -> None:
     if out.exists():
         raise InputError(f"{out} exists; name a new folder")
+
+
+def _refuse_pipes(folder: Path) -> None:
+    """Refuse what is no file where one could be: a pipe would wait for ever."""
+    names = ("*.json", "*.model", "*.safetensors")
+    for path in sorted(path for name in names for path in folder.glob(name)):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no regular file; download it again, or remove it")
 
 
 def _publish(beside: Path, out: Path) -> Path:
