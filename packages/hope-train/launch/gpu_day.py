@@ -24,7 +24,7 @@ from hope_model import LanguageModel
 from hope_model.bench import TRAIN_VARIANTS, BenchSettings, bench_training, machine, model_config
 from hope_model.counting import training_flops_per_token
 from hope_model.ops.triton import launch
-from hope_train.hardware import peak_flops
+from hope_train.planning.hardware import peak_flops
 
 KERNELS = ("titans", "self_modifying_titans", "hope")
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from hope_data.publishing import recover_folder
 from hope_model.counting import build_meta
 from hope_train import config as configuration
+from hope_train.checkpoint.verify import verify
 from hope_train.run import train
-from hope_train.verify import verify
 
 
 def start(config: configuration.TrainConfig, out: Path, size: int, largest: int | None) -> list[int]:

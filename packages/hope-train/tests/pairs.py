@@ -23,9 +23,9 @@ from pathlib import Path
 
 from hope_model.counting import build_meta
 from hope_train import config as configuration
+from hope_train.checkpoint.verify import verify
 from hope_train.cli import main
 from hope_train.config import TrainConfig
-from hope_train.verify import verify
 
 REFUSED = re.compile(
     r"error: \S+/checkpoint: process \d+ is writing it; wait until it has finished, or name another output"

@@ -13,8 +13,10 @@ from typing import Any
 import torch.distributed as dist
 
 from hope_train import config as configuration
-from hope_train import distributed, loop, state
+from hope_train import loop
+from hope_train.checkpoint import state
 from hope_train.data import open_data
+from hope_train.parallel import distributed
 from hope_train.run import build, train
 
 

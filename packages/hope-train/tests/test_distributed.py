@@ -19,11 +19,11 @@ from torch import Tensor
 
 from hope_model.errors import InputError
 from hope_train import config as configuration
-from hope_train import state
+from hope_train.checkpoint import state
 from hope_train.config import OptimConfig, TrainConfig
 from hope_train.data import open_data
-from hope_train.distributed import World
 from hope_train.optim.muon import newton_schulz
+from hope_train.parallel.distributed import World
 from hope_train.run import build, train
 
 RESUMABLE = 75

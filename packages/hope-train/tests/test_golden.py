@@ -16,7 +16,7 @@ from hope_model import ModelConfig
 from hope_train import loop, run
 from hope_train.config import TrainConfig
 from hope_train.data import open_data
-from hope_train.distributed import World
+from hope_train.parallel.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -17,15 +17,15 @@ from hope_model import LanguageModel, ModelConfig, checkpoint
 from hope_model.adapt import Ladder, attach_memory
 from hope_model.errors import InputError
 from hope_train import initial, run
+from hope_train.checkpoint.resume import find
+from hope_train.checkpoint.state import Identity
 from hope_train.cli import main
 from hope_train.compose import Params, compose
 from hope_train.config import AttachConfig, TrainConfig, dump
 from hope_train.data import open_data
-from hope_train.distributed import World
-from hope_train.resume import find
+from hope_train.loss import token_losses
+from hope_train.parallel.distributed import World
 from hope_train.run import train
-from hope_train.state import Identity
-from hope_train.validate import token_losses
 
 ALONE = World(0, 1, torch.device("cpu"))
 LLAMA: dict[str, Any] = {

@@ -15,10 +15,11 @@ import torch
 
 from hope_model import counting
 from hope_model.errors import InputError
-from hope_train import hardware, loop
+from hope_train import loop
 from hope_train.config import LogConfig, ScheduleConfig, TeachConfig, TrainConfig
 from hope_train.data import open_data
-from hope_train.distributed import World
+from hope_train.parallel.distributed import World
+from hope_train.planning import hardware
 from hope_train.run import build, train
 
 ALONE = World(0, 1, torch.device("cpu"))

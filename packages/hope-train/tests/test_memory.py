@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hope_model import CMSConfig, LanguageModel, ModelConfig
 from hope_train.config import OptimConfig, TrainConfig
-from hope_train.memory import activations, counted_peak, foresee
 from hope_train.network import Network
+from hope_train.planning.peak_memory import activations, counted_peak, foresee
 
 SIZES = {"narrow": (32, 4, 2), "wide": (64, 4, 3)}
 LENGTH = 64

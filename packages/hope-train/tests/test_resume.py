@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from hope_data.files import dump_sealed, load_sealed
 from hope_model.errors import InputError
-from hope_train import files, loop, resume, schedule, state
+from hope_train import files, loop, schedule
+from hope_train.checkpoint import resume, state
 from hope_train.cli import main
 from hope_train.config import DataConfig, OptimConfig, ScheduleConfig, TrainConfig, dump
 from hope_train.run import train

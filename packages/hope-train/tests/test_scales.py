@@ -9,7 +9,7 @@ import pytest
 
 from hope_model.blocks import VARIANTS
 from hope_train.cli import main
-from hope_train.scales import NAMED, TOLERANCE
+from hope_train.planning.scales import NAMED, TOLERANCE
 
 CONF = Path(__file__).parents[3] / "conf"
 

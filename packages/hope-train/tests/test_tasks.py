@@ -19,8 +19,8 @@ from hope_train import loop
 from hope_train import run as running
 from hope_train.config import DataConfig, LogConfig, OptimConfig, TrainConfig
 from hope_train.data import open_data
-from hope_train.distributed import World
-from hope_train.task_validation import TaskValidation
+from hope_train.parallel.distributed import World
+from hope_train.validation.task import TaskValidation
 
 ALONE = World(0, 1, torch.device("cpu"))
 TINY = TrainConfig(

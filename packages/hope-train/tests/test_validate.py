@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hope_train.distributed import World
-from hope_train.validate import Validation, token_losses
+from hope_train.loss import token_losses
+from hope_train.parallel.distributed import World
+from hope_train.validation.text import Validation
 
 ALONE = World(0, 1, torch.device("cpu"))
 # Token 0 ends a document and stands for no byte; token n stands for n bytes.

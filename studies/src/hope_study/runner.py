@@ -27,7 +27,7 @@ from hope_study.records import Measured, Record, invalid_reason, record_of
 from hope_study.study import Arm, Training
 from hope_study.worker import Workers, last_line
 from hope_train import config as configuration
-from hope_train import state
+from hope_train.checkpoint import state
 from hope_train.provenance import revision
 from hope_train.run import RESUMABLE
 from hope_train.tracking import LOG

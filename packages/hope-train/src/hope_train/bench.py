@@ -16,16 +16,16 @@ from hope_data.loader import Loader
 from hope_data.publishing import exclusive, temporary_folder
 from hope_model import counting
 from hope_model.errors import InputError
-from hope_train import state
+from hope_train.checkpoint import state
+from hope_train.checkpoint.state import Identity, Progress, Saved
 from hope_train.config import TrainConfig
 from hope_train.data import open_data
-from hope_train.distributed import World, pick_device
 from hope_train.loop import Run, Stop, fit
+from hope_train.loss import token_losses
 from hope_train.optim import Optimizer
+from hope_train.parallel.distributed import World, pick_device
 from hope_train.run import build
-from hope_train.state import Identity, Progress, Saved
 from hope_train.tracking import Display, Jsonl
-from hope_train.validate import token_losses
 
 _Clock = npt.NDArray[np.float64]
 

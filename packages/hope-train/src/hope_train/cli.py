@@ -247,7 +247,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from hope_train.verify import verify  # noqa: PLC0415
+    from hope_train.checkpoint.verify import verify  # noqa: PLC0415
 
     print(verify(arguments.folder))
     return 0
@@ -256,7 +256,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from hope_data.files import write_json  # noqa: PLC0415
     from hope_train.compose import compose, load_params  # noqa: PLC0415
-    from hope_train.plan import check, plan, table  # noqa: PLC0415
+    from hope_train.planning.plan import check, plan, table  # noqa: PLC0415
 
     params = load_params(arguments.params)
     run = arguments.run or next(iter(params.runs), "")
@@ -277,7 +277,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _scales(arguments: argparse.Namespace) -> int:
     from hope_data.files import write_json  # noqa: PLC0415
-    from hope_train.scales import scales, table  # noqa: PLC0415
+    from hope_train.planning.scales import scales, table  # noqa: PLC0415
 
     rows = scales(arguments.conf)
     if not rows:

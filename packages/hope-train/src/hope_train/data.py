@@ -18,7 +18,7 @@ from hope_data.tasks.loader import TaskBatch, TaskLoader
 from hope_data.tokenizer import Tokenizer
 from hope_model.errors import InputError
 from hope_train.config import TrainConfig
-from hope_train.task_validation import TaskValidation
+from hope_train.validation.task import TaskValidation
 
 
 class Stream(Protocol):

@@ -19,15 +19,16 @@ from hope_data.tasks.loader import TaskBatch
 from hope_model import LanguageModel, adapt
 from hope_model import state as model_state
 from hope_model.observe import Observations, observe
-from hope_train import distributed, schedule
+from hope_train import schedule
+from hope_train.checkpoint.state import Progress
 from hope_train.config import TrainConfig
 from hope_train.data import Data
-from hope_train.distributed import World
 from hope_train.optim import Optimizer
-from hope_train.state import Progress
-from hope_train.task_validation import TaskValidation
+from hope_train.parallel import distributed
+from hope_train.parallel.distributed import World
 from hope_train.tracking import Display, Sink
-from hope_train.validate import Validation
+from hope_train.validation.task import TaskValidation
+from hope_train.validation.text import Validation
 
 
 class DivergedError(RuntimeError):

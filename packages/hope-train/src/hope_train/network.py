@@ -17,7 +17,7 @@ from hope_model import state as model_state
 from hope_model.adapt import AttachedMemory, AttachedState, Ladder, attach_memory
 from hope_model.state import MemorySettings, State
 from hope_train.config import AttachConfig, TrainConfig
-from hope_train.validate import token_losses
+from hope_train.loss import token_losses
 
 SDPA = {
     "flash": SDPBackend.FLASH_ATTENTION,

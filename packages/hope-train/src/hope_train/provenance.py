@@ -14,7 +14,7 @@ import torch
 
 from hope_model.ops.native import build
 from hope_train.config import TrainConfig
-from hope_train.distributed import World
+from hope_train.parallel.distributed import World
 
 PACKAGES = ("hope_data", "hope_model", "hope_train")
 WRITTEN = ("reports", "dvc.lock")  # by the pipeline itself, before and while it trains

@@ -17,18 +17,21 @@ from hope_model import LanguageModel, counting
 from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError
 from hope_model.precision import pick_precision
-from hope_train import distributed, files, hardware, initial, provenance, resume, state, zero
+from hope_train import files, initial, provenance
+from hope_train.checkpoint import resume, state
+from hope_train.checkpoint.resume import Former
+from hope_train.checkpoint.state import Identity, Progress, Saved
 from hope_train.config import TrainConfig, fingerprint
 from hope_train.data import Data, open_data
-from hope_train.distributed import World
 from hope_train.loop import DivergedError, Run, Stop, fit
 from hope_train.network import Network
 from hope_train.optim import Optimizer
+from hope_train.parallel import distributed, zero
+from hope_train.parallel.distributed import World
+from hope_train.planning import hardware
 from hope_train.provenance import code_sha256, revision, versions
-from hope_train.resume import Former
-from hope_train.state import Identity, Progress, Saved
 from hope_train.tracking import LOG, Display, Jsonl, Sink, open_trackers, rows, wandb_mode
-from hope_train.validate import Validation
+from hope_train.validation.text import Validation
 
 FINISHED, RESUMABLE = 0, 75
 

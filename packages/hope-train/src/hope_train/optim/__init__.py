@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hope_model.errors import InputError
 from hope_train.config import OptimConfig
-from hope_train.distributed import is_shared, mine, whole
 from hope_train.optim.muon import M3, Muon
+from hope_train.parallel.distributed import is_shared, mine, whole
 
 Named = Sequence[tuple[str, nn.Parameter]]
 # A tensor by name, laid out as another is; whole where there is none.

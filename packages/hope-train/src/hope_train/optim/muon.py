@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hope_train.distributed import is_shared, whole
+from hope_train.parallel.distributed import is_shared, whole
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -63,7 +63,7 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _meet(matrix: DTensor, turn: int) -> Tensor:
-    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 (see hope_train.distributed)
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 (see hope_train.parallel.distributed)
 
     mesh, full = matrix.device_mesh, matrix.full_tensor()
     owner = turn % mesh.size()

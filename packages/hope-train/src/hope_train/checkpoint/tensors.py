@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hope_model.errors import InputError
-from hope_train.distributed import is_shared, mine
+from hope_train.parallel.distributed import is_shared, mine
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -78,7 +78,7 @@ class Reader:
         if like is None or not is_shared(like) or list(like.shape) != shape:
             tensor = self._rows(name, 0, shape[0]) if shape else self._where[name][0][0].get_tensor(name)
             return tensor if like is None else tensor.to(like.device)
-        from torch.distributed.tensor import DTensor  # noqa: PLC0415 (see hope_train.distributed)
+        from torch.distributed.tensor import DTensor  # noqa: PLC0415 (see hope_train.parallel.distributed)
 
         first, count = _rows(like)
         local = self._rows(name, first, count).to(like.to_local().device)

@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hope_data.bpb import bits_per_byte
-from hope_train.distributed import World
+from hope_train.parallel.distributed import World
 
 Losses = Callable[[Tensor], Tensor]
 
@@ -79,9 +78,3 @@ class Validation:
         """Of a ratio of sums, by linearisation (Cochran, Sampling Techniques, section 2.11)."""
         residual_N = nats_N / np.log(2) - bpb * self._bytes_N
         return float(residual_N.std(ddof=1) / (self._bytes_N.mean() * np.sqrt(len(nats_N))))
-
-
-def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Nats of each target `[B, T]`, in float32 whatever the logits are."""
-    flat = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
-    return flat.view_as(targets_BT)

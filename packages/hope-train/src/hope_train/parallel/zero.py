@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from hope_model.errors import InputError
 from hope_train.config import OptimConfig, TrainConfig
-from hope_train.distributed import World
 from hope_train.optim import Named, Optimizer, Read
+from hope_train.parallel.distributed import World
 
 SLOTS = ("exp_avg", "exp_avg_sq")
 ANY_SIZE = 2**40

@@ -165,7 +165,7 @@ def measure(config: TrainConfig, *, keep: bool = False) -> float:
         command = [
             sys.executable,
             "-c",
-            "import sys; from hope_train.memory import _child; _child(sys.argv[1], keep=sys.argv[2] == 'True')",
+            f"import sys; from {__name__} import _child; _child(sys.argv[1], keep=sys.argv[2] == 'True')",
         ]
         done = subprocess.run(
             [*command, str(path), str(keep)], stdout=subprocess.PIPE, text=True, check=True, env=environment

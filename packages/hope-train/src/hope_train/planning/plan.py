@@ -7,8 +7,8 @@ from typing import Any
 from hope_model import counting
 from hope_model.errors import InputError
 from hope_train.config import TrainConfig
-from hope_train.hardware import DEVICES, GIB
-from hope_train.memory import KEPT, SLOTS, foresee, measure
+from hope_train.planning.hardware import DEVICES, GIB
+from hope_train.planning.peak_memory import KEPT, SLOTS, foresee, measure
 
 
 def plan(config: TrainConfig, device: str, count: int) -> dict[str, Any]:

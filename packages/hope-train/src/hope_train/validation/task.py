@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hope_data.tasks import Task, draw
 from hope_data.tasks.loader import answers
-from hope_train.distributed import World
+from hope_train.parallel.distributed import World
 
 Floats = npt.NDArray[np.float64]
 Scores = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hope_model.errors import InputError
-from hope_train import schedule, state
+from hope_train import schedule
+from hope_train.checkpoint import state
+from hope_train.checkpoint.state import Identity, Saved
 from hope_train.config import ScheduleConfig, TrainConfig, flat
-from hope_train.state import Identity, Saved
 from hope_train.values import strict
 
 # Keys, or beginnings of keys, that leave what is learned as it is.

@@ -9,8 +9,8 @@ import torch
 from hope_model.config import ModelConfig
 from hope_model.counting import build_meta
 from hope_model.errors import InputError
-from hope_train import state, tensors
-from hope_train.state import Saved
+from hope_train.checkpoint import state, tensors
+from hope_train.checkpoint.state import Saved
 from hope_train.tracking import LOG, rows
 
 

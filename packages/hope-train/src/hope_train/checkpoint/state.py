@@ -26,10 +26,10 @@ from hope_model.config import ModelConfig
 from hope_model.counting import build_meta
 from hope_model.errors import InputError
 from hope_model.ranges import check_ranges, within
-from hope_train import tensors
+from hope_train.checkpoint import tensors
 from hope_train.config import STEPS
-from hope_train.distributed import World
 from hope_train.optim import Optimizer
+from hope_train.parallel.distributed import World
 from hope_train.values import strict
 
 WEIGHTS, SIDECAR = "model.safetensors", "training.json"

@@ -1,0 +1,1 @@
+"""What a run keeps: tensors and position, what may change in between, verification."""

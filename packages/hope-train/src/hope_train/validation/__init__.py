@@ -1,0 +1,1 @@
+"""Validation: of text by windows, of a task by sequences."""
