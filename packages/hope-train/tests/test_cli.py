@@ -198,7 +198,7 @@ def test_a_full_disk_while_saving_leaves_the_former_checkpoint(
 
     for name in ("tensors.write", "replace_folder", "_save_model"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"hope_train.state.{name}", full)
+            patch.setattr(f"hope_train.checkpoint.state.{name}", full)
             assert main(arguments) == 1
         assert capsys.readouterr().err.endswith("error: [Errno 28] No space left on device\n")
         assert main(["verify", str(tmp_path / "out")]) == 0

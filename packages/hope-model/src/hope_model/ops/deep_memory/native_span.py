@@ -33,7 +33,6 @@ SELF_MODIFYING = Kernel(
     seen="eta alpha",
     shared="O2 O1 readers bias scale share",
     record="R d m C",
-    chunks_a_record=2,
 )
 
 

@@ -74,19 +74,18 @@ class Kernel:
         numbers: Floating-point numbers.
         seen: Outputs without a gradient.
         shared: Inputs that several sequences share, sequence n the row n modulo their number.
-        record: Sizes that a record's length depends on; empty for no records.
-        chunks_a_record: Chunks that share one.
+        record: Sizes that the records' length depends on, beside the number of chunks; empty for no records.
         each: Sizes that count what threads share out of every sequence.
     """
 
     def __init__(
         self, name: str, *, sizes: str, inputs: str, outputs: str, numbers: str = "", seen: str = "", shared: str = "",
-        record: str = "", chunks_a_record: int = 1, each: str = "",
+        record: str = "", each: str = "",
     ) -> None:  # fmt: skip
         self.name, self.sizes, self.numbers = name, sizes.split(), numbers.split()
         self.inputs, self.outputs = declared(inputs), declared(outputs)
         self.record, self.shared, self.seen = record.split(), set(shared.split()), seen.split()
-        self.chunks_a_record, self.each = chunks_a_record, each.split()
+        self.each = each.split()
         every = self.inputs | self.outputs
         self.tokens = {name for name, x in every.items() if x.token}
         used = {
@@ -136,8 +135,8 @@ class Kernel:
         """Numbers that all records hold."""
         if not self.record:
             return 0
-        each = self.compiled().number(f"{self.name}_record", itemsize, *(sizes[s] for s in self.record))
-        return sizes["N"] * -(-(sizes["T"] // sizes["C"]) // self.chunks_a_record) * each
+        chunks, others = sizes["T"] // sizes["C"], (sizes[s] for s in self.record)
+        return sizes["N"] * self.compiled().number(f"{self.name}_records", itemsize, chunks, *others)
 
     def kinds(self, inputs: Mapping[str, Tensor | None]) -> tuple[Kind, Kind]:
         """Kind of the states, and of the tokens, which may be in bfloat16 beside float32."""

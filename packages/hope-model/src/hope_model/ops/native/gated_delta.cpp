@@ -180,8 +180,8 @@ void backward(const Args& g, int64_t from, int64_t to) {
 
 extern "C" {
 int64_t gated_delta_arguments() { return sizeof(Args); }
-int64_t gated_delta_record(int64_t bytes, int64_t V, int64_t K) {
-  return V * (bytes == 4 ? padded<float>(int(K)) : padded<double>(int(K)));
+int64_t gated_delta_records(int64_t bytes, int64_t chunks, int64_t V, int64_t K) {
+  return chunks * V * (bytes == 4 ? padded<float>(int(K)) : padded<double>(int(K)));
 }
 void gated_delta_forward_f32(const Args* g, int64_t from, int64_t to) { forward<float>(*g, from, to); }
 void gated_delta_forward_f64(const Args* g, int64_t from, int64_t to) { forward<double>(*g, from, to); }

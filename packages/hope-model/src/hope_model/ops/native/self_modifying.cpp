@@ -278,7 +278,8 @@ void forward(const Args& g, int64_t from, int64_t to) {
     weights_in<T>(s, s.R, g.W2, g.W1, n, w.bank);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       tokens_in(w, g, n, chunk);
-      if (g.records && chunk % PAIR == 0) copy_weights(s, w.bank, Record<T>(s, g.records, n, chunks, chunk).bank);
+      if (g.records && chunk && chunk % PAIR == 0)
+        copy_weights(s, w.bank, Record<T>(s, g.records, n, chunks, chunk).bank);
       project(w, head, T(g.eta_max));
       write(w);
       read(w);
@@ -330,7 +331,10 @@ void backward(const Args& g, int64_t from, int64_t to) {
       rows_out<T>(s.d, s.C, s.Cp, b.q, g.T, static_cast<T*>(g.g_q) + rows);
     };
     for (int64_t chunk = (chunks - 1) / PAIR * PAIR; chunk >= 0; chunk -= PAIR) {
-      copy_weights(s, Record<T>(s, g.records, n, chunks, chunk).bank, even.bank);
+      if (chunk)
+        copy_weights(s, Record<T>(s, g.records, n, chunks, chunk).bank, even.bank);
+      else
+        weights_in<T>(s, s.R, g.W2, g.W1, n, even.bank);
       redo(even, chunk);
       if (chunk + 1 < chunks) {
         copy_weights(s, even.bank, odd.bank);
@@ -350,8 +354,8 @@ void backward(const Args& g, int64_t from, int64_t to) {
 
 extern "C" {
 int64_t self_modifying_arguments() { return sizeof(Args); }
-int64_t self_modifying_record(int64_t bytes, int64_t R, int64_t d, int64_t m, int64_t C) {
-  return bytes == 4 ? sizes<float>(R, R, d, m, C).record : sizes<double>(R, R, d, m, C).record;
+int64_t self_modifying_records(int64_t bytes, int64_t chunks, int64_t R, int64_t d, int64_t m, int64_t C) {
+  return (bytes == 4 ? sizes<float>(R, R, d, m, C) : sizes<double>(R, R, d, m, C)).records(chunks);
 }
 void self_modifying_forward_f32(const Args* g, int64_t from, int64_t to) { forward<float>(*g, from, to); }
 void self_modifying_forward_f64(const Args* g, int64_t from, int64_t to) { forward<double>(*g, from, to); }

@@ -26,7 +26,8 @@ constexpr int PAIR = 2;     // chunks that share a record
 
 struct Sizes {
   int R, F, d, m, C, Cp, Q, dp, mp;  // padded widths; Q: keys and values side by side
-  int64_t record;
+  int64_t bank, reads;  // numbers of a record's two parts
+  int64_t records(int64_t chunks) const { return (chunks - 1) / PAIR * bank + chunks * reads; }
 };
 
 template <class T>
@@ -40,8 +41,9 @@ Sizes sizes(int64_t R, int64_t F, int64_t d, int64_t m, int64_t C) {
           2 * padded<T>(int(C)),
           padded<T>(int(d)),
           padded<T>(int(m)),
+          0,
           0};
-  s.record = int64_t(R) * (m * s.dp + d * s.mp) + PAIR * (m + 1) * s.Cp;
+  s.bank = int64_t(R) * (m * s.dp + d * s.mp), s.reads = (m + 1) * s.Cp;
   return s;
 }
 
@@ -259,15 +261,17 @@ void copy_weights(const Sizes& s, Weights<T> from, Weights<T> to) {
   std::memcpy(to.W2, from.W2, sizeof(T) * s.R * s.m * s.dp), std::memcpy(to.W1, from.W1, sizeof(T) * s.R * s.d * s.mp);
 }
 
-// A record for the backward: weights at the start of a pair of chunks, and what the last memory was read with in each.
+// A record for the backward: what the last memory was read with in a chunk, and weights at the start of a pair of chunks.
+// Of the first pair those are an input, which is there anyway.
 template <class T>
 struct Record {
   Weights<T> bank;
   T* read;
   Record(const Sizes& s, void* records, int64_t n, int64_t chunks, int64_t chunk) {
-    bank.W2 = static_cast<T*>(records) + (n * ((chunks + PAIR - 1) / PAIR) + chunk / PAIR) * s.record;
+    T* own = static_cast<T*>(records) + n * s.records(chunks);
+    read = own + chunk * s.reads;
+    bank.W2 = own + chunks * s.reads + (chunk / PAIR - 1) * s.bank;  // none of chunk 0
     bank.W1 = bank.W2 + int64_t(s.R) * s.m * s.dp;
-    read = bank.W1 + int64_t(s.R) * s.d * s.mp + chunk % PAIR * (s.m + 1) * s.Cp;
   }
 };
 template <class T>

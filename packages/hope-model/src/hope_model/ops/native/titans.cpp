@@ -300,8 +300,8 @@ void backward(const Args& g, int64_t from, int64_t to) {
 
 extern "C" {
 int64_t titans_arguments() { return sizeof(Args); }
-int64_t titans_record(int64_t bytes, int64_t d, int64_t m, int64_t C) {
-  return bytes == 4 ? record_size<float>(d, m, C) : record_size<double>(d, m, C);
+int64_t titans_records(int64_t bytes, int64_t chunks, int64_t d, int64_t m, int64_t C) {
+  return chunks * (bytes == 4 ? record_size<float>(d, m, C) : record_size<double>(d, m, C));
 }
 void titans_forward_f32(const Args* g, int64_t from, int64_t to) { forward<float>(*g, from, to); }
 void titans_forward_f64(const Args* g, int64_t from, int64_t to) { forward<double>(*g, from, to); }
