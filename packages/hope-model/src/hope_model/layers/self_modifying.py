@@ -112,7 +112,7 @@ class SelfModifyingTitans(nn.Module):
         return Readout(
             cast(self.eta_Hd),
             cast(self.eta_bias_H),
-            None if scale_HR is None else cast(scale_HR),
+            None if scale_HR is None else 2 * cast(scale_HR).sigmoid(),
             cast(self.alpha_Hd),
             cast(self.alpha_bias_H),
             None if share_H4 is None else F.pad(cast(share_H4).sigmoid(), (0, 1), value=1.0),

@@ -402,7 +402,7 @@ def _gates(raw_N2C: Tensor, readout: Readout, R: int, rules: Rules) -> tuple[Ten
     note("alpha", log_a_NC.exp())
     if readout.eta_scale_HR is None:
         return log_a_NC, eta_NC, eta_NC[..., None, :].expand(*eta_NC.shape[:-1], R, -1)
-    scale_HR1 = 2 * readout.eta_scale_HR[..., -R:, None].sigmoid()
+    scale_HR1 = readout.eta_scale_HR[..., -R:, None]
     return log_a_NC, eta_NC, scale_HR1 * eta_NC[..., None, :]
 
 

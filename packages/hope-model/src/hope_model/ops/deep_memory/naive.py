@@ -166,7 +166,7 @@ def self_modifying_naive(
             v = l2norm(v, -1)
         eta = ((y[..., 2, :] * readout.eta_Hd).sum(-1) + readout.eta_bias_H).sigmoid()
         eta_N, R = rules.eta_max * eta, state.start.W2_NRmd.shape[-3]
-        scale_HR = 1.0 if readout.eta_scale_HR is None else 2 * readout.eta_scale_HR[..., -R:].sigmoid()
+        scale_HR = 1.0 if readout.eta_scale_HR is None else readout.eta_scale_HR[..., -R:]
         eta_NR = eta_N[..., None] * scale_HR * eta.new_ones(R)
         log_a = torch.nn.functional.logsigmoid(
             (y[..., 3, :] * readout.alpha_Hd).sum(-1) + readout.alpha_bias_H

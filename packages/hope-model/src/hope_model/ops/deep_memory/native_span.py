@@ -95,7 +95,9 @@ def self_modifying_span(
     (N, R, m, d), T, H = W2.shape, x_NdT.shape[-1], len(readout.eta_Hd)
 
     def of_heads(factors_HR: Tensor | None) -> Tensor:
-        return W2.new_ones(H, R) if factors_HR is None else factors_HR[..., -R:]
+        if factors_HR is None:
+            return W2.new_ones(H, R)
+        return factors_HR if factors_HR.shape[-1] == R else factors_HR[..., -R:]
 
     F2, F1 = (None, None) if fixed is None else (_flat(W, 3) for W in fixed)
     sizes = {"N": N, "H": H, "R": R, "F": R if F2 is None else F2.shape[1], "d": d, "m": m, "T": T}
@@ -108,7 +110,7 @@ def self_modifying_span(
         O2=origin.W2_NRmd, O1=origin.W1_NRdm, F2=F2, F1=F1,
         readers=torch.stack((readout.eta_Hd, readout.alpha_Hd), 1),
         bias=torch.stack((readout.eta_bias_H, readout.alpha_bias_H), 1),
-        scale=of_heads(None if readout.eta_scale_HR is None else 2 * readout.eta_scale_HR.sigmoid()),
+        scale=of_heads(readout.eta_scale_HR),
         share=of_heads(readout.output_share_HR),
     )  # fmt: skip
     note("eta", eta)

@@ -42,7 +42,7 @@ class Readout(NamedTuple):
 
     eta_Hd: Tensor
     eta_bias_H: Tensor
-    eta_scale_HR: Tensor | None  # each memory's own share of eta; None: all the same (the paper)
+    eta_scale_HR: Tensor | None  # each memory's own factor of eta, below 2; None: 1 (the paper)
     alpha_Hd: Tensor
     alpha_bias_H: Tensor
     output_share_HR: Tensor | None  # each memory's share in (0, 1] of the output strength; None: 1

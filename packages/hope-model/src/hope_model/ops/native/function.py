@@ -7,6 +7,7 @@ import ctypes
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from hope_model.ops.native.build import HALF, SUFFIXES, Kernels, compiled, fill, kernels, structure, usable
 
 LARGEST = 2**31 - 1  # elements of a working matrix, which C++ counts in 32 bits
+LINE = 16  # numbers of float32 in a line of the cache
 FLAGS = ("unit", "silu", "own", "half")  # sizes that may be 0
 MEMO = 256  # sizes whose shapes are kept
 
@@ -155,11 +157,19 @@ class Kernel:
         """Memory for outputs or gradients: zeros for gradients of what is shared, which kernels add to."""
         state, token = self.kinds(inputs)
         shapes, made = self.shapes(sizes), {}
+        shared: dict[str, int] = {}
         for name in names:
             whose = name.removeprefix("g_")
+            if whose in self.shared:
+                shared[name] = math.prod(shapes[name])
+                continue
             dtype, device = token if whose in self.tokens else state
-            new = torch.zeros if whose in self.shared else torch.empty
-            made[name] = new(shapes[name], dtype=dtype, device=device)
+            made[name] = torch.empty(shapes[name], dtype=dtype, device=device)
+        if shared:  # at once, each at the start of a line of the cache
+            starts = [0, *accumulate(-(-count // LINE) * LINE for count in shared.values())]
+            zeros = torch.zeros(starts[-1], dtype=state.dtype, device=state.device)
+            for (name, count), begin in zip(shared.items(), starts, strict=False):
+                made[name] = zeros[begin : begin + count].view(shapes[name])
         return made
 
     def check(self, sizes: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
