@@ -1,222 +1,22 @@
-"""Deep memories a chunk at a time: every write and read goes through the one recurrence.
+"""Deep memories a chunk at a time: tokens are cut where chunks end, each piece takes the fastest step that it may.
 
 Letters: N leading dimensions (batch, heads), R memories that share keys, d head width, m hidden width,
 T tokens, C tokens of one chunk. Inside a chunk tokens are the last dimension.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hope_model.observe import note
-from hope_model.ops.activations import ACTIVATIONS, NEGATIVE_SLOPES, l2norm, shrink_factor, soft_clip
+from hope_model.ops.activations import NEGATIVE_SLOPES, l2norm
+from hope_model.ops.deep_memory.chunk_step import after, memory_forward, present, read, read_last, write
 from hope_model.ops.deep_memory.kernels import self_modifying_kernel, titans_kernel
 from hope_model.ops.deep_memory.types import FastWeights, Gates, MemoryState, Readout, Rules
 from hope_model.ops.deep_memory.written_projection import written_projection
 from hope_model.ops.deep_memory.written_span import written_span
 from hope_model.ops.deep_memory.written_step import Bank, StepGates, written_step
-from hope_model.ops.gated_delta.chunk import (
-    Decays,
-    Momentum,
-    Writes,
-    chunk_decays,
-    chunk_momentum,
-    chunk_read,
-    chunk_state,
-    chunk_writes,
-)
-
-
-class Layer(NamedTuple):
-    """One layer of the memories inside one chunk. W2's rows of all memories are stacked: they share the key.
-
-    With an origin the recurrence is that of S - origin.
-    """
-
-    S: Tensor  # W2: [N, R m, d]; W1: [N, R, d, m]
-    key: Tensor  # W2: [N, d, C]; W1: [N, R, m, C]
-    writes: Writes
-    decays: Decays
-    momentum: Momentum | None
-
-
-def memory_forward(
-    weights: FastWeights, x_NdC: Tensor, rules: Rules
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """M(x) of R memories for the same x: (y_NRdC, hidden a_NRmC, its slope, pre-activation z_NRmC)."""
-    R, m = weights.W2_NRmd.shape[-3:-1]
-    z = weights.W2_NRmd.flatten(-3, -2) @ x_NdC
-    z = z.view(*z.shape[:-2], R, m, z.shape[-1])
-    phi, slope = _activate(z, rules)
-    return x_NdC[..., None, :, :] + weights.W1_NRdm @ phi, phi, slope, z
-
-
-def _activate(z: Tensor, rules: Rules) -> tuple[Tensor, Tensor]:
-    phi, slope = ACTIVATIONS[rules.activation](z)
-    if not rules.stable:
-        return phi, slope
-    s = shrink_factor(phi, -2)
-    return phi * s, slope * s
-
-
-def _for_each_memory(decays: Decays) -> Decays:
-    gamma, before, within, between = decays
-    return Decays(
-        *(x[..., None, :] for x in (gamma, before)), *(x[..., None, :, :] for x in (within, between))
-    )
-
-
-def _write(
-    state: MemoryState,
-    k_NdC: Tensor,
-    target_NRdC: Tensor,
-    gates: Gates,
-    rules: Rules,
-    origin: FastWeights | None,
-    hidden: tuple[Tensor, ...] | None = None,
-) -> tuple[Layer, Layer]:
-    """The chunk's writes. Cut off from the outer gradient, they are constants: only the weights they add to are not."""
-    if not rules.through_writes and state.momentum is not None:
-        state = state._replace(momentum=FastWeights(*map(Tensor.detach, state.momentum)))
-    with torch.set_grad_enabled(rules.through_writes and torch.is_grad_enabled()):
-        hidden = hidden or memory_forward(state.start, k_NdC, rules)
-        layer2, layer1 = _solve(state, k_NdC, hidden, target_NRdC, gates, rules, origin)
-    if not rules.through_writes:
-        W2, W1 = state.now if origin is None else (W - W0 for W, W0 in zip(state.now, origin, strict=True))
-        layer2 = layer2._replace(S=W2.flatten(-3, -2), key=layer2.key.detach())
-        layer1 = layer1._replace(S=W1, key=layer1.key.detach())
-    return layer2, layer1
-
-
-def _solve(
-    state: MemoryState,
-    k_NdC: Tensor,
-    hidden: tuple[Tensor, ...],
-    target_NRdC: Tensor,
-    gates: Gates,
-    rules: Rules,
-    origin: FastWeights | None,
-) -> tuple[Layer, Layer]:
-    """Solve the writes of both layers. `hidden` is memory_forward(start, k)."""
-    y, a_NRmC, slope, z = hidden
-    log_a_NC, eta_NRC = _present(gates.log_a_NT), _present(gates.eta_NRT)
-    k_N1dC, keep_NC = k_NdC[..., None, :, :], log_a_NC.exp()
-    whole = rules.whole(state.position)  # the piece begins with its chunk: S_0 k is known
-    error = y - target_NRdC
-    back = slope * (state.start.W1_NRdm.transpose(-1, -2) @ error)
-    clip = 1.0 if rules.stable else rules.clip
-    write2 = -eta_NRC[..., None, :] * (soft_clip(back, -2, clip) if clip else back)
-    strength2 = None if rules.erase == "none" else gates.erase_NT
-    if strength2 is not None and not rules.tied_gates:
-        strength2 = keep_NC * strength2
-    strength1 = None if strength2 is None or rules.erase != "both" else strength2[..., None, :]
-    W2_flat, W1 = state.now.W2_NRmd.flatten(-3, -2), state.now.W1_NRdm
-    recalled2 = z.flatten(-3, -2) if whole else None
-    if rules.stable:
-        strength1 = keep_NC[..., None, :] * _present(gates.output_NRT)
-        write1 = (target_NRdC - k_N1dC) * strength1[..., None, :]
-    else:
-        write1 = -eta_NRC[..., None, :] * (soft_clip(error, -2, clip) if clip else error)
-    recalled1 = y - k_N1dC if whole and strength1 is not None else None
-    held1 = None
-    if origin is not None:
-        W2_flat, W1, recalled2 = W2_flat - origin.W2_NRmd.flatten(-3, -2), W1 - origin.W1_NRdm, None
-        held1 = None if strength1 is None else origin.W1_NRdm @ a_NRmC
-        recalled1 = None if recalled1 is None or held1 is None else recalled1 - held1
-    decays2 = chunk_decays(log_a_NC)
-    decays1 = _for_each_memory(decays2)
-    momentum1 = momentum2 = None
-    if gates.log_theta_NT is not None and state.momentum is not None:
-        P2, P1 = state.momentum
-        momentum2 = chunk_momentum(decays2, gates.log_theta_NT, P2.flatten(-3, -2))
-        momentum1 = chunk_momentum(decays1, gates.log_theta_NT[..., None, :], P1)
-        if not rules.momentum_sum:
-            # An average of past surprises: the equilibrium of a write does not depend on theta.
-            share = -torch.expm1(gates.log_theta_NT)[..., None, None, :]
-            write1, write2 = write1 * share, write2 * share
-    write2_flat = write2.flatten(-3, -2)
-    writes2 = chunk_writes(W2_flat, k_NdC, write2_flat, strength2, decays2, momentum2, recalled2)
-    writes1 = chunk_writes(W1, a_NRmC, write1, strength1, decays1, momentum1, recalled1, held1)
-    return (
-        Layer(W2_flat, k_NdC, writes2, decays2, momentum2),
-        Layer(W1, a_NRmC, writes1, decays1, momentum1),
-    )
-
-
-def _present(gate: Tensor | None) -> Tensor:
-    if gate is None:
-        raise TypeError("a gate that this rule needs is missing")
-    return gate
-
-
-def _after(
-    layer2: Layer, layer1: Layer, state: MemoryState, rules: Rules, origin: FastWeights | None
-) -> MemoryState:
-    W2, P2 = chunk_state(layer2.S, *layer2[1:])
-    W1, P1 = chunk_state(layer1.S, *layer1[1:])
-    shape = state.now.W2_NRmd.shape
-    now = FastWeights(W2.view(shape), W1)
-    if origin is not None:
-        now = FastWeights(*(D + W for D, W in zip(now, origin, strict=True)))
-    momentum = None if P1 is None or P2 is None else FastWeights(P2.view(shape), P1)
-    position = state.position + layer2.key.shape[-1]
-    bank, last = (
-        state.start if position % chunk else now for chunk in (rules.bank_chunk or rules.chunk, rules.chunk)
-    )
-    start = bank
-    if last is not bank:
-        parts = zip(bank, last, strict=True)
-        start = FastWeights(*(torch.cat((W[..., :-1, :, :], V[..., -1:, :, :]), -3) for W, V in parts))
-    return MemoryState(now, start, momentum, position)
-
-
-def _last(layer: Layer, rows: slice | int, decays: Decays) -> Layer:
-    """The layer of the memory that is read: rows of the stack, or an index along R."""
-
-    def take(x: Tensor) -> Tensor:
-        return x[..., rows, :] if isinstance(rows, slice) else x[..., rows, :, :]
-
-    u, w = layer.writes
-    writes = Writes(take(u), None if w is None else take(w))
-    momentum = layer.momentum
-    if momentum is not None:
-        momentum = momentum._replace(P_NVK=take(momentum.P_NVK))
-    return Layer(take(layer.S), layer.key, writes, decays, momentum)
-
-
-def _read(
-    layer2: Layer,
-    layer1: Layer,
-    start: FastWeights,
-    q_NdC: Tensor,
-    rules: Rules,
-    origin: FastWeights | None,
-) -> Tensor:
-    """Token-exact reads of the last memory: z_t = W2_t q_t, o_t = q_t + W1_t phi(z_t); or reads of the start."""
-    if rules.read == "chunk":
-        return _read_last(start, q_NdC, rules)
-    before = rules.read == "before"
-    m = layer1.key.shape[-2]
-    last2 = _last(layer2, slice(layer2.S.shape[-2] - m, None), layer2.decays)
-    last1 = _last(layer1, -1, layer2.decays)
-    z = chunk_read(last2.S, last2.key, last2.writes, q_NdC, last2.decays, last2.momentum, before=before)
-    if origin is not None:
-        z = z + origin.W2_NRmd[..., -1, :, :] @ q_NdC
-    phi, _ = _activate(z, rules)
-    if origin is not None:
-        q_NdC = q_NdC + origin.W1_NRdm[..., -1, :, :] @ phi
-    momentum1 = None
-    if last1.momentum is not None and last2.momentum is not None:
-        momentum1 = last2.momentum._replace(P_NVK=last1.momentum.P_NVK)
-    key1 = layer1.key[..., -1, :, :]
-    return q_NdC + chunk_read(last1.S, key1, last1.writes, phi, last1.decays, momentum1, before=before)
-
-
-def _read_last(weights: FastWeights, q_NdC: Tensor, rules: Rules) -> Tensor:
-    last = FastWeights(*(W[..., -1:, :, :] for W in weights))
-    return memory_forward(last, q_NdC, rules)[0][..., 0, :, :]
+from hope_model.ops.gated_delta.chunk import chunk_decays
 
 
 def _pieces(position: int, T: int, rules: Rules) -> list[int]:
@@ -281,9 +81,9 @@ def _plain_span(
     lengths = _pieces(state.position, q_NdT.shape[-1], rules)
     inputs = (torch.split(x, lengths, -1) for x in (q_NdT, k_NdT, v_NdT))
     for q_NdC, k_NdC, v_NdC, gates_C in zip(*inputs, _split(gates, lengths), strict=True):
-        layers = _write(state, k_NdC, v_NdC[..., None, :, :], gates_C, rules, origin)
-        outputs.append(_read(*layers, state.start, q_NdC, rules, origin))
-        state = _after(*layers, state, rules, origin)
+        layers = write(state, k_NdC, v_NdC[..., None, :, :], gates_C, rules, origin)
+        outputs.append(read(*layers, state.start, q_NdC, rules, origin))
+        state = after(*layers, state, rules, origin)
     return torch.cat(outputs, -1), state
 
 
@@ -359,8 +159,8 @@ def _plain_chunk(
     erase_NC = eta_NC if rules.tied_gates else gates.erase_NT
     output_NRC = None if gates.output_NRT is None else _by_memory(gates.output_NRT, readout, R)
     gates = Gates(log_a_NC, erase_NC, output_NRC, eta_NRC, gates.log_theta_NT)
-    layers = _write(state, k_NdC, target_NRdC, gates, rules, origin, tuple(x[..., :C] for x in both))
-    return _read(*layers, state.start, q_NdC, rules, origin), _after(*layers, state, rules, origin)
+    layers = write(state, k_NdC, target_NRdC, gates, rules, origin, tuple(x[..., :C] for x in both))
+    return read(*layers, state.start, q_NdC, rules, origin), after(*layers, state, rules, origin)
 
 
 def _written_chunk(
@@ -384,7 +184,7 @@ def _written_chunk(
         fixed2, fixed1 = (_batch(W) for W in fixed)
         kv, raw, *_ = written_projection(fixed2, fixed1, x_NdC.flatten(0, -3), readers, slope)
     log_a_NC, _, eta_NRC = _gates(raw.view(*shape[:-2], 2, C), readout, W2.shape[1], rules)
-    output_NRC = log_a_NC.exp()[..., None, :] * _by_memory(_present(gates.output_NRT), readout, W2.shape[1])
+    output_NRC = log_a_NC.exp()[..., None, :] * _by_memory(present(gates.output_NRT), readout, W2.shape[1])
     scalars = (eta_NRC, output_NRC, *chunk_decays(log_a_NC))
     flat = StepGates(*(g.flatten(0, len(shape) - 3) for g in scalars))
     o, after = written_step(Bank(W2, W1, *first), kv, q_NdC.flatten(0, -3), flat, slope)
@@ -415,4 +215,4 @@ def _by_memory(output_NRC: Tensor, readout: Readout, R: int) -> Tensor:
 
 def read_memory(state: MemoryState, q_NTd: Tensor, rules: Rules) -> Tensor:
     """Reads of the last memory without any write."""
-    return _read_last(state.now, q_NTd.transpose(-1, -2), rules).transpose(-1, -2)
+    return read_last(state.now, q_NTd.transpose(-1, -2), rules).transpose(-1, -2)
