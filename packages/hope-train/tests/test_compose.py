@@ -201,7 +201,7 @@ def test_mappings_are_overridden_without_a_sign(project: Path) -> None:
 
 OVERRIDES = {
     "run=titans": "run=titans: the run is chosen by --run",
-    "scale=huge": "conf/scale/huge.yaml: no such file; choose one of ablation, mid, pilot, shared, smoke, suite, ",
+    "scale=huge": "huge.yaml: no such file; choose one of ablation, evening, mid, night, pilot, shared, smoke, suite, ",
     "scale=../scale/tiny": "no such file; choose one of ablation, ",
     "optim=sgd": "conf/optim/sgd.yaml: no such file; choose one of adamw, m3, muon",
     "task=huge": "conf/task/huge.yaml: no such file; choose one of compression, ",
@@ -228,8 +228,14 @@ def test_every_command_lists_the_scales(project: Path, capsys: pytest.CaptureFix
     where = ["--conf", str(project / "conf"), "--params", str(project / "params.yaml")]
     for command in (["compose", "scale=huge"], ["plan", "scale=huge"]):
         assert main([*command, *where]) == 2
-        assert "conf/scale/huge.yaml: no such file; choose one of ablation, mid, " in capsys.readouterr().err
+        assert (
+            "conf/scale/huge.yaml: no such file; choose one of ablation, evening, mid, night, "
+            in capsys.readouterr().err
+        )
     set_params(project, scale="huge")
     for command in (["compose", "--print", "model.vocab_size"], ["plan"]):
         assert main([*command, *where]) == 2
-        assert "conf/scale/huge.yaml: no such file; choose one of ablation, mid, " in capsys.readouterr().err
+        assert (
+            "conf/scale/huge.yaml: no such file; choose one of ablation, evening, mid, night, "
+            in capsys.readouterr().err
+        )

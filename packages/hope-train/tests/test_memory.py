@@ -28,8 +28,9 @@ def config(variant: str, size: str) -> TrainConfig:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("variant", ["transformer", "titans", "hope", "gated_deltanet"])
-def test_foreseen_is_what_a_real_step_holds(variant: str, size: str) -> None:
+def test_foreseen_is_what_a_real_step_holds(variant: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without content, and two and three layers, stand for real tensors and all layers."""
+    monkeypatch.setenv("HOPE_NATIVE", "0")  # C++ kernels keep less: what is foreseen is the torch form
     run = config(variant, size)
     foreseen = activations(run, run.batch_size, LENGTH, bf16=False)
     counted = counted_peak(run, run.model.layers, run.batch_size, LENGTH, bf16=False)
@@ -37,7 +38,7 @@ def test_foreseen_is_what_a_real_step_holds(variant: str, size: str) -> None:
     if not run.activation_checkpoint:
         graph, parameters = kept_by_autograd(run)
         # Gradients that come last are not there at the worst moment; the rest is what that moment adds.
-        assert 0.6 * graph < foreseen + parameters < 2.2 * graph + parameters
+        assert 0.6 * graph < foreseen + parameters < 1.6 * graph + parameters
 
 
 def kept_by_autograd(run: TrainConfig) -> tuple[int, int]:
