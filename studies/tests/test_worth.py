@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 import yaml
@@ -17,7 +17,8 @@ from hope_study import study
 from hope_study.ledger import Ledger
 from hope_study.measure import commands, read
 from hope_study.records import Record, record_of
-from hope_study.report import data
+from hope_study.report import data, worth
+from hope_study.report.page import overview, page
 from hope_study.runner import Runner
 from hope_study.store import Store
 
@@ -54,6 +55,9 @@ def test_two_seeds_choose_a_rate_that_another_study_takes(tmp_path: Path) -> Non
     assert (early.left(both[0]), early.left(both[1]), early.total(both[1])) == (0, 0, 3)
     collected = data.collect(early)
     assert [(one.done, one.planned) for one in collected] == [(7, 7), (3, 3)]
+    assert "learning rates chosen with seeds 0, 1; revision" in page(collected[0])
+    assert "learning rates chosen by `tiny`; revision" in page(collected[1])
+    assert "Validation loss" not in page(collected[1])
     (conf / "study/longer.yaml").write_text(yaml.safe_dump(longer | {"rates_of": "nothing"}))
     with pytest.raises(InputError, match=r"rates_of is 'nothing'; choose among longer, tiny"):
         study.load(conf, ["longer"])
@@ -156,3 +160,67 @@ def test_text_is_measured_under_every_adaptation(tmp_path: Path) -> None:
     line = record.to_line()
     assert Record.from_line(line, "here") == record
     assert "documents" not in dataclasses.replace(record, documents={}, dials={}).to_line()
+
+
+BITS = {  # of every document of one byte, by model and condition, before the seed adds a hundredth
+    "cms": {"plain": 1.8, "neural_cache": 1.6, "off": 2.0},
+    "base": {"plain": 2.0, "neural_cache": 1.5, "writes": 1.9},
+}
+
+
+class Documents(Fake):
+    """Every training was measured on twelve documents, which differ by a hundredth."""
+
+    def _train(self, training: study.Training, lock: int) -> Record:
+        record = super()._train(training, lock)
+        seed, (first, *_) = training.config.seed, record.metrics
+        bits = {
+            name: [value + seed / 100 + n / 100 for n in range(12)]
+            for name, value in BITS[training.arm.name].items()
+        }
+        values = [dataclasses.replace(first, name="bits_per_byte", length=512, value=2.0, chance=None)]
+        values += [dataclasses.replace(first, name="token_nats", group="plain/target=new", value=5.0 + seed)]
+        return dataclasses.replace(
+            record, documents={"bytes": [1.0] * 12, **bits}, metrics=values, flops=2e12
+        )
+
+
+def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
+    arms_of = {
+        "cms": {"run": "hope_deltanet", "adapt": ["neural_cache", "off"]},
+        "base": {"run": "gated_deltanet", "adapt": ["neural_cache", "writes"]},
+    }
+    text = {"scale": "ablation", "overrides": ["data.corpora=[a]"], "adapt": ["neural_cache"], "widen": 0}
+    conf = project(tmp_path, arms=arms_of, **text)
+    runner = fake(tmp_path, conf, {0.3: 0.7, 1.0: 0.2, 3.0: 0.5}, kind=Documents)
+    assert runner.run()
+    [whole] = data.collect(runner.ledger)
+    cms, base = whole.arms
+    found = worth.difference(cms, "plain", base, "writes")
+    assert found is not None
+    assert (found.value, found.seeds, found.clusters) == (pytest.approx(-0.1), 3, 12)
+    assert found.high == pytest.approx(-0.1), "paired by seed and document nothing is left to vary"
+    alone = worth.estimate(cms)
+    assert alone is not None
+    assert alone.value == pytest.approx(1.8 + 0.01 + 0.055)
+    assert alone.high is not None
+    assert alone.high > alone.value + 0.02, "seeds and documents both vary"
+    section = worth.section(whole)
+    assert (
+        "| cms | base | **-0.200 [-0.200, -0.200]** | +0.100 [+0.100, +0.100] | **-0.100 [-0.100, -0.100]** |"
+        in section
+    )
+    assert "- `cms`: the claim does not hold against any baseline." in section
+    assert "| cms | plain | 1.865 ± " in section
+    assert " | 6.00 | - | - | - | - | 2e+12 | " in section, (
+        "mean over seeds of new targets, and what was not measured"
+    )
+    for record in cms.seeds.values():
+        record.documents["neural_cache"] = [value - 0.2 for value in record.documents["neural_cache"]]
+    assert "- `cms`: the claim holds against `base`." in worth.section(whole)
+    assert "## What a memory is worth, after 0.1 M tokens" in overview([whole], PurePath("studies"))
+    worth.draw([whole], tmp_path / "plots")
+    assert {path.name for path in (tmp_path / "plots").glob("*.png")} == {
+        "worth_by_flops.png",
+        "worth_by_class.png",
+    }

@@ -248,7 +248,13 @@ def _rates(study: StudyResults) -> str:
             note = " (the best is at the end of what was tried)"
         rows.append(f"- {arm.name}: {'; '.join(said)}{note}")
     longer = " / at the longest validated length" if study.metric == "task_accuracy" else ""
-    return "\n".join([f"Validation loss (nats per token){longer} by learning rate:", "", *rows])
+    several = (
+        ", of the first seed; the mean over those that chose decides"
+        if study.definition.rate_seeds > 1
+        else ""
+    )
+    head = f"Validation loss (nats per token){longer} by learning rate{several}:"
+    return "\n".join([head, "", *rows]) if rows else ""
 
 
 def _solves(training: Record) -> bool:
@@ -271,4 +277,8 @@ def _provenance(study: StudyResults) -> str:
     planned = study.definition.seeds
     seeds, machines = ", ".join(map(str, planned)), sorted({t.machine for t in trainings} - {""})
     where = f"; on {', '.join(machines)}" if machines else ""
-    return f"Seeds {seeds}, learning rates chosen with seed {planned[0]}; revision {', '.join(revisions)}{where}."
+    chose = study.definition.rates_of and f"by `{study.definition.rates_of}`"
+    if not chose:
+        number = study.definition.rate_seeds
+        chose = f"with seed{'s' * (number > 1)} {', '.join(map(str, planned[:number]))}"
+    return f"Seeds {seeds}, learning rates chosen {chose}; revision {', '.join(revisions)}{where}."
