@@ -8,12 +8,13 @@ from pathlib import Path, PurePath
 
 import pytest
 import yaml
-from suites import SILENT, TINY, Fake, arms, fake, project
+from suites import ROOT, SILENT, TINY, Fake, arms, fake, project
 
 from hope_eval import results
 from hope_eval.results import Checkpoint, Evaluator, Items, Results, TaskResult
 from hope_model.errors import InputError
 from hope_study import study
+from hope_study.cli import main
 from hope_study.ledger import Ledger
 from hope_study.measure import commands, read
 from hope_study.records import Record, record_of
@@ -32,7 +33,9 @@ class Seeded(Fake):
         return dataclasses.replace(record, validation={"val_loss": record.validation["val_loss"] + worse})
 
 
-def test_two_seeds_choose_a_rate_that_another_study_takes(tmp_path: Path) -> None:
+def test_two_seeds_choose_a_rate_that_another_study_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     conf = project(tmp_path, widen=0, rate_seeds=2, arms={"delta": {"run": "gated_deltanet"}})
     longer = TINY | {"arms": {"delta": {"run": "gated_deltanet"}}, "rates_of": "tiny"}
     longer |= {"overrides": [*TINY["overrides"][:1], "steps=4", *TINY["overrides"][2:]]}  # type: ignore[index]
@@ -53,6 +56,16 @@ def test_two_seeds_choose_a_rate_that_another_study_takes(tmp_path: Path) -> Non
         *[f"longer/delta/rate3-seed{seed}" for seed in (0, 1, 2)],
     ]
     assert (early.left(both[0]), early.left(both[1]), early.total(both[1])) == (0, 0, 3)
+    places = [
+        "--conf",
+        str(conf),
+        "--params",
+        str(ROOT / "params.yaml"),
+        "--results",
+        str(tmp_path / "results"),
+    ]
+    assert main(["run", "--plan", "--only", "longer", *places]) == 0
+    assert capsys.readouterr().out.startswith("3 of 3 results exist")
     collected = data.collect(early)
     assert [(one.done, one.planned) for one in collected] == [(7, 7), (3, 3)]
     assert "learning rates chosen with seeds 0, 1; revision" in page(collected[0])

@@ -119,7 +119,7 @@ def run_command(argv: Sequence[str]) -> int:
     wanted = set(arguments.only) or set(studies)
     chosen = [arm for arm in arms if arm.study in wanted or f"{arm.study}/{arm.name}" in wanted]
     if arguments.plan:
-        print(estimate(Ledger(chosen, ledger.store), arguments.jobs))
+        print(estimate(Ledger(chosen, ledger.store, arms), arguments.jobs))
         return FINISHED
     complete = Runner(ledger, arguments.work, arguments.jobs, chosen).run()
     outputs.write([one for one in data.collect(ledger) if one.done], arguments.results)

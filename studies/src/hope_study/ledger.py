@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import fmean
 
 from hope_model.bench import cpu_name
@@ -26,11 +26,12 @@ class Ledger:
     Args:
         arms: all arms of the studies concerned, in order.
         store: of the records.
+        others: arms that those refer to.
     """
 
-    def __init__(self, arms: list[Arm], store: Store) -> None:
+    def __init__(self, arms: list[Arm], store: Store, others: Iterable[Arm] = ()) -> None:
         self.arms, self.store = arms, store
-        self._by_name = {(arm.study, arm.name): arm for arm in arms}
+        self._by_name = {(arm.study, arm.name): arm for arm in (*others, *arms)}
         # A training that several studies share is done once, so it is looked up by its definition, too.
         self._by_sha256: dict[str, Record] = {}
         for record in store.all():

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from hope_eval.report.looks import COLOURS, STYLE, WIDTH, looks, save
 from hope_eval.results.names import CLASSES
 from hope_eval.results.statistics import Difference, crossed
+from hope_model import counting
 from hope_study.measure import PLAIN
 from hope_study.report.data import ArmResults, StudyResults
 
@@ -76,7 +77,8 @@ def section(study: StudyResults) -> str:
         f"{counts} seeds. Bits per byte of {_documents(study)} test documents ± half of the 95 % interval over seeds "
         "and documents. Then nats a token by class of target: not yet in the document; seen; its bigram seen; its "
         "trigram seen. Then bits per byte with blocks of 32 tokens moved between documents. Dials were tuned on "
-        "validation text, for each training. Milliseconds are of a shared core, a rough guide."
+        "validation text, for each training. Costs are of reading a token, state after "
+        "the training length; milliseconds are of a shared core, a rough guide."
     )
     return "\n\n".join([said, _table(head, rows), RULE, *claims(study)])
 
@@ -91,7 +93,10 @@ def _rows(arm: ArmResults) -> Iterator[list[str]]:
     for name in conditions:
         found = estimate(arm, name)
         means = [_mean(arm, "token_nats", f"{name}/target={label}") for label in CLASSES]
-        costs = [_mean(arm, key, name) for key in ("flops_per_token", "ms_per_token", "state_bytes")]
+        flops, size = _mean(arm, "flops_per_token", PLAIN), _own_state(arm)
+        if name != PLAIN:
+            flops = None if flops is None else flops + (_mean(arm, "flops_per_token", name) or 0.0)
+            size += _mean(arm, "state_bytes", name) or 0.0
         trained = (
             [f"{records[0].flops:.2g}", f"{fmean(r.step_seconds for r in records):.0f}"]
             if name == PLAIN
@@ -104,10 +109,16 @@ def _rows(arm: ArmResults) -> Iterator[list[str]]:
             *[_shown(value, ".2f") for value in means],
             _shown(_mean(arm, "bits_per_byte", f"{name}/shuffled"), ".3f"),
             *trained,
-            _shown(costs[0], ".2g"),
-            _shown(costs[1], ".2f"),
-            _shown(costs[2] and costs[2] / 1000, ",.0f"),
+            _shown(flops, ".2g"),
+            _shown(_mean(arm, "ms_per_token", name), ".2f"),
+            f"{size / 1000:,.0f}",
         ]
+
+
+def _own_state(arm: ArmResults) -> float:
+    """Bytes that the model itself keeps of a sequence of the training length."""
+    config = arm.composed.config
+    return counting.state_bytes(config.model, config.length)
 
 
 def _interval(found: Difference | None) -> str:
