@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from suites import arms, project
 
 from hope_study import experiments, seeds
@@ -175,6 +176,16 @@ def test_the_table_has_what_differs_and_numbers_with_intervals() -> None:
     }
     whole = experiments.table(list(experiments._rows(STATES)), everything=True)
     assert list(whole.columns[-1].cells) == ["0.500 ± 0.100"] * 4
+
+
+def test_a_narrow_table_hides_no_end_of_a_path(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        experiments.Row(name, "c", "c", {"init": f"runs/transformer/{name}"}, {})
+        for name in ("before", "after")
+    ]
+    Console(width=30).print(experiments.table(rows))
+    columns = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert "".join(c[2].strip() for c in columns) == "runs/transformer/beforeruns/transformer/after"
 
 
 def test_a_sweep_runs_what_is_missing_and_puts_the_parameters_back(

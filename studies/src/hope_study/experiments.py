@@ -131,6 +131,8 @@ def table(shown: Sequence[Row], *, everything: bool = False) -> Table:
     )
     for name in names:
         made.add_column(name, justify="right")
+    for column in made.columns:
+        column.overflow = "fold"  # two paths may differ at their ends only
     for row in shown:
         made.add_row(
             row.name, *(_text(row.params.get(key)) for key in keys), *(row.metrics.get(n, "") for n in names)

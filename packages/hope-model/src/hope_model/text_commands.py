@@ -207,10 +207,13 @@ def _recall(arguments: argparse.Namespace) -> None:
         )
     filler, draw = talk.decode(ids), random.Random(arguments.seed)
     numbers = [str(draw.randrange(10_000, 100_000)) for _ in range(arguments.trials)]
-    conditions = {"told, memories written": (True, True), "told, none written": (True, False)}
-    conditions["never told"] = (False, True)
-    if not talk.memory_kinds():
-        del conditions["told, none written"]
+    conditions = {"told": (True, True), "never told": (False, True)}
+    if talk.memory_kinds():
+        conditions = {
+            "told, memories written": (True, True),
+            "told, none written": (True, False),
+            "never told": (False, True),
+        }
     print(
         f"{arguments.trials} numbers, {arguments.distance} tokens of filler; bits of the number (± standard error)"
     )

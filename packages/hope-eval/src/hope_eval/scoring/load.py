@@ -243,7 +243,7 @@ def find_tokenizer(folder: Path, sha256: str) -> Path:
             return place
     raise InputError(
         f"{folder}: its tokenizer ({sha256[:12] or 'any'}) is not in {folder / 'tokenizer'} nor in data/tokenizer "
-        "of a folder above; name it with tokenizer=DIR"
+        "of a folder above; name it with --tokenizer DIR (lm_eval: tokenizer=DIR)"
     )
 
 
