@@ -21,10 +21,10 @@ from hope_eval.arguments import (
 
 EXAMPLES = """examples:
   hope-eval run --checkpoint runs/hope/checkpoint --shards data/shards --tokenizer data/tokenizer \\
-      --json reports/results/hope.json --metrics hope-metrics.json
+      --json hope.json --metrics hope-metrics.json
   hope-eval zeroshot --checkpoint runs/hope/checkpoint --tasks piqa,boolq --mirror DIR --json zeroshot.json
-  hope-eval compare reports/results/hope.json reports/results/transformer.json
-  hope-eval report --results reports/results --logs runs --out reports/results.md --plots reports/plots
+  hope-eval compare reports/results/hope/0.json reports/results/transformer/0.json    of `make repro`, seed 0
+  hope-eval report --results reports/results --logs runs --out report/results.md --plots report/plots
 """
 ADAPTATIONS = "writes, neural_cache, unigram_cache, dynamic, off"
 
@@ -358,7 +358,7 @@ PACKAGE = Command(
         ),
         _path("--out", "the bundle"),
     ),
-    "examples:\n  hope-eval package --checkpoint runs/hope/checkpoint --results reports/results/hope.json "
+    "examples:\n  hope-eval package --checkpoint runs/hope/checkpoint --results hope.json "
     "--out releases/hope\n  hope-eval package --verify releases/hope",
 )
 STAGE2 = Command(

@@ -29,6 +29,8 @@ from hope_model.llama import commands as llama_commands
 from hope_model.ranges import check_ranges, shown
 
 EXAMPLES = """examples:
+  hope-model generate runs/hope/checkpoint "A tensor is"    continue a prompt
+  hope-model recall runs/hope/checkpoint             does it remember a number that it was told?
   hope-model bench                                   the figures of the package README (a few minutes)
   hope-model bench --precision fp32 --threads 1      not as training runs: in float32 on one core
   hope-model bench --length 4096 --json bench.json   longer sequences; rows also as JSON
@@ -71,7 +73,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     kind = argparse.RawDescriptionHelpFormatter
     parser: argparse.ArgumentParser = _Parser(
-        "hope-model", description=__doc__, epilog=EXAMPLES, formatter_class=kind
+        "hope-model",
+        description="Try, measure and convert models: the checkpoints of hope-train and of the Llama family.",
+        epilog=EXAMPLES,
+        formatter_class=kind,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     defaults = BenchSettings()
