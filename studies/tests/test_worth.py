@@ -232,8 +232,8 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
         record.documents["neural_cache"] = [value - 0.2 for value in record.documents["neural_cache"]]
     assert "- `cms`: the claim holds against `base`." in worth.section(whole)
     assert "## What a memory is worth, after 0.1 M tokens" in overview([whole], PurePath("studies"))
-    worth.draw([whole], tmp_path / "plots")
+    worth.draw([whole], tmp_path / "plots", tmp_path / "plots")
     assert {path.name for path in (tmp_path / "plots").glob("*.png")} == {
-        "worth_by_flops.png",
+        "worth.png",
         "worth_by_class.png",
     }

@@ -29,7 +29,7 @@ def write(studies: Sequence[StudyResults], folder: Path) -> None:
 def write_overview(studies: Sequence[StudyResults], folder: Path, out: Path) -> None:
     """Write the page that lists every study, and the pictures of all budgets of a study with adaptations."""
     if adapted := worth.adapted(studies):
-        worth.draw(adapted, folder / "plots")
+        worth.draw(adapted, folder / "plots", out.parent / "plots")
     write_atomic(out, overview(studies, PurePath(os.path.relpath(folder, out.parent))).encode())
 
 

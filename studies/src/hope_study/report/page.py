@@ -51,7 +51,7 @@ def _worth(studies: Sequence[StudyResults], folder: PurePath) -> list[str]:
     config = adapted[-1].arms[0].composed.config
     tokens = f"{config.steps * config.batch_size * config.length / 1e6:.1f} M"
     links = ", ".join(f"[{study.name}]({folder / study.name}.md)" for study in adapted)
-    picture = f"![Bits per byte by training FLOPs]({folder}/plots/worth_by_flops.png)"
+    picture = "![Bits per byte by training FLOPs, plain and with a neural cache](plots/worth.png)"
     title = f"## What a memory is worth, after {tokens} tokens"
     return [title, worth.section(adapted[-1]), picture, f"All budgets: {links}.", "## Every study"]
 

@@ -36,9 +36,9 @@ intervals cross seeds and documents and are not corrected for their number."""
 
 
 def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
-    """The studies that measured adaptations, by tokens of training."""
+    """The studies that measured adaptations; the last is the one with the longest training, else the first by order."""
     chosen = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
-    return sorted(chosen, key=lambda study: study.arms[0].composed.config.steps)
+    return sorted(chosen, key=lambda study: (study.arms[0].composed.config.steps, -study.definition.order))
 
 
 def estimate(arm: ArmResults, condition: str = PLAIN) -> Difference | None:
@@ -183,10 +183,10 @@ def _bounds(found: Difference | None) -> str:
     return f"**{text}**" if found.high < 0 else text
 
 
-def draw(studies: Sequence[StudyResults], folder: Path) -> None:
-    """Draw bits per byte by training FLOPs, a line a model, and loss by class of target after the longest training."""
+def draw(studies: Sequence[StudyResults], folder: Path, shown: Path) -> None:
+    """Draw loss by class of target after the longest training, and for the overview bits per byte by training FLOPs."""
     with mpl.rc_context(STYLE):
-        save(by_flops(studies), folder / "worth_by_flops.png")
+        save(by_flops(studies), shown / "worth.png")
         save(by_class(studies[-1]), folder / "worth_by_class.png")
 
 
@@ -208,7 +208,8 @@ def by_flops(studies: Sequence[StudyResults]) -> Figure:
 
 def _line(axes: Axes, arms: Sequence[ArmResults], condition: str, look: tuple[str, str]) -> None:
     found = [(arm, value) for arm in arms if arm.seeds and (value := estimate(arm, condition))]
-    points = [(next(iter(arm.seeds.values())).flops, value) for arm, value in found]
+    # A training that several studies share is one point.
+    points = sorted({next(iter(arm.seeds.values())).flops: value for arm, value in found}.items())
     if not points:
         return
     axes.errorbar(
