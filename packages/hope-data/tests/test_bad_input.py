@@ -43,7 +43,7 @@ def empty_file(folder: Path) -> tuple[str, str, str]:
 
 
 def empty_gz(folder: Path) -> tuple[str, str, str]:
-    (folder / "a.jsonl.gz").write_bytes(gzip.compress(b""))
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(b"", mtime=0))
     return "a.jsonl.gz", "jsonl", "its source holds no document"
 
 
@@ -66,12 +66,14 @@ def bomb(folder: Path) -> tuple[str, str, str]:
 
 def bomb_of_empty_lines(folder: Path) -> tuple[str, str, str]:
     """Lists of lines take memory, however short they are: 64 MB for these."""
-    (folder / "a.txt.gz").write_bytes(gzip.compress(b"\n" * (8 << 20)))
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"\n" * (8 << 20), mtime=0))
     return "a.txt.gz", "text", "times its size (a decompression bomb?)"
 
 
 def cut_gz(folder: Path) -> tuple[str, str, str]:
-    whole = gzip.compress(b"".join(json.dumps({"text": f"{i} {PROSE}"}).encode() + b"\n" for i in range(500)))
+    whole = gzip.compress(
+        b"".join(json.dumps({"text": f"{i} {PROSE}"}).encode() + b"\n" for i in range(500)), mtime=0
+    )
     (folder / "a.jsonl.gz").write_bytes(whole[: len(whole) * 2 // 3])
     return "a.jsonl.gz", "jsonl", "compressed file is cut off"
 
@@ -306,7 +308,7 @@ def test_suffixes_in_capitals_are_unpacked_and_looked_at(tmp_path: Path) -> None
     (tmp_path / "source").mkdir()
     for name in ("A.TXT", "B.TXT.GZ"):
         raw = (PROSE + name).encode()
-        (tmp_path / "source" / name).write_bytes(gzip.compress(raw) if "GZ" in name else raw)
+        (tmp_path / "source" / name).write_bytes(gzip.compress(raw, mtime=0) if "GZ" in name else raw)
     assert acquire(tmp_path, "source", "text") == 0
     texts = [row.text for row in documents.read(tmp_path / "out" / "o")]
     assert texts == [f"{PROSE}{name}\n" for name in ("A.TXT", "B.TXT.GZ")]

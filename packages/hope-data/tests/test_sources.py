@@ -22,7 +22,7 @@ def rows(*texts: str) -> bytes:
 
 def test_jsonl_plain_gz_and_zst_in_sorted_order(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_bytes(rows("1") + b"\n" + rows("2"))
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows("3")))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows("3"), mtime=0))
     # Two frames, the second larger than any buffer.
     long = "x" * 300_000
     (tmp_path / "b.jsonl.zst").write_bytes(
@@ -188,7 +188,7 @@ def no_text(folder: Path) -> str:
 
 
 def cut_gz(folder: Path) -> str:
-    whole = gzip.compress(rows(*(str(i) * 50 for i in range(1000))))
+    whole = gzip.compress(rows(*(str(i) * 50 for i in range(1000))), mtime=0)
     (folder / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     return r"a\.jsonl\.gz, line \d+: compressed file is cut off"
 
