@@ -212,6 +212,15 @@ def test_a_sweep_runs_what_is_missing_and_puts_the_parameters_back(
         "1 of 3: teach_scale=0.1: there already\n2 of 3: teach_scale=0.15: there already\n3 of 3: teach_scale=0.3\n"
     )
     assert "red-fox" in said.out
+    # Uncommitted changes count: what was run at another scale is not what is asked for, and what is asked for is found.
+    calls.clear()
+    (tmp_path / "params.yaml").write_text(before.replace("tiny", "smoke"))
+    assert experiments.sweep(["teach_scale=0.15"], tmp_path / "params.yaml") == 0
+    assert calls[0] == ["dvc", "exp", "run", "-Steach_scale=0.15"]
+    assert "red-fox" not in capsys.readouterr().out
+    changed = [experiments.Row("new", "f", "c", {"scale": "smoke", "teach_scale": 0.15}, {"hope": "2.0"})]
+    found = experiments._named({"teach_scale": 0.15}, changed, {"scale": "smoke", "teach_scale": 0.1})
+    assert found is changed[0]
     with pytest.raises(experiments.InputError, match="teach=1: it must be KEY=VALUE,VALUE"):
         experiments.sweep(["teach=1"], tmp_path / "params.yaml")
 

@@ -177,11 +177,12 @@ def sweep(settings: Sequence[str], params: Path = Path("params.yaml")) -> int:
         *root.glob("reports/metrics/*.json"),
     ]
     before = {file: file.read_bytes() for file in files if file.is_file()}
+    start = dict(_flat(yaml.safe_load(before[params])))
     status, done = 0, 0
     try:
         for number, point in enumerate(points, 1):
             text = ", ".join(f"{key}={_text(value)}" for key, value in point.items())
-            if _named(point, rows()):
+            if _named(point, rows(), start):
                 _say(f"{number} of {len(points)}: {text}: there already")
                 continue
             _say(f"{number} of {len(points)}: {text}")
@@ -196,7 +197,7 @@ def sweep(settings: Sequence[str], params: Path = Path("params.yaml")) -> int:
                 write_atomic(file, content)
             subprocess.run(["dvc", "checkout", "-q", "--force"], check=False)
     known = rows()
-    _print(table([row for point in points if (row := _named(point, known))]))
+    _print(table([row for point in points if (row := _named(point, known, start))]))
     return status
 
 
@@ -216,12 +217,14 @@ def _settings(settings: Sequence[str], params: Path) -> tuple[list[str], list[li
     return keys, choices
 
 
-def _named(point: Mapping[str, Any], known: Sequence[Row]) -> Row | None:
-    """Return the finished experiment, or the commit, with these parameters, all others being those of the commit."""
-    baselines = {row.revision: row for row in known}
+def _named(point: Mapping[str, Any], known: Sequence[Row], start: Mapping[str, Any]) -> Row | None:
+    """Return the finished experiment, or the commit, with these parameters, all others as the sweep began."""
+    wanted = {**start, **point}
     for row in known:
-        start = baselines.get(row.baseline)
-        if start and row.revision != "workspace" and row.params == {**start.params, **point} and row.metrics:
+        same = row.params and all(
+            wanted.get(key) == value for key, value in row.params.items() if key in wanted
+        )
+        if same and row.revision != "workspace" and row.metrics:
             return row
     return None
 

@@ -98,7 +98,7 @@ class StudyResults:
     @property
     def counts(self) -> list[int]:
         """Items of the measured numbers."""
-        return sorted({value.n for value in self._values()})
+        return sorted({value.n for value in self._values() if value.name == self.metric})
 
     @property
     def done(self) -> int:
