@@ -96,7 +96,7 @@ def test_nothing_is_executed_however_dvc_is_asked(clone: Path, key: str, payload
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("scale", "nope", "choose one of ablation, mid, pilot, shared, smoke"),
+        ("scale", "nope", "choose one of ablation, evening, mid, night, pilot"),
         ("corpora", ["nope"], "corpora: no conf/corpus/nope.yaml; choose among abstracts, c4,"),
         ("runs", ["hope", "nope"], "choose one of gated_deltanet, hope,"),
         ("evaluation", "nowhere", "evaluation is 'nowhere': no such file or folder"),

@@ -114,11 +114,8 @@ def test_equal_runs_of_two_studies_are_trained_once(tmp_path: Path) -> None:
     assert not (tmp_path / "work/twin").exists()
 
 
-UNFINISHED = {
-    "worth_rates",
-    "worth_1m",
-    "worth_3m",
-}  # hours of trainings; every other study has all its records
+# Hours of trainings; every other study has all its records.
+UNFINISHED = {"worth_rates", "worth_1m", "worth_3m", "worth_flops", "worth_time"}
 
 
 def test_a_real_training_leaves_its_record_and_nothing_else(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_equal_keys_at_full_strength() -> None:
     gates = gates._replace(log_a_NT=0 * gates.log_a_NT, output_NRT=0 * gates.output_NRT + 2)
     with torch.no_grad():
         o, naive = (form(q, k, v, gates, *rest)[0] for form in (titans_memory, titans_memory_naive))
-    assert (o - naive).abs().max() < 1e-5 * naive.abs().max()
+    assert (o - naive).abs().max() < 1e-4 * naive.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -199,8 +199,10 @@ def by_flops(studies: Sequence[StudyResults]) -> Figure:
         for name, look in looks(names).items():
             _line(axes, [arm for study in studies for arm in study.arms if arm.name == name], condition, look)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
         axes.set_title(NAMES.get(condition, "plain"))
-        axes.set_xlabel("training FLOPs")
+        axes.set_xlabel("training, TFLOP")
     panels[0].set_ylabel("bits per byte (lower is better)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
@@ -209,7 +211,7 @@ def by_flops(studies: Sequence[StudyResults]) -> Figure:
 def _line(axes: Axes, arms: Sequence[ArmResults], condition: str, look: tuple[str, str]) -> None:
     found = [(arm, value) for arm in arms if arm.seeds and (value := estimate(arm, condition))]
     # A training that several studies share is one point.
-    points = sorted({next(iter(arm.seeds.values())).flops: value for arm, value in found}.items())
+    points = sorted({next(iter(arm.seeds.values())).flops / 1e12: value for arm, value in found}.items())
     if not points:
         return
     axes.errorbar(
