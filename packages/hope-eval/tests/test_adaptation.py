@@ -235,7 +235,7 @@ def test_tuning_reads_validation_text_only_and_finds_the_best(
     monkeypatch.setattr(Split, "open", classmethod(spy))
     given = context(scorer=Scorer(plain_model().float(), batch_tokens=512))
     said: list[dict[str, Any]] = []
-    tuned = tune(given, UnigramCache(strength=0.01), 400, said.append)
+    tuned = tune(given, UnigramCache(strength=0.01), 400, report=said.append)
     assert set(opened) == {"train", "val"}
     assert tuned.tried == said
     assert {trial["tokens"] for trial in said} == {128, 512, 2048}

@@ -187,6 +187,29 @@ def test_more_steps_train_on(
     assert (numbers["step"], numbers["metrics"]["steps"]) == (12, 12)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_decay_branches_off_a_constant_rate(fresh: bool, tiny: TrainConfig, tmp_path: Path) -> None:
+    """Four of forty steps serve a run of eight whose warm-up has as many steps and whose decay is still to come."""
+    trunk = dataclasses.replace(tiny, schedule=ScheduleConfig("wsd", warmup=0.05, decay=0.5), steps=40)
+    branch = dataclasses.replace(tiny, schedule=ScheduleConfig("wsd", warmup=0.25, decay=0.5), steps=8)
+    assert train(trunk, tmp_path / "parts", until=4) == RESUMABLE
+    assert train(branch, tmp_path / "parts", fresh_on_mismatch=fresh) == 0
+    assert train(branch, tmp_path / "whole") == 0
+    assert same(tmp_path / "parts", tmp_path / "whole")
+    assert json.loads((tmp_path / "parts/checkpoint/training.json").read_text())["progress"]["seconds"] > 0
+
+
+def test_a_plan_that_was_not_followed_is_another_run(tiny: TrainConfig, tmp_path: Path) -> None:
+    trunk = dataclasses.replace(tiny, schedule=ScheduleConfig("wsd", warmup=0.05, decay=0.5), steps=40)
+    assert train(trunk, tmp_path / "out", until=4) == RESUMABLE
+    for other in (
+        ScheduleConfig("wsd", warmup=0.5, decay=0.5),
+        ScheduleConfig("wsd", warmup=0.25, decay=0.75),
+    ):
+        with pytest.raises(InputError, match=r"differs in .*schedule\.warmup"):
+            train(dataclasses.replace(tiny, schedule=other, steps=8), tmp_path / "out")
+
+
 def test_fewer_steps_than_done_are_refused_and_as_many_end_the_run(
     tiny: TrainConfig, half: Callable[[Path], Path], tmp_path: Path
 ) -> None:

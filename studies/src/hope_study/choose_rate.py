@@ -21,6 +21,12 @@ def score(validation: Mapping[str, float]) -> tuple[float, float]:
     return SOLVED, _finite(losses[max(losses)]) if losses else loss
 
 
+def mean_score(validations: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """Return the mean of several seeds' scores; one that diverged is never outweighed."""
+    first, second = zip(*map(score, validations), strict=True)
+    return sum(first) / len(first), sum(second) / len(second)
+
+
 def extended(rates: Sequence[float], scores: Mapping[float, tuple[float, float]], times: int) -> list[float]:
     """Return the learning-rate grid, extended where its best rate is at an edge.
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from statistics import fmean
 
 from hope_model.bench import cpu_name
+from hope_model.errors import InputError
 from hope_study import equal_cost
-from hope_study.choose_rate import extended, score
+from hope_study.choose_rate import extended, mean_score
 from hope_study.records import Record
 from hope_study.store import Store
 from hope_study.study import Arm, Training
@@ -56,32 +57,62 @@ class Ledger:
     def tuning(self, arm: Arm, find: Find | None = None) -> list[Training]:
         """Trainings that choose an arm's learning rate, as far as they are known."""
         study, find = arm.definition, find or self.result
-        seed = study.seeds[0]
         scores: dict[float, tuple[float, float]] = {}
-        while True:
+        while not study.rates_of:
             grid = extended(study.rates, scores, study.widen)
-            done = {rate: record for rate in grid if (record := find(arm.training(rate, seed)))}
-            known = {rate: score(record.validation) for rate, record in done.items()}
+            known = self._scores(arm, grid, find)
             if known == scores:
-                return [arm.training(rate, seed) for rate in grid]
+                return [arm.training(rate, seed) for rate in grid for seed in study.seeds[: study.rate_seeds]]
             scores = known
+        return []
+
+    @staticmethod
+    def _scores(arm: Arm, grid: list[float], find: Find) -> dict[float, tuple[float, float]]:
+        """Rank the rates that every choosing seed has tried, by their mean."""
+        seeds = arm.definition.seeds[: arm.definition.rate_seeds]
+        tried = {rate: [find(arm.training(rate, seed)) for seed in seeds] for rate in grid}
+        return {
+            rate: mean_score([record.validation for record in records if record])
+            for rate, records in tried.items()
+            if all(records)
+        }
 
     def chosen(self, arm: Arm, find: Find | None = None) -> float | None:
         """Return the rate that validated best so far; None before any was tried. A diverged one never wins."""
-        done = {one.rate: (find or self.result)(one) for one in self.tuning(arm, find)}
-        scores = {rate: score(record.validation) for rate, record in done.items() if record}
+        if arm.definition.rates_of:
+            return self._elsewhere(arm)
+        grid = list(dict.fromkeys(one.rate for one in self.tuning(arm, find)))
+        scores = self._scores(arm, grid, find or self.result)
         return min(scores, key=lambda rate: scores[rate], default=None)
 
+    def _elsewhere(self, arm: Arm) -> float | None:
+        """The rate that this arm has chosen in the study that `rates_of` names; None before it is chosen."""
+        other = self._by_name.get((arm.definition.rates_of, arm.name))
+        if other is None:
+            raise InputError(
+                f"conf/study/{arm.study}.yaml: rates_of {arm.definition.rates_of} has no arm '{arm.name}'"
+            )
+        return self.chosen(other) if all(map(self.result, self.tuning(other))) else None
+
     def final(self, arm: Arm) -> list[Training]:
-        """Trainings that count: the chosen rate with every seed."""
+        """Trainings that count: the chosen rate with every seed.
+
+        Raises:
+            InputError: another study chooses the rate, and has not.
+        """
         best = self.chosen(arm)
-        assert best is not None  # noqa: S101
+        if best is None:
+            raise InputError(
+                f"{arm.study}/{arm.name}: its rate is chosen by '{arm.definition.rates_of}', which has not ended; "
+                f"hope-study run --only {arm.definition.rates_of}/{arm.name}"
+            )
         return [arm.training(best, seed) for seed in arm.definition.seeds]
 
     def complete(self, arm: Arm) -> list[Record]:
         """All ordinary records of an arm, if every one is there; before that the least seconds would wander."""
         tuned = [self.result(one) for one in self.tuning(arm)]
-        final = [self.result(one) for one in self.final(arm)] if all(tuned) else [None]
+        ready = all(tuned) and self.chosen(arm) is not None
+        final = [self.result(one) for one in self.final(arm)] if ready else [None]
         return [record for record in [*tuned, *final] if record] if all(final) else []
 
     def at_equal_time(self, arm: Arm) -> list[Training] | None:
@@ -123,23 +154,32 @@ class Ledger:
     def left(self, arm: Arm) -> int:
         """Count an arm's missing trainings, as far as they can be known before its rate is chosen."""
         missing = sum(self.result(one) is None for one in self.tuning(arm))
-        if missing:
-            return missing + len(arm.definition.seeds) - 1
+        if missing or self.chosen(arm) is None:
+            return missing + self.others(arm)
         return sum(self.result(one) is None for one in [*self.final(arm), *self.timed(arm)])
 
     def total(self, arm: Arm) -> int:
         """Count an arm's trainings, those at equal time as soon as they are known."""
-        return len(self.tuning(arm)) + len(arm.definition.seeds) - 1 + len(self.timed(arm))
+        return len(self.tuning(arm)) + self.others(arm) + len(self.timed(arm))
+
+    @staticmethod
+    def others(arm: Arm) -> int:
+        """Count the final trainings that choose no rate."""
+        study = arm.definition
+        return len(study.seeds) - (0 if study.rates_of else study.rate_seeds)
 
     def digests(self, arm: Arm) -> list[str]:
         """Name an arm's trainings so that those shared by two arms have one name.
 
         Before a rate is chosen, the other seeds' trainings are named after the first rate's.
         """
-        tuned, seeds = self.tuning(arm, self.shared), arm.definition.seeds[1:]
+        tuned, seeds = self.tuning(arm, self.shared), arm.definition.seeds
+        seeds = seeds[len(seeds) - self.others(arm) :]
         best = self.chosen(arm, self.shared) if all(map(self.shared, tuned)) else None
         final = [
-            f"{tuned[0].sha256} seed {seed}" if best is None else arm.training(best, seed).sha256
+            f"{arm.training(1.0, seed).sha256} seed {seed}"
+            if best is None
+            else arm.training(best, seed).sha256
             for seed in seeds
         ]
         return [one.sha256 for one in [*tuned, *self.timed(arm)]] + final

@@ -42,7 +42,7 @@ class Display:
         values = "; ".join(
             f"{value.group or value.length}: {value.value:.3f}"
             for value in record.metrics
-            if value.name != "task_exact" and ">" not in value.group
+            if value.name not in ("task_exact", *COSTS) and not set(">/") & set(value.group)
         )
         outcome = record.failed or values or f"validation {record.validation.get('val_loss', 0):.4f}"
         name = f"{record.study}/{record.arm}/{record.run}"

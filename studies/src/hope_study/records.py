@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hope_study.study import Training
 
 SCHEMA = 2
+ADDED = ("documents", "dials")  # keys that records got later: left out where they are empty
 CURVE = ("step", "tokens", "val_loss", "val_accuracy", "val_bpb")
 
 
@@ -49,6 +50,15 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What the evaluations of a training leave in its record; keys as there."""
+
+    metrics: list[Value] = field(default_factory=list)
+    documents: dict[str, list[float]] = field(default_factory=dict)
+    dials: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Record:
     """One training of a study.
 
@@ -70,6 +80,8 @@ class Record:
         validation: the last validation's numbers.
         curve: validation by steps.
         metrics: what the evaluation measured.
+        documents: bytes of every test document, as `bytes`, and its bits, by the condition they were measured in.
+        dials: of adaptations, as tuned on validation text, by name.
     """
 
     __pydantic_config__ = STRICT
@@ -96,6 +108,8 @@ class Record:
     validation: dict[str, float]
     curve: list[dict[str, float]]
     metrics: list[Value]
+    documents: dict[str, list[float]] = field(default_factory=dict)
+    dials: dict[str, str] = field(default_factory=dict)
 
     @property
     def order(self) -> tuple[str, float, int, str]:
@@ -104,7 +118,7 @@ class Record:
 
     def to_line(self) -> str:
         """JSON on one line, sealed by the hash of everything else on it."""
-        values = dataclasses.asdict(self)
+        values = {key: value for key, value in dataclasses.asdict(self).items() if value or key not in ADDED}
         return json.dumps(values | {"seal": _seal(values)}, allow_nan=False)
 
     @staticmethod
@@ -146,14 +160,14 @@ def _seal(values: dict[str, Any]) -> str:
 
 
 def record_of(
-    training: Training, folder: Path, metrics: list[Value], failed: str, revision: str, wall_seconds: float
+    training: Training, folder: Path, measured: Measured, failed: str, revision: str, wall_seconds: float
 ) -> Record:
     """Collect what is kept of a training.
 
     Args:
         training: what was trained.
         folder: with the trainer's `train.json` and `log.jsonl`.
-        metrics: what the evaluation measured.
+        measured: by the evaluations.
         failed: how it diverged, or "".
         revision: of the code.
         wall_seconds: of training and evaluation.
@@ -194,7 +208,7 @@ def record_of(
             for row in rows
             if math.isfinite(row.get("val_loss", math.nan))
         ],
-        metrics=metrics,
+        **dataclasses.asdict(measured) | {"metrics": measured.metrics},
     )
 
 

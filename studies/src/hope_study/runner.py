@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -22,12 +23,14 @@ from hope_study import measure
 from hope_study.ledger import Ledger, timed_here
 from hope_study.locks import StoppedError, locked
 from hope_study.progress import Display
-from hope_study.records import Record, Value, invalid_reason, record_of
+from hope_study.records import Measured, Record, invalid_reason, record_of
 from hope_study.study import Arm, Training
 from hope_study.worker import Workers, last_line
 from hope_train import config as configuration
+from hope_train import state
 from hope_train.provenance import revision
 from hope_train.run import RESUMABLE
+from hope_train.tracking import LOG
 
 GRACE = 60.0  # seconds that a training has to save
 DIVERGED = re.compile(r"loss is .* and gradient norm")
@@ -60,9 +63,15 @@ class Runner:
         with self.display, ThreadPoolExecutor(self.jobs) as pool:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
+                choosing = [arm for arm in self.arms if not arm.definition.rates_of]
+                given = [arm for arm in self.arms if arm.definition.rates_of]
                 # Equal time comes last: it needs the reference's seconds, and is the less urgent answer.
-                for part in (self._ordinary, self._timed):
-                    for future in [pool.submit(part, arm) for arm in self.arms]:
+                for part, arms in (
+                    (self._ordinary, choosing),
+                    (self._ordinary, given),
+                    (self._timed, self.arms),
+                ):
+                    for future in [pool.submit(part, arm) for arm in arms]:
                         future.result()
             except StoppedError:
                 return False
@@ -123,7 +132,8 @@ class Runner:
                 rate=training.rate,
             )
             self.ledger.keep(record)
-            shutil.rmtree(self._folder(training), ignore_errors=True)
+            if not training.arm.adapt:  # those stay for what is measured once, at the very end
+                shutil.rmtree(self._folder(training), ignore_errors=True)
         self.display.finished(record)
 
     def _done(self, training: Training, here: bool) -> bool:
@@ -137,24 +147,59 @@ class Runner:
         start, folder = time.monotonic(), self._folder(training)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "config.yaml", configuration.dump(training.config).encode())
-        command = ["hope-train", "run", str(folder / "config.yaml"), "--fresh-on-mismatch"]
-        command += ["--out", str(folder), "--json", str(folder / "train.json")]
+        command = [
+            "hope-train",
+            "run",
+            str(folder / "config.yaml"),
+            "--fresh-on-mismatch",
+            "--out",
+            str(folder),
+        ]
         output = folder / "output.txt"
-        status = self._call(command, output, lock)
+        if training.constant:
+            self._trunk(training, command, output, lock)
+        status = self._call([*command, "--json", str(folder / "train.json")], output, lock)
         failed = last_line(output) if status else invalid_reason(folder)
         if status and not DIVERGED.search(failed):
             raise InputError(f"{training.config.run}: {failed}")
-        metrics = [] if failed else self._evaluate(training, folder, lock)
-        return record_of(training, folder, metrics, failed, self._revision, time.monotonic() - start)
+        measured = Measured() if failed else self._evaluate(training, folder, lock)
+        return record_of(training, folder, measured, failed, self._revision, time.monotonic() - start)
 
-    def _evaluate(self, training: Training, folder: Path, lock: int) -> list[Value]:
-        out, output = folder / "measured.json", folder / "output.txt"
-        if self._call(["hope-eval", *measure.command(training, folder, out)], output, lock):
-            raise InputError(f"{training.config.run}: {last_line(output)}")
-        return measure.read(training, out)
+    def _trunk(self, training: Training, command: list[str], output: Path, lock: int) -> None:
+        """Train the steps before a decay on from those of a shorter training, and leave them for a longer one.
 
-    def _call(self, command: list[str], output: Path, lock: int) -> int:
-        """Run a script; raise `StoppedError` where the one SIGTERM that it gets made it save."""
+        A training of its own would have the same bits: its rates are the same so far, and the trainer compares them.
+        """
+        folder, trunk, end = self._folder(training), self.work / "trunks" / training.trunk, training.constant
+        kept = {int(path.name): path for path in trunk.glob("[0-9]*") if int(path.name) <= end}
+        if kept and not (folder / "checkpoint").exists():
+            shutil.copytree(kept[max(kept)], folder, dirs_exist_ok=True)
+        if end in kept or self._call([*command, "--until", str(end)], output, lock, wanted=RESUMABLE):
+            return
+        saved = state.read(folder / "checkpoint")
+        if saved is None or saved.progress.step < end:
+            raise StoppedError
+        if saved.progress.step == end:
+            partial = trunk / f"partial-{training.sha256[:16]}"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(folder / "checkpoint", partial / "checkpoint")
+            shutil.copy(folder / LOG, partial)
+            with suppress(OSError):  # another training of the same beginning was faster
+                partial.rename(trunk / str(end))
+
+    def _evaluate(self, training: Training, folder: Path, lock: int) -> Measured:
+        output = folder / "output.txt"
+        for command in measure.commands(training, folder):
+            if self._call(["hope-eval", *command], output, lock):
+                raise InputError(f"{training.config.run}: {last_line(output)}")
+        return measure.read(training, folder)
+
+    def _call(self, command: list[str], output: Path, lock: int, wanted: int = 0) -> int:
+        """Run a script; return 0 for the status that is wanted, else its own.
+
+        Raises:
+            StoppedError: it saved at the one SIGTERM that it gets.
+        """
         with self._guard:
             if self.stop.is_set():
                 raise StoppedError
@@ -165,6 +210,7 @@ class Runner:
         with self._guard:
             process.join()
             self._running.discard(process)
-        if process.exitcode == RESUMABLE or self.stop.is_set():
+        status = process.exitcode or 0
+        if self.stop.is_set() or (status == RESUMABLE and status != wanted):
             raise StoppedError
-        return process.exitcode or 0
+        return 0 if status == wanted else status

@@ -20,6 +20,7 @@ from hope_model.errors import InputError
 from hope_model.ranges import check_ranges, shown, within
 from hope_train.compose import Params, compose
 from hope_train.config import LENGTH, SEED, TrainConfig, digest
+from hope_train.provenance import code_sha256
 from hope_train.values import check_name, read_yaml, strict
 
 MULTIPLE = re.compile(r"[1-9][0-9]{0,8}x?")
@@ -59,12 +60,14 @@ class ArmSettings:
         overrides: Hydra overrides, `model.memory.self_modify=false`.
         writes: memories that are written at test time (`titans`, `cms.0`); none given means all. For text.
         missing: why it cannot be run yet; pages print it.
+        adapt: adaptations of `hope-eval --adapt` that its text is also measured with; none given means the study's.
     """
 
     run: str = "hope"
     overrides: list[str] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)
     missing: str = ""
+    adapt: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,11 @@ class Study:
         arms: by name.
         rates: factors of the scale's learning rates; validation chooses one for each arm.
         widen: times to extend the learning-rate grid when the best rate is at its edge.
-        seeds: of the trainings that count; the first also chooses the learning rate.
+        seeds: of the trainings that count.
+        rate_seeds: how many of them choose the learning rate.
+        rates_of: a study whose arms of the same names have chosen the rates; here none is tried.
+        adapt: adaptations at test time that every training is measured with, too, their dials tuned on validation
+            text: `neural_cache`, or with a start and the dials to tune, `dynamic:rate=0.001 rate`. `off` has none.
         lengths: at which a task is evaluated, `2x` being twice the training length.
         tolerance: allowed difference of parameters, as a share of the first arm's.
         stream: what is learned after training, instead of a test on text.
@@ -112,6 +119,9 @@ class Study:
     rates: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0], metadata=RATES)
     widen: int = field(default=1, metadata=within(0, 10))
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata=SEED)
+    rate_seeds: int = field(default=1, metadata=within(1, 1_000))
+    rates_of: str = ""
+    adapt: list[str] = field(default_factory=list)
     lengths: list[str] = field(default_factory=lambda: ["1x", "2x", "4x", "8x"])
     tolerance: float = field(default=0.03, metadata=within(0, 1e6))
     stream: Stream = field(default_factory=Stream)
@@ -125,8 +135,10 @@ class Study:
             check_name("arms" if name in self.arms else "stream.domains", name)
         if wrong := [length for length in self.lengths if not MULTIPLE.fullmatch(length)]:
             raise InputError(f"lengths is {shown(wrong[0])}; it must be a number of tokens, or such as 2x")
-        if len(set(self.rates)) < 3 or len(set(self.seeds)) < 3:
+        if (len(set(self.rates)) < 3 and not self.rates_of) or len(set(self.seeds)) < 3:
             raise InputError("at least three 'rates' and three 'seeds'")
+        if self.rate_seeds > len(self.seeds):
+            raise InputError(f"rate_seeds is {self.rate_seeds}; there are {len(self.seeds)} seeds")
         if self.equal_time and self.equal_time not in self.arms:
             raise InputError(
                 f"'equal_time: {self.equal_time}' is no arm; choose among {', '.join(self.arms)}"
@@ -158,6 +170,11 @@ class Arm:
     _trainings: dict[tuple[float, int, int], Training] = field(
         default_factory=dict, repr=False, compare=False
     )
+
+    @property
+    def adapt(self) -> list[str]:
+        """What its text is also measured with."""
+        return self.settings.adapt or self.definition.adapt
 
     def training(self, rate: float, seed: int, steps: int = 0) -> Training:
         """Return the training with one learning rate and seed, of another length if `steps` is given.
@@ -201,10 +218,30 @@ class Training:
         measured = study.lengths if self.config.data.task else self.arm.settings.writes
         if study.stream.domains:
             measured = ["stream", *map(str, dataclasses.astuple(study.stream))]
+        if self.arm.adapt:
+            measured = [*measured, "adapt", *self.arm.adapt]
         config = dataclasses.asdict(self.config)
         config |= {"run": ":".join(measured), "model": identity(self.config.model)}
         _drop_added(config)
         return digest(config)
+
+    @cached_property
+    def constant(self) -> int:
+        """Steps before the rate begins to fall; 0 where it falls from the start."""
+        plan, steps = self.config.schedule, self.config.steps
+        return max(self._warmup, steps - round(plan.decay * steps)) if plan.name == "wsd" else 0
+
+    @property
+    def _warmup(self) -> int:
+        return round(self.config.schedule.warmup * self.config.steps)
+
+    @cached_property
+    def trunk(self) -> str:
+        """Digest of its steps before the decay: of the code, and of everything but its length and the decay."""
+        config = dataclasses.asdict(self.config)
+        for key in ("run", "steps", "schedule"):
+            del config[key]
+        return digest({**config, "warmup": self._warmup, "code": code_sha256()})[:16]
 
 
 def load(conf: Path, only: list[str]) -> dict[str, Study]:
@@ -219,9 +256,15 @@ def load(conf: Path, only: list[str]) -> dict[str, Study]:
     wanted = [name.split("/")[0] for name in only] or list(files)
     if unknown := [name for name in wanted if name not in files]:
         raise InputError(f"--only {unknown[0]}: no such study; choose among {', '.join(files)}")
-    studies = {
-        name: strict(Study, read_yaml(files[name]), str(files[name])) for name in dict.fromkeys(wanted)
-    }
+    studies: dict[str, Study] = {}
+    for name in wanted:  # grows by the studies whose rates the others take
+        if name not in studies:
+            studies[name] = strict(Study, read_yaml(files[name]), str(files[name]))
+            if (other := studies[name].rates_of) and other not in files:
+                raise InputError(
+                    f"{files[name]}: rates_of is {other[:80]!r}; choose among {', '.join(files)}"
+                )
+            wanted += [other] if other else []
     return dict(sorted(studies.items(), key=lambda item: (item[1].order, item[0])))
 
 

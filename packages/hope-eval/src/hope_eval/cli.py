@@ -136,7 +136,7 @@ def _tune(arguments: argparse.Namespace) -> None:
         loaded = text.load(arguments.checkpoint, arguments.tokenizer, arguments.device)
         scorer = Scorer(loaded.model, arguments.device, arguments.batch_tokens, display.advance)
         scorer.begin = display.begin
-        tuned = tune(text.context(loaded, scorer), start, arguments.tokens, _print_trial)
+        tuned = tune(text.context(loaded, scorer), start, arguments.tokens, arguments.dials, _print_trial)
     record = {**asdict(tuned), "checkpoint": asdict(loaded.about)}
     write_atomic(arguments.json, dumps(record).encode())
     edge = f"; at the edge of what was tried: {', '.join(tuned.at_edge)}" if tuned.at_edge else ""

@@ -244,6 +244,7 @@ TUNE = Command(
         _path("--json", "every trial and the best", "FILE", required=True),
         option("--domains", "default: those it was trained on", names, "A,B", default=""),
         option("--tokens", "of each trial; default: %(default)s", positive, "N", default=16_384),
+        option("--dials", "tune these alone; default: all that have a grid", names, "A,B", default=()),
         option("--length", "window; default: as in training", positive, "T", default=0),
         _seed("of the text"),
         DEVICE,

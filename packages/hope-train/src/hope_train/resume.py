@@ -9,8 +9,9 @@ from typing import Any
 
 from hope_model.errors import InputError
 from hope_train import schedule, state
-from hope_train.config import TrainConfig, flat
+from hope_train.config import ScheduleConfig, TrainConfig, flat
 from hope_train.state import Identity, Saved
+from hope_train.values import strict
 
 # Keys, or beginnings of keys, that leave what is learned as it is.
 FREE = (
@@ -18,6 +19,7 @@ FREE = (
     "checkpoint_every", "milestone_every", "milestones", "parallel", "precision", "tf32", "compile",
     "activation_checkpoint", "accumulate", "sdpa", "device",
 )  # fmt: skip
+PLAN = ("steps", "schedule.name", "schedule.warmup", "schedule.decay", "schedule.final")
 MEASURED = ("eval_windows", "data.eval_lengths")  # they decide the numbers of a finished run
 
 
@@ -83,6 +85,8 @@ def _compare(saved: Saved, config: TrainConfig, *, alone: bool) -> tuple[list[st
     """Keys that make it another run, and those that do not, with both values."""
     before, now = flat(saved.config), flat(dataclasses.asdict(config))
     other, free = [], {}
+    # A plan may change where it has not begun: a decay that branches off from a constant rate.
+    branches = any(before.get(key) != now[key] for key in PLAN) and _same_so_far(saved, config)
     for key in (*now, *(before.keys() - now.keys())):
         if before.get(key) == now.get(key):
             continue
@@ -91,11 +95,13 @@ def _compare(saved: Saved, config: TrainConfig, *, alone: bool) -> tuple[list[st
             done = saved.progress.step
             if config.steps < done:
                 other.append(f"{pair} ({done} are done)")
-            elif alone and not _same_so_far(saved, config):
+            elif alone and not branches:
                 other.append(pair)
             else:
                 free[key] = pair
-        elif key == "init" or key.startswith(FREE):  # its weights have a hash
+        elif (
+            key == "init" or key.startswith(FREE) or (key in PLAN and branches)
+        ):  # init's weights have a hash
             free[key] = pair
         else:
             other.append(pair)
@@ -104,7 +110,7 @@ def _compare(saved: Saved, config: TrainConfig, *, alone: bool) -> tuple[list[st
 
 def _same_so_far(saved: Saved, config: TrainConfig) -> bool:
     """Whether the steps done are those of a run with the new number of steps, by its schedules."""
-    former = dataclasses.replace(config, steps=saved.config["steps"])
+    former = strict(TrainConfig, saved.config, "the checkpoint's configuration")
     return all(
         schedule.pace(former, step) == schedule.pace(config, step) for step in range(saved.progress.step)
     )
@@ -120,7 +126,8 @@ def bits(saved: Saved, flags: dict[str, Any], processes: int) -> list[str]:
 def trained_on(saved: Saved, config: TrainConfig) -> str:
     """How learning rates go on where the number of steps has changed."""
     before, done = saved.config["steps"], saved.progress.step
-    last = schedule.factor(config.schedule, done - 1, before) if done else 0.0
+    plan = strict(ScheduleConfig, saved.config["schedule"], "the checkpoint's schedule")
+    last = schedule.factor(plan, done - 1, before) if done else 0.0
     following = (
         f"{schedule.factor(config.schedule, done, config.steps):.3g}" if done < config.steps else "none"
     )

@@ -25,6 +25,7 @@ class ArmResults:
         name: of the arm.
         arm: its definition, composed; None where only records are compared (`replication`).
         tuned: by learning-rate factor, with the first seed.
+        again: of the other seeds that chose.
         seeds: by seed, of the rate that validated best.
         timed: at equal time, by seed.
         chosen: factor of the rate that validated best; None before any was tried.
@@ -40,6 +41,7 @@ class ArmResults:
     chosen: float | None = None
     rates: int = 0
     longer: int | None = 0
+    again: list[Record] = field(default_factory=list)
 
     @property
     def composed(self) -> Arm:
@@ -55,7 +57,8 @@ class ArmResults:
     @property
     def trainings(self) -> list[Record]:
         """All ordinary records; the one that both chose the rate and counts, once."""
-        return [*self.tuned.values(), *(r for r in self.seeds.values() if r not in self.tuned.values())]
+        chose = [*self.tuned.values(), *self.again]
+        return [*chose, *(record for record in self.seeds.values() if record not in chose)]
 
     def values(self, metric: str, length: int) -> dict[int, Value]:
         """Return a measured number by seed."""
@@ -106,7 +109,9 @@ class StudyResults:
     def planned(self) -> int:
         """Trainings there are to be, without arms that cannot be run."""
         wanted = [arm for arm in self.arms if not arm.missing]
-        return sum(arm.rates + len(self.definition.seeds) - 1 + (arm.longer or 0) for arm in wanted)
+        study = self.definition
+        ordinary = len(study.seeds) - (0 if study.rates_of else study.rate_seeds)
+        return sum(arm.rates * study.rate_seeds + ordinary + (arm.longer or 0) for arm in wanted)
 
     def at_equal_time(self) -> StudyResults | None:
         """Return the study with the trainings at equal time in the place of others; None where there are none.
@@ -116,7 +121,8 @@ class StudyResults:
         if not any(arm.timed for arm in self.arms):
             return None
         arms = [
-            replace(arm, tuned={}, seeds=arm.seeds if arm.longer == 0 else arm.timed) for arm in self.arms
+            replace(arm, tuned={}, again=[], seeds=arm.seeds if arm.longer == 0 else arm.timed)
+            for arm in self.arms
         ]
         return replace(self, arms=arms)
 
@@ -143,12 +149,13 @@ def _arm(ledger: Ledger, arm: Arm) -> ArmResults:
     return ArmResults(
         arm.name,
         arm,
-        {record.rate: record for record in tuned},
+        {record.rate: record for record in tuned if record.seed == arm.definition.seeds[0]},
         {record.seed: record for record in seeds},
         {record.seed: record for record in timed},
         chosen,
-        len(tuning),
+        len({one.rate for one in tuning}),
         None if longer is None else len(longer),
+        [record for record in tuned if record.seed != arm.definition.seeds[0]],
     )
 
 

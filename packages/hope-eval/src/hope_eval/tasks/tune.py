@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,7 @@ def tune(
     context: Context,
     start: Adaptation,
     tokens: int,
+    dials: Collection[str] = (),
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Tuned:
     """Try each dial's grid in turn, the others at their best so far, until a sweep changes nothing.
@@ -57,6 +58,7 @@ def tune(
         context: its validation split is read, its test split never.
         start: where to begin.
         tokens: budget of each trial over all domains.
+        dials: the ones to tune; none given means all that have a grid.
         report: called with every trial.
 
     Raises:
@@ -64,6 +66,9 @@ def tune(
     """
     if not start.grids:
         raise InputError(f"{start.name} has no dials to tune")
+    if unknown := sorted(set(dials) - set(start.grids)):
+        raise InputError(f"--dials {unknown[0]}: {start.name} tunes {', '.join(start.grids)}")
+    grids = {dial: grid for dial, grid in start.grids.items() if not dials or dial in dials}
     settings = perplexity.Settings(tokens=tokens, split="val")
     texts = training_windows(context)
     plain = context.scorer.model
@@ -94,11 +99,11 @@ def tune(
     score(best)
     for _ in range(SWEEPS):
         before = best
-        for dial, grid in start.grids.items():
+        for dial, grid in grids.items():
             best = min([best, *(replace(best, **{dial: value}) for value in grid)], key=score)
         if best == before:
             break
-    edges = [dial for dial, grid in start.grids.items() if getattr(best, dial) in (grid[0], grid[-1])]
+    edges = [dial for dial, grid in grids.items() if getattr(best, dial) in (grid[0], grid[-1])]
     return Tuned(
         adapt=start.name,
         best=dataclasses.asdict(best),
