@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from hope_study.measure import COSTS
 from hope_study.ledger import ASSUMED, Ledger
 from hope_study.records import Record
 from hope_study.study import Arm
