@@ -98,7 +98,9 @@ class StudyResults:
     @property
     def counts(self) -> list[int]:
         """Items of the measured numbers."""
-        return sorted({value.n for value in self._values() if value.name == self.metric})
+        return sorted(
+            {value.n for value in self._values() if value.name == self.metric and "/" not in value.group}
+        )
 
     @property
     def done(self) -> int:
