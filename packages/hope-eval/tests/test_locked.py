@@ -12,7 +12,6 @@ from hope_data.tokenizer import Tokenizer
 from hope_eval.cli import main
 from hope_eval.tasks import perplexity
 from hope_eval.tasks.base import Context
-from hope_eval.tasks.held_out import HeldOut
 from hope_eval.tasks.locked import Locked, unused
 
 
@@ -58,8 +57,6 @@ def test_lock_and_documents_as_typed(
     assert main(["lock", *common, "--json", str(listed)]) == 2
     assert "is there already; a list is chosen once" in capsys.readouterr().err
     tokenizer = Tokenizer.load(corpora / "tokenizer").sha256
-    split = HeldOut(corpora / "shards")  # a task by its defaults takes every document
-    assert split.documents is None
     one = Locked(tokenizer, frozenset([_first(corpora)]))
     listed.write_bytes(one.dumps())
     run = ["run", *common, "--json", str(tmp_path / "out.json"), "--documents", str(listed)]

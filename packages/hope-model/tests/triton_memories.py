@@ -182,6 +182,7 @@ def test_equal_keys_at_full_strength() -> None:
     gates = gates._replace(log_a_NT=0 * gates.log_a_NT, output_NRT=0 * gates.output_NRT + 2)
     with torch.no_grad():
         o, naive = (form(q, k, v, gates, *rest)[0] for form in (titans_memory, titans_memory_naive))
+    # Float32 products differ between processors: 2.4e-5 was the most, and the token loop itself has 4e-7.
     assert (o - naive).abs().max() < 1e-4 * naive.abs().max()
 
 

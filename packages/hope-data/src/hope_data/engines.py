@@ -65,17 +65,16 @@ def _uninterrupted() -> Iterator[None]:
     Blocking the signal is for the worker, which inherits it and leaves Ctrl-C to this process. It does not keep the
     signal from this process, where another thread (a library's) can receive it; holding it back does.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    main = threading.current_thread() is threading.main_thread()  # no other may set handlers, nor gets Ctrl-C
     came: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        signal.signal(signal.SIGINT, handler)
+        if main:
+            signal.signal(signal.SIGINT, handler)
     if came:
         signal.raise_signal(signal.SIGINT)
 
