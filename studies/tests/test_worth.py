@@ -71,6 +71,10 @@ def test_two_seeds_choose_a_rate_that_another_study_takes(
     assert "learning rates chosen with seeds 0, 1; revision" in page(collected[0])
     assert "learning rates chosen by `tiny`; revision" in page(collected[1])
     assert "Validation loss" not in page(collected[1])
+    shared = longer | {"rates_of": "tiny/delta", "arms": {"other": {"run": "gated_deltanet"}}}
+    (conf / "study/longer.yaml").write_text(yaml.safe_dump(shared))
+    others = [*arms(conf), *arms(conf, "longer")]
+    assert Ledger(others, Store(tmp_path / "results")).chosen(others[1]) == 3.0
     (conf / "study/longer.yaml").write_text(yaml.safe_dump(longer | {"rates_of": "nothing"}))
     with pytest.raises(InputError, match=r"rates_of is 'nothing'; choose among longer, tiny"):
         study.load(conf, ["longer"])
