@@ -3,7 +3,10 @@
 import re
 import subprocess
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import grimp
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +38,19 @@ def test_python_files_are_short() -> None:
         p.name: n for p in tracked() if p.suffix == ".py" and (n := len(p.read_text().splitlines())) > 400
     }
     assert not long
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and for types alone count; import-linter checks folders, this modules."""
+    packages = [path.parent.name for path in tracked() if path.match("*/src/hope_*/__init__.py")]
+    assert len(packages) == 5
+    graph = grimp.build_graph(*packages, cache_dir=None)
+    below = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    order = list(TopologicalSorter(below).static_order())  # CycleError names the circle
+    assert len(order) == len(graph.modules) > 250
+    assert (
+        order.index("hope_model.config") < order.index("hope_train.loop") < order.index("hope_study.runner")
+    )
 
 
 def test_readme_shows_the_table_of_the_report() -> None:

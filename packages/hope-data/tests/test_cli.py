@@ -14,7 +14,7 @@ from hope_data.config import Manifest
 from hope_data.errors import InputError
 from hope_data.loader import LoaderConfig
 from hope_data.manifest import load_manifest
-from hope_data.tokenizer import Guard
+from hope_data.tokenizer_training import Guard
 
 CONF = Path(__file__).parents[3] / "conf" / "corpus"
 SHARED = Path(os.environ.get("HOPE_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))

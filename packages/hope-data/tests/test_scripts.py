@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hope_data import decontaminate, dedup, documents, filters, passages, sharding, tokenizer, units
+from hope_data import decontaminate, dedup, documents, filters, passages, sharding, tokenizer_training, units
 from hope_data.cli import main
 from hope_data.documents import Document
 from hope_data.tokenizer import Tokenizer
@@ -199,7 +199,7 @@ def test_passages_of_chinese_lines_are_cut(tmp_path: Path) -> None:
 
 def test_chinese_without_spaces_through_tokenizer_shards_and_validate(tmp_path: Path) -> None:
     clean = acquire_and_filter(tmp_path, [*(chinese(seed) for seed in range(60)), *PARAGRAPHS.values()])
-    tokenizer.train({"c": clean}, tmp_path / "tok", 1000)
+    tokenizer_training.train({"c": clean}, tmp_path / "tok", 1000)
     tok = Tokenizer.load(tmp_path / "tok")
     for text in ("你 好", " the", "  ", *PARAGRAPHS.values()):
         ids = tok.encode(text)

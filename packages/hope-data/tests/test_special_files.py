@@ -15,7 +15,7 @@ from hope_data.files import load_sealed, read_bytes, sha256_file
 from hope_data.manifest import load_manifest
 from hope_data.publishing import exclusive, new_folder
 from hope_data.shards import open_array
-from hope_data.tokenizer import Guard
+from hope_data.tokenizer_training import Guard
 
 
 @pytest.fixture(params=["fifo", "/dev/zero", "folder", "huge"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hope_data import documents, tokenizer
+from hope_data import documents, tokenizer_training
 from hope_data.cli import main
 from hope_data.errors import InputError
 from hope_data.splits import SplitRule
@@ -62,9 +62,9 @@ STRANGE = {
 def strange(request: pytest.FixtureRequest) -> Tokenizer:
     """A tokenizer of the least size that the text takes, trained on it alone."""
     text = STRANGE[request.param]
-    with pytest.raises(tokenizer._Unfit) as error:
-        tokenizer._fit(text, 100, 1)
-    return Tokenizer(tokenizer._fit(text, error.value.nearest, 1))
+    with pytest.raises(tokenizer_training._Unfit) as error:
+        tokenizer_training._fit(text, 100, 1)
+    return Tokenizer(tokenizer_training._fit(text, error.value.nearest, 1))
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_lossless_on_characters_of_all_of_unicode(strange: Tokenizer) -> None:
 
 
 def test_a_model_without_a_token_for_the_space_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    train = tokenizer.sentencepiece.SentencePieceTrainer.train
+    train = tokenizer_training.sentencepiece.SentencePieceTrainer.train
     monkeypatch.setattr(
-        tokenizer.sentencepiece.SentencePieceTrainer,
+        tokenizer_training.sentencepiece.SentencePieceTrainer,
         "train",
         lambda **k: train(**{**k, "required_chars": ""}),
     )
-    model = tokenizer._fit(STRANGE["no space"], 272, 1)
+    model = tokenizer_training._fit(STRANGE["no space"], 272, 1)
     with pytest.raises(
         InputError, match=r"^tokenizer\.model: has no token for a space, .* `hope-data shard`$"
     ):
@@ -156,7 +156,7 @@ def test_held_out_documents_never_train_it(
     )
     held_out = [d for d in documents.read(clean) if "quixotic" in d.text]
     assert len(held_out) >= 15
-    tokenizer.train({"c": clean}, tmp_path / "t", 400)
+    tokenizer_training.train({"c": clean}, tmp_path / "t", 400)
     assert len(Tokenizer.load(tmp_path / "t").encode(" quixotic")) > 3
 
 
@@ -205,20 +205,20 @@ def test_the_figure_named_fits_where_the_text_to_learn_from_depends_on_it(
     off = "filter: {max_top_trigram: 0, max_duplicate_lines: 0, near_duplicate: 0, min_letters: 0}"
     clean = make_corpus(tmp_path, "c", texts, off)
     with pytest.raises(InputError, match="is too large for this text") as error:
-        tokenizer.train({"c": clean}, tmp_path / "t", 20_000, threads=1)
+        tokenizer_training.train({"c": clean}, tmp_path / "t", 20_000, threads=1)
     fits = int(str(error.value).split(" fits")[0].split()[-1])
-    assert tokenizer.train({"c": clean}, tmp_path / "t", fits, threads=1)["vocab_size"] == fits
+    assert tokenizer_training.train({"c": clean}, tmp_path / "t", fits, threads=1)["vocab_size"] == fits
 
 
 def test_weights_decide_how_much_of_each_corpus_it_learns_from(data: Path, tmp_path: Path) -> None:
     folders = {name: data / "clean" / name for name in "ab"}
-    meta = tokenizer.train(folders, tmp_path / "t", 350, 40_000, 1, {"a": 3.0, "b": 1.0})
+    meta = tokenizer_training.train(folders, tmp_path / "t", 350, 40_000, 1, {"a": 3.0, "b": 1.0})
     sizes = meta["sample_bytes"]
     assert sizes["a"] == pytest.approx(30_000, rel=0.25)
     assert sizes["b"] == pytest.approx(10_000, rel=0.25)
     for weights in ({"a": 1.0}, *({"a": 1.0, "b": b} for b in (0.0, float("nan"), float("inf"), 1e-320))):
         with pytest.raises(InputError, match=r"must name a, b, each between 0\.000001 and 1000000"):
-            tokenizer.train(folders, tmp_path / "u", 350, 40_000, 1, weights)
+            tokenizer_training.train(folders, tmp_path / "u", 350, 40_000, 1, weights)
 
 
 def test_guard_fails_when_coverage_worsens(

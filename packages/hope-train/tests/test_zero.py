@@ -16,7 +16,7 @@ from torch import Tensor
 from hope_model.errors import InputError
 from hope_train import config as configuration
 from hope_train.config import OptimConfig, TrainConfig
-from hope_train.parallel import zero
+from hope_train.optim import zero
 
 HERE = Path(__file__).parent
 NAMES = ("ddp", "zero1", "zero2", "zero3")

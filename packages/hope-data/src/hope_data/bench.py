@@ -125,10 +125,43 @@ def planted(texts: list[str], count: int, seed: int) -> tuple[list[str], int]:
 
 
 def _datatrove_dedup(texts: list[str], folder: Path) -> set[int]:
-    """Ids that datatrove's four steps drop, at its own settings but words by white space."""
-    from hope_data.scale_out import reference_dedup  # noqa: PLC0415
+    """Positions of the texts that datatrove's MinHash steps drop, at its own settings.
 
-    return reference_dedup(texts, folder)
+    Words are split at white space: the tokenizer that datatrove takes for English is spaCy's, and slower.
+    """
+    try:
+        import xxhash  # noqa: PLC0415
+        from datatrove.data import Document as Row  # noqa: PLC0415
+        from datatrove.pipeline import dedup  # noqa: PLC0415
+        from datatrove.utils.word_tokenizers import WordTokenizer  # noqa: PLC0415
+        from loguru import logger  # noqa: PLC0415
+    except ImportError as error:
+        raise InputError(f"the comparison needs {error.name}: pip install 'hope-data[bench]'") from None
+
+    logger.disable("datatrove")
+
+    class Words(WordTokenizer):  # type: ignore[misc]
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            return [text]
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            return [(0, len(text))]
+
+    config = dedup.MinhashConfig()
+    rows = [Row(text, str(i)) for i, text in enumerate(texts)]
+    signatures, buckets, clusters = (str(folder / name) for name in ("signatures", "buckets", "clusters"))
+    signing = dedup.MinhashDedupSignature(signatures, config, Words())
+    # Its own passes text where xxhash 4 takes bytes only.
+    signing._hash_func = lambda shingle: xxhash.xxh64_intdigest(shingle.encode())
+    signing.run(rows, 0, 1)
+    for bucket in range(config.num_buckets):
+        dedup.MinhashDedupBuckets(signatures, buckets, config=config).run(None, bucket, config.num_buckets)
+    dedup.MinhashDedupCluster(buckets, clusters, config).run(None, 0, 1)
+    kept = {int(row.id) for row in dedup.MinhashDedupFilter(clusters).run(rows, 0, 1)}
+    return set(range(len(texts))) - kept
 
 
 def near_duplicates(texts: list[str], count: int, folder: Path, repeats: int, seed: int) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _weights(given: list[str] | None) -> dict[str, float]:
 
 
 def _tokenizer(args: argparse.Namespace) -> None:
-    from hope_data import tokenizer
+    from hope_data import tokenizer_training
     from hope_data.publishing import exclusive
 
     folders = _clean_folders(args.clean, args.corpora)
@@ -122,10 +122,10 @@ def _tokenizer(args: argparse.Namespace) -> None:
     if args.guard and not args.guard.exists():
         print(f"{args.guard}: no earlier coverage here, so there is nothing to keep up with")
     elif args.guard:
-        guard = tokenizer.Guard.load(args.guard, args.worse)
+        guard = tokenizer_training.Guard.load(args.guard, args.worse)
     # Held from the beginning: training takes minutes, of which a second process should not waste any.
     with exclusive(args.out):
-        meta = tokenizer.train(
+        meta = tokenizer_training.train(
             folders, args.out, args.vocab_size, args.sample_bytes or 0, args.threads, weights, guard
         )
     for name, numbers in meta["coverage"].items():

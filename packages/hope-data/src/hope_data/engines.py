@@ -3,24 +3,21 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hope_data.errors import InputError, Unfinished
 from hope_data.progress import steps
+from hope_data.work import Engine, Todo, in_turn
 
-if TYPE_CHECKING:
-    from hope_data.work import Todo
-
-# Does every task of `todo.numbers`, in any order, with so many workers.
-Engine = Callable[["Todo", int], None]
+ENGINES = ("processes", "datatrove", "slurm")
 
 
-def processes(todo: "Todo", workers: int) -> None:
+def processes(todo: Todo, workers: int) -> None:
     """Run tasks here when one process is enough, else in a pool that dies with this process.
 
     Raises:
@@ -28,14 +25,13 @@ def processes(todo: "Todo", workers: int) -> None:
     """
     workers = min(workers, len(todo.numbers))
     if workers <= 1:
-        for i in todo.numbers:
-            todo(i)
+        in_turn(todo)
         return
     for _ in steps(_finished(todo, workers), len(todo.numbers), todo.step):
         pass
 
 
-def _finished(todo: "Todo", workers: int) -> Iterator[int]:
+def _finished(todo: Todo, workers: int) -> Iterator[int]:
     """Yield tasks as worker processes finish them; no worker outlives this."""
     # Spawned, not forked: sentencepiece and rensa hold threads.
     context = get_context("spawn")
@@ -79,7 +75,7 @@ def _uninterrupted() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _heard(todo: "Todo", receive: Any, running: dict[Any, BaseProcess]) -> Iterator[int]:
+def _heard(todo: Todo, receive: Any, running: dict[Any, BaseProcess]) -> Iterator[int]:
     try:
         message = receive.recv()
     except EOFError:
@@ -93,7 +89,7 @@ def _heard(todo: "Todo", receive: Any, running: dict[Any, BaseProcess]) -> Itera
     yield message
 
 
-def _worker(todo: "Todo", taken: Any, send: Any) -> None:
+def _worker(todo: Todo, taken: Any, send: Any) -> None:
     """Take the next task that nobody has taken until there is none, and tell of each."""
     _die_with_parent()
     try:
@@ -119,45 +115,23 @@ def _die_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def datatrove(todo: "Todo", workers: int) -> None:
-    """Run tasks under datatrove's local executor: one rank per task, `workers` at a time.
-
-    Raises:
-        InputError: a task's, or datatrove is not installed.
-    """
-    from hope_data.scale_out import local  # noqa: PLC0415
-
-    local(todo, workers)
-
-
-def slurm(todo: "Todo", workers: int, options: dict[str, str]) -> None:
-    """Run tasks as a Slurm job array under datatrove's executor.
-
-    Raises:
-        InputError: a task's, no Slurm here, or unfit options.
-    """
-    from hope_data.scale_out import slurm as submit  # noqa: PLC0415
-
-    submit(todo, workers, options)
-
-
-ENGINES = ("processes", "datatrove", "slurm")
-
-
 def engine(name: str, options: list[str] | None = None) -> Engine:
     """The engine of this name; `options` as KEY=VALUE are for slurm.
 
     Raises:
-        InputError: there is none of this name, or options without a value.
+        InputError: there is none of this name, datatrove is not installed, or options without a value.
     """
     if options and name != "slurm":
         raise InputError(f"engine {name}: takes no --slurm options")
-    if name == "slurm":
-        pairs = [option.partition("=") for option in options or []]
-        if bad := [key for key, _, value in pairs if not value]:
-            raise InputError(f"--slurm {bad[0]}: must be KEY=VALUE, for example partition=cpu")
-        return partial(slurm, options={key: value for key, _, value in pairs})
-    found: dict[str, Engine] = {"processes": processes, "datatrove": datatrove}
-    if name not in found:
+    if name == "processes":
+        return processes
+    if name not in ENGINES:
         raise InputError(f"engine {name!r}: must be one of {', '.join(ENGINES)}")
-    return found[name]
+    pairs = [option.partition("=") for option in options or []]
+    if bad := [key for key, _, value in pairs if not value]:
+        raise InputError(f"--slurm {bad[0]}: must be KEY=VALUE, for example partition=cpu")
+    from hope_data import scale_out  # noqa: PLC0415 (datatrove is optional)
+
+    if name == "datatrove":
+        return scale_out.local
+    return partial(scale_out.slurm, options={key: value for key, _, value in pairs})

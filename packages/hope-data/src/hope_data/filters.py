@@ -18,13 +18,13 @@ from hope_data import decontaminate, dedup, documents, passages, rules
 from hope_data.compressed import lines
 from hope_data.config import FilterConfig
 from hope_data.documents import INNER_LINE, PROVENANCE, Document, Writer
-from hope_data.engines import Engine, processes
+from hope_data.engines import processes
 from hope_data.errors import InputError
 from hope_data.files import dump_sealed, sha256_bytes, sha256_file
 from hope_data.progress import track
 from hope_data.repair import repair
 from hope_data.splits import SplitRule
-from hope_data.work import Work, open_work
+from hope_data.work import Engine, Work, open_work
 
 _KEPT_PER_REASON = 5
 _EXCERPT = 500

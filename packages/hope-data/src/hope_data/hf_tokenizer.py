@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face behind the interface of ours, for converted models. Needs hope-data[hf]."""
+"""Tokenizers of Hugging Face, for converted models: ids, and the bytes of every token. Needs hope-data[hf]."""
 
 import json
 import os
@@ -6,25 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hope_data.errors import InputError
-from hope_data.files import sha256_bytes
-from hope_data.tokenizer import META, SPACE, Tokenizer
 
 CONFIG = "tokenizer_config.json"
-# A capital, spaces, a tab, letters of one to four bytes, digits: what must come back as it was.
-_PROBE = "A  b\tc\nd é ж 文 🙂 1234"
+# Sentencepiece writes a space as this character.
+SPACE = "\u2581"
 
 
-class HFTokenizer(Tokenizer):
+class Pieces:
     """A byte-level or sentencepiece tokenizer from `tokenizer.json`; special tokens are text where a text has them.
 
-    One that puts a space before every text counts a byte more for each document.
+    Attributes:
+        bytes: what each token stands for; nothing for special ones.
+        eos_id: end of text.
+        begin_id: what stands before a text: begin-of-text where there is one.
     """
 
-    def __init__(self, folder: Path, content: bytes) -> None:
-        path = folder / META
+    def __init__(self, path: Path, content: bytes) -> None:
         try:
             import tokenizers  # noqa: PLC0415 (optional)
         except ImportError:
@@ -39,20 +37,12 @@ class HFTokenizer(Tokenizer):
         self._inner.encode_special_tokens = True
         self._inner.no_padding()
         self._inner.no_truncation()
-        self.meta, self.sha256 = {}, sha256_bytes(content)
         vocabulary = self._inner.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
-        self._pieces = _pieces(path, values, vocabulary, self.vocab_size)
-        self.token_bytes = np.array([len(piece) for piece in self._pieces], np.int64)
-        self.is_fallback = np.array([len(x) == 1 and x[0] > 127 for x in self._pieces])
-        self.eos_id, self.begin_id = _special(folder, vocabulary)
-        ids = self.encode(_PROBE)
-        if self.decode(ids).removeprefix(" ") != _PROBE:
-            raise InputError(f"{path}: text does not come back as it was, so its bytes cannot be counted")
+        self.bytes = _pieces(path, values, vocabulary)
+        self.eos_id, self.begin_id = _special(path.parent, vocabulary)
 
-    def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
+    def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of several texts, without special tokens."""
-        del threads
         try:
             rows = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # of a lone surrogate
@@ -60,7 +50,7 @@ class HFTokenizer(Tokenizer):
         return [list(row.ids) for row in rows]
 
 
-def _pieces(path: Path, values: dict[str, Any], vocabulary: dict[str, int], size: int) -> list[bytes]:
+def _pieces(path: Path, values: dict[str, Any], vocabulary: dict[str, int]) -> list[bytes]:
     """Bytes of every token; none of special ones."""
     kinds = set(_kinds(values.get("decoder")))
     table = {character: byte for byte, character in _characters()}
@@ -68,7 +58,7 @@ def _pieces(path: Path, values: dict[str, Any], vocabulary: dict[str, int], size
         raise InputError(
             f"{path}: its decoder ({', '.join(sorted(kinds)) or 'none'}) is neither byte-level nor sentencepiece's"
         )
-    pieces = [b""] * size
+    pieces = [b""] * (max(vocabulary.values()) + 1)
     for piece, number in vocabulary.items():
         if "ByteLevel" in kinds:
             pieces[number] = bytes(table.get(character, 0) for character in piece)

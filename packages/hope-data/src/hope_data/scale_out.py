@@ -11,19 +11,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hope_data.errors import InputError, Unfinished
+from hope_data.work import Todo
 
 try:
     from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
     from loguru import logger
 except ImportError:
     raise InputError("engine datatrove needs datatrove: pip install 'hope-data[scale]'") from None
-
-if TYPE_CHECKING:
-    from hope_data.work import Todo
 
 # Its banners would stand between the user and our one line. Workers import this module too.
 logger.disable("datatrove")
@@ -33,7 +30,7 @@ _POLL_SECONDS = 5.0
 class Ranks:
     """A pipeline step of datatrove: rank r of n does every n-th task, beginning with r."""
 
-    def __init__(self, todo: "Todo"):
+    def __init__(self, todo: Todo):
         self.todo = todo
 
     def __call__(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
@@ -44,7 +41,7 @@ class Ranks:
                 self.todo(i)
 
 
-def local(todo: "Todo", workers: int) -> None:
+def local(todo: Todo, workers: int) -> None:
     """Run under the local executor, as many ranks as workers.
 
     Raises:
@@ -68,7 +65,7 @@ def _silent_children() -> Iterator[None]:
         os.close(nowhere)
 
 
-def slurm(todo: "Todo", workers: int, options: dict[str, str]) -> None:
+def slurm(todo: Todo, workers: int, options: dict[str, str]) -> None:
     """Submit a job array of `workers` ranks and wait for it.
 
     Args:
@@ -114,40 +111,3 @@ def slurm(todo: "Todo", workers: int, options: dict[str, str]) -> None:
 def _queued(job: str) -> bool:
     found = subprocess.run(["squeue", "-h", "-j", str(job)], capture_output=True, text=True, check=False)
     return bool(found.stdout.strip())
-
-
-def reference_dedup(texts: list[str], folder: Path) -> set[int]:
-    """Positions of the texts that datatrove's MinHash steps drop, at its own settings: what `bench` compares with.
-
-    Words are split at white space: the tokenizer that datatrove takes for English is spaCy's, and slower.
-    """
-    try:
-        import xxhash  # noqa: PLC0415
-        from datatrove.data import Document as Row  # noqa: PLC0415
-        from datatrove.pipeline import dedup  # noqa: PLC0415
-        from datatrove.utils.word_tokenizers import WordTokenizer  # noqa: PLC0415
-    except ImportError as error:
-        raise InputError(f"the comparison needs {error.name}: pip install 'hope-data[bench]'") from None
-
-    class Words(WordTokenizer):  # type: ignore[misc]
-        def word_tokenize(self, text: str) -> list[str]:
-            return text.split()
-
-        def sent_tokenize(self, text: str) -> list[str]:
-            return [text]
-
-        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            return [(0, len(text))]
-
-    config = dedup.MinhashConfig()
-    rows = [Row(text, str(i)) for i, text in enumerate(texts)]
-    signatures, buckets, clusters = (str(folder / name) for name in ("signatures", "buckets", "clusters"))
-    signing = dedup.MinhashDedupSignature(signatures, config, Words())
-    # Its own passes text where xxhash 4 takes bytes only.
-    signing._hash_func = lambda shingle: xxhash.xxh64_intdigest(shingle.encode())
-    signing.run(rows, 0, 1)
-    for bucket in range(config.num_buckets):
-        dedup.MinhashDedupBuckets(signatures, buckets, config=config).run(None, bucket, config.num_buckets)
-    dedup.MinhashDedupCluster(buckets, clusters, config).run(None, 0, 1)
-    kept = {int(row.id) for row in dedup.MinhashDedupFilter(clusters).run(rows, 0, 1)}
-    return set(range(len(texts))) - kept

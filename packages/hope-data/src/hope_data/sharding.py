@@ -11,14 +11,14 @@ from typing import IO, Any
 import numpy as np
 
 from hope_data import documents
-from hope_data.engines import Engine, processes
+from hope_data.engines import processes
 from hope_data.errors import InputError
 from hope_data.files import check_name, dump_sealed, sha256_file
 from hope_data.progress import track
 from hope_data.shards import HEADER_SIZE, INDEX, header, token_type
 from hope_data.splits import SPLITS, SplitRule
 from hope_data.tokenizer import Tokenizer
-from hope_data.work import open_work
+from hope_data.work import Engine, open_work
 
 
 class _ShardWriter:

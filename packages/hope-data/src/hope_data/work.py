@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from hope_data.engines import Engine, processes
 from hope_data.errors import InputError, Unfinished
 from hope_data.files import dump_sealed, load_sealed, sha256_file
 from hope_data.publishing import (
@@ -40,6 +39,33 @@ Task = Callable[[Path, int], dict[str, Any]]
 _JOB, _LOCK = "job.json", "lock"
 # How long a run waits for what workers of a killed one are in the middle of.
 _PATIENCE = 60.0
+
+
+class Todo:
+    """Tasks for an engine: picklable, and idempotent one by one."""
+
+    def __init__(self, work: "Work", step: str, task: Task, numbers: list[int]):
+        self.work, self.step, self.task, self.numbers = work, step, task, numbers
+
+    def done(self, i: int) -> bool:
+        """Whether the result of task i is there."""
+        return self.work.result(self.step, i) is not None
+
+    def __call__(self, i: int) -> int:
+        """Do task i."""
+        self.work.do(self.step, self.task, i)
+        return i
+
+
+# Does every task of `todo.numbers`, in any order, with at most so many workers.
+Engine = Callable[[Todo, int], None]
+
+
+def in_turn(todo: Todo, workers: int = 1) -> None:
+    """Do the tasks one after the other in this process."""
+    del workers
+    for i in todo.numbers:
+        todo(i)
 
 
 class Work:
@@ -108,7 +134,7 @@ class Work:
             yield
 
     def run(
-        self, step: str, task: Task, count: int, workers: int = 1, engine: Engine = processes
+        self, step: str, task: Task, count: int, workers: int = 1, engine: Engine = in_turn
     ) -> list[dict[str, Any]]:
         """Do what is left of a step's tasks.
 
@@ -145,22 +171,6 @@ class Work:
         # Last, so that a run that was killed before finds its work done.
         _remove([self.folder / _JOB, self.folder / _LOCK])
         replace_folder(self.folder, self.out)
-
-
-class Todo:
-    """Tasks for an engine: picklable, and idempotent one by one."""
-
-    def __init__(self, work: Work, step: str, task: Task, numbers: list[int]):
-        self.work, self.step, self.task, self.numbers = work, step, task, numbers
-
-    def done(self, i: int) -> bool:
-        """Whether the result of task i is there."""
-        return self.work.result(self.step, i) is not None
-
-    def __call__(self, i: int) -> int:
-        """Do task i."""
-        self.work.do(self.step, self.task, i)
-        return i
 
 
 @contextmanager

@@ -25,8 +25,8 @@ from hope_train.config import TrainConfig, fingerprint
 from hope_train.data import Data, open_data
 from hope_train.loop import DivergedError, Run, Stop, fit
 from hope_train.network import Network
-from hope_train.optim import Optimizer
-from hope_train.parallel import distributed, zero
+from hope_train.optim import Optimizer, zero
+from hope_train.parallel import distributed
 from hope_train.parallel.distributed import World
 from hope_train.planning import hardware
 from hope_train.provenance import code_sha256, revision, versions

@@ -7,12 +7,13 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from hope_model.adapt.check import check_memory, check_settings
+from hope_model.adapt.host import Host
 from hope_model.adapt.memory import (
     AttachedLayer,
     AttachedState,
@@ -33,37 +34,6 @@ from hope_model.teach import gated, output_signal
 
 # Below so many tokens two thin products cost less than adding the slow and the fast matrix.
 FEW = 8
-
-
-class Host(Protocol):
-    """What a memory needs of the model that it is attached to."""
-
-    layers: int
-
-    @property
-    def head(self) -> Tensor:
-        """Output matrix [V, D]."""
-
-    def begin(self, batch: int) -> Any:
-        """The model's own state before the first token."""
-
-    def run(self, tokens_BT: Tensor, inner: Any) -> tuple[Tensor, Any]:
-        """Logits of every next token, and the model's own state after them; `inner` stays as it is."""
-
-    def slope(self, logits_BnV: Tensor) -> Tensor | None:
-        """Derivative of the logits with respect to what the head gave; None: 1."""
-
-    def forward(self, memory: "AttachedMemory") -> Callable[..., Any]:
-        """What the model's own `forward` becomes while the memory is attached."""
-
-    def about(self) -> dict[str, Any]:
-        """What a saved state must belong to."""
-
-    def kinds(self) -> dict[str, Any]:
-        """Types of tuples in the model's own state, by name, that ours has not."""
-
-    def check(self, inner: Any, position: int) -> None:
-        """Raise `InputError` unless the model's own state fits it after so many tokens."""
 
 
 class AttachedMemory:

@@ -3,11 +3,12 @@
 Letters: B sequences, n tokens of one piece, h hidden width, D width, V vocabulary.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hope_model.adapt.host import Memory
 from hope_model.adapt.memory import AttachedLayer, AttachedState, Options
 from hope_model.adapt.targets import Mlp, theta
 from hope_model.errors import InputError
@@ -16,13 +17,10 @@ from hope_model.state import MemorySettings, Teach
 from hope_model.state_check import MOST, Maybe, UpTo, check_range, compare, like
 from hope_model.tree import tensors
 
-if TYPE_CHECKING:
-    from hope_model.adapt.attach import AttachedMemory
-
 FIELDS = {"teach_scale": "scale", "teach_clip": "clip", "surprise_threshold": "threshold"}
 
 
-def check_memory(memory: "AttachedMemory", state: Any, batch: int | None = None) -> None:
+def check_memory(memory: Memory, state: Any, batch: int | None = None) -> None:
     """Raise `InputError`, which names the part and both shapes, unless a state fits a memory.
 
     Args:

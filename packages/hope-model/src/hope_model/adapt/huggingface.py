@@ -7,22 +7,20 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hope_model.adapt.host import Memory
 from hope_model.adapt.memory import AttachedState
 from hope_model.adapt.ours import OurHost
 from hope_model.errors import InputError
 from hope_model.hf.cache import Group, HopeCache
 from hope_model.ranges import shown
 from hope_model.state import repeat, select
-
-if TYPE_CHECKING:
-    from hope_model.adapt.attach import AttachedMemory
 
 # Arguments of a forward pass that a memory handles; a tensor under another name could not be cut into segments.
 KNOWN = {
@@ -196,7 +194,7 @@ class HuggingFaceHost:
                     f"inner[{n}] is of {seen} tokens and {sorted(heads)} heads after {position} tokens"
                 )
 
-    def forward(self, memory: "AttachedMemory") -> Callable[..., Any]:
+    def forward(self, memory: Memory) -> Callable[..., Any]:
         """The model's own forward, a period at a time; without writes it is the model's own."""
         plain, host = self._plain, self
         signature = inspect.signature(plain)
@@ -213,7 +211,7 @@ class HuggingFaceHost:
         forward.attached_memory = True  # type: ignore[attr-defined]
         return forward
 
-    def remember(self, memory: "AttachedMemory", given: dict[str, Any]) -> CausalLMOutputWithPast:
+    def remember(self, memory: Memory, given: dict[str, Any]) -> CausalLMOutputWithPast:
         """Logits, the loss if `labels` are given, and the memory's state as `past_key_values`."""
         tokens, cache, labels = given.get("input_ids"), given.get("past_key_values"), given.get("labels")
         _check_arguments(given)

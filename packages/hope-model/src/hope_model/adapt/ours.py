@@ -1,17 +1,15 @@
 """One of our models as the host of a memory: its state is carried inside the memory's."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from hope_model.adapt.host import Memory
 from hope_model.adapt.memory import AttachedState
 from hope_model.errors import InputError
 from hope_model.model import LanguageModel
 from hope_model.state import State
-
-if TYPE_CHECKING:
-    from hope_model.adapt.attach import AttachedMemory
 
 
 class OurHost:
@@ -56,7 +54,7 @@ class OurHost:
         if inner.position != position:
             raise InputError(f"inner.position is {inner.position}, the memory's {position}")
 
-    def forward(self, memory: "AttachedMemory") -> Callable[..., Any]:
+    def forward(self, memory: Memory) -> Callable[..., Any]:
         """`model(tokens, state)`: a state of the model's own begins, the memory's goes on."""
 
         def forward(

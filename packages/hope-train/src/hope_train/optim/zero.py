@@ -34,7 +34,7 @@ def share(
     """The network as every process runs it, and its optimiser.
 
     Under stage 3 all weights are gathered after a step and sliced before the next, for the reasons of
-    `distributed.share`: DeepSpeed's own hooks would gather a module's weights around its forward only.
+    `parallel.distributed.share`: DeepSpeed's own hooks would gather a module's weights around its forward only.
 
     Args:
         network: with whole weights.
