@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from hope_data.publishing import write_atomic
 
 # Of a file that is read whole; the largest of ours are judged parts and tokenizers.
 LARGEST = 2**30
-_DEEPEST = 200
+# Of a YAML file; the largest of ours has 100 entries.
+_DEEPEST, _ENTRIES = 200, 10_000
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -49,6 +51,27 @@ def check_depth(path: Path, text: str) -> None:
         depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
         if depth > _DEEPEST:
             raise InputError(f"{path}: lists or mappings are nested too deeply")
+
+
+def every_entry(path: Path, content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every value of a YAML file with its key, aliases written out.
+
+    Raises:
+        InputError: more than 10,000: aliases of aliases grow exponentially, and one of itself has no end.
+    """
+    waiting: list[tuple[str, Any]] = [("", content)]
+    count = 0
+    while waiting:
+        name, entry = waiting.pop()
+        yield name, entry
+        if isinstance(entry, dict | list):
+            count += len(entry)
+            if count > _ENTRIES:
+                raise InputError(
+                    f"{path}: more than {_ENTRIES:,} entries, its aliases written out; shorten it"
+                )
+            inner = entry.items() if isinstance(entry, dict) else enumerate(entry)
+            waiting += [(f"{name}.{key}" if name else str(key), value) for key, value in inner]
 
 
 def sha256_bytes(data: bytes) -> str:

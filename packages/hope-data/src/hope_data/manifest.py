@@ -13,10 +13,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from hope_data.config import CODE_FILTER, CONTENTS, KINDS, Manifest
 from hope_data.errors import InputError
-from hope_data.files import check_depth, open_regular
+from hope_data.files import check_depth, every_entry, open_regular
 
-# A manifest is a page; its entries are counted with aliases written out, which grow exponentially.
-_MOST_BYTES, _MOST_ENTRIES = 1 << 20, 10_000
+_MOST_BYTES = 1 << 20
 _LARGEST = 10**15
 # Upper ends of keys that are no counts; every number is 0 or more.
 _UPPER = {
@@ -77,7 +76,7 @@ def _read(path: Path) -> DictConfig:
             )
         text = content.decode("utf-8-sig")
         check_depth(path, text)
-        _refuse_bombs(path, yaml.safe_load(text))
+        _refuse_references(path, yaml.safe_load(text))
         given = OmegaConf.load(io.StringIO(text))
     except OSError as error:
         if error.strerror:
@@ -97,22 +96,12 @@ def _read(path: Path) -> DictConfig:
     return given
 
 
-def _refuse_bombs(path: Path, content: Any) -> None:
-    """Refuse aliases of aliases, and references that could grow alike; an environment variable is welcome."""
-    waiting, count = [content], 0
-    while waiting:
-        entry = waiting.pop()
-        inner = (
-            [*entry, *entry.values()] if isinstance(entry, dict) else entry if isinstance(entry, list) else []
-        )
-        count += len(inner)
-        if count > _MOST_ENTRIES:
-            raise InputError(
-                f"{path}: more than {_MOST_ENTRIES:,} entries, its aliases written out; shorten it"
-            )
-        waiting += inner
-        if isinstance(entry, str) and (unknown := re.search(r"\$\{(?!oc\.env:).{0,40}", entry)):
-            raise InputError(f"{path}: {unknown[0]!r}: only ${{oc.env:NAME,default}} is understood")
+def _refuse_references(path: Path, content: Any) -> None:
+    """Refuse references, which could grow as aliases do; an environment variable is welcome."""
+    for name, entry in every_entry(path, content):
+        for text in (name, entry):
+            if isinstance(text, str) and (unknown := re.search(r"\$\{(?!oc\.env:).{0,40}", text)):
+                raise InputError(f"{path}: {unknown[0]!r}: only ${{oc.env:NAME,default}} is understood")
 
 
 def _thaw(node: Any) -> None:

@@ -21,14 +21,13 @@ from omegaconf.errors import (
 )
 
 from hope_data.errors import InputError as DataInputError
-from hope_data.files import NAME, check_depth, open_regular
+from hope_data.files import NAME, check_depth, every_entry, open_regular
 from hope_model.errors import InputError
 from hope_model.ranges import KINDS, shown
 
 T = TypeVar("T")
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
-# Of a file: bytes, and entries with its aliases written out; the largest of ours have 3,000 and 100.
-LARGEST, ENTRIES = 100_000, 10_000
+LARGEST = 100_000  # bytes of a file; the largest of ours has 3,000
 
 
 def strict(kind: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -98,9 +97,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = content.decode()
         check_depth(path, text)
         values = yaml.safe_load(text)
+        for name, entry in every_entry(path, values):
+            if isinstance(entry, int) and entry.bit_length() > 1000:
+                raise InputError(f"{path}: {name} is {shown(entry)}; no key takes as large a number")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (DataInputError, RecursionError):
+    except (InputError, DataInputError) as error:
+        raise InputError(str(error)) from None
+    except RecursionError:
         raise InputError(f"{path}: lists or mappings are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -111,26 +115,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise InputError(f"{path}: a mapping of keys to values is wanted, not a {type(values).__name__}")
-    _refuse_bombs(path, values)
     return values
-
-
-def _refuse_bombs(path: Path, values: dict[str, Any]) -> None:
-    """Refuse what would take long to merge: aliases of aliases grow exponentially, one of itself has no end."""
-    waiting: list[tuple[str, Any]] = [("", values)]
-    count = 0
-    while waiting:
-        name, entry = waiting.pop()
-        if isinstance(entry, int) and entry.bit_length() > 1000:
-            raise InputError(f"{path}: {name} is {shown(entry)}; no key takes as large a number")
-        if isinstance(entry, dict | list):
-            count += len(entry)
-            if count > ENTRIES:
-                raise InputError(
-                    f"{path}: more than {ENTRIES:,} entries, its aliases written out; shorten it"
-                )
-            inner = entry.items() if isinstance(entry, dict) else enumerate(entry)
-            waiting += [(f"{name}.{key}" if name else str(key), value) for key, value in inner]
 
 
 def check_name(key: str, value: str) -> None:
