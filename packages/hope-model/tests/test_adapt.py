@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from hope_model import InputError, LanguageModel, ModelConfig
 from hope_model.adapt import AttachedMemory, Ladder, Rule, attach_memory, load_memory, save_memory
-from hope_model.blocks import VARIANTS
+from hope_model.config import VARIANTS
 from hope_model.state import select
 
 SWIGLU = [name for name, (_, channel) in VARIANTS.items() if channel == "swiglu"]

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from hope_model import ModelConfig, console
-from hope_model.bench import choices
-from hope_model.blocks import VARIANTS, compile_refusal
+from hope_model.bench_settings import choices
+from hope_model.blocks import compile_refusal
 from hope_model.cli import main
+from hope_model.config import VARIANTS
 from hope_model.counting import training_flops_per_token
 from hope_model.files import write_atomic
 from hope_model.precision import pick_precision

@@ -16,8 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hope_model import AttentionConfig, CMSConfig, LanguageModel, MemoryConfig, ModelConfig, counting
-from hope_model.blocks import VARIANTS
-from hope_model.config import PRESETS
+from hope_model.config import PRESETS, VARIANTS
 from hope_model.counting import build_meta
 from hope_model.ops.deep_memory import chunk
 from hope_model.ops.native.build import without_kernels

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from hope_model import AttentionConfig, CMSConfig, LanguageModel, MemoryConfig, ModelConfig
-from hope_model.blocks import VARIANTS
-from hope_model.config import WINDOWED
+from hope_model.config import VARIANTS, WINDOWED
 from hope_model.layers.cms import LevelState
 from hope_model.ops.deep_memory import MemoryState
 from hope_model.stream import load_state, save_state

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from hope_model import AttentionConfig, CMSConfig, InputError, LanguageModel, MemoryConfig, ModelConfig, State
-from hope_model.blocks import VARIANTS
-from hope_model.config import PRESETS, WINDOWED
+from hope_model.config import PRESETS, VARIANTS, WINDOWED
 from hope_model.observe import observe
 from hope_model.state import clone, n_bytes, repeat, select
 from hope_model.stream import load_state, save_state

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from hope_model import CMSConfig, LanguageModel, ModelConfig
-from hope_model.bench import choices
+from hope_model.bench_settings import choices
 from hope_model.ops.cms import LevelWeights
 from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, titans_memory
 from hope_model.state import metrics

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hope_model import AttentionConfig, CMSConfig, InputError, LanguageModel, MemoryConfig, ModelConfig, State
-from hope_model.blocks import VARIANTS
-from hope_model.config import WINDOWED
+from hope_model.config import VARIANTS, WINDOWED
 from hope_model.state import repeat, select
 from hope_model.stream import load_state, save_state
 from hope_model.tree import tensors, tree_map

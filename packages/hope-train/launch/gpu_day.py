@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 
 from hope_data.files import write_json
 from hope_model import LanguageModel
-from hope_model.bench import TRAIN_VARIANTS, BenchSettings, bench_training, machine, model_config
+from hope_model.bench import bench_training, machine
+from hope_model.bench_settings import TRAIN_VARIANTS, BenchSettings, model_config
 from hope_model.counting import training_flops_per_token
 from hope_model.ops.triton import launch
 from hope_train.planning.hardware import peak_flops

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hope_model.blocks import VARIANTS
+from hope_model.config import VARIANTS
 from hope_train.cli import main
 from hope_train.planning.scales import NAMED, TOLERANCE
 

@@ -81,13 +81,6 @@ FINISHED, RESUMABLE = 0, 75
 
 def run_command(argv: Sequence[str]) -> int:
     """Train what is missing."""
-    from hope_study import study  # noqa: PLC0415 (torch takes seconds to import)
-    from hope_study.ledger import Ledger  # noqa: PLC0415
-    from hope_study.progress import estimate  # noqa: PLC0415
-    from hope_study.report import data, outputs  # noqa: PLC0415
-    from hope_study.runner import Runner  # noqa: PLC0415
-    from hope_study.store import Store  # noqa: PLC0415
-
     parser = _parser("hope-study run", "Run the studies of conf/study.", RUN)
     parser.add_argument("--only", nargs="+", default=[], metavar="STUDY", help="these, or STUDY/ARM")
     parser.add_argument(
@@ -103,6 +96,13 @@ def run_command(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.jobs < 1:
         raise InputError(f"--jobs {arguments.jobs}: at least 1")
+    from hope_study import study  # noqa: PLC0415 (torch takes seconds to import)
+    from hope_study.ledger import Ledger  # noqa: PLC0415
+    from hope_study.progress import estimate  # noqa: PLC0415
+    from hope_study.report import data, outputs  # noqa: PLC0415
+    from hope_study.runner import Runner  # noqa: PLC0415
+    from hope_study.store import Store  # noqa: PLC0415
+
     corpora = load_params(arguments.params).corpora
     studies = study.load(arguments.conf, arguments.only)
     if not (arguments.only or arguments.follow_ups):
@@ -128,11 +128,6 @@ def run_command(argv: Sequence[str]) -> int:
 
 def report_command(argv: Sequence[str]) -> int:
     """Write the pages."""
-    from hope_study import study  # noqa: PLC0415
-    from hope_study.ledger import Ledger  # noqa: PLC0415
-    from hope_study.report import data, outputs  # noqa: PLC0415
-    from hope_study.store import Store  # noqa: PLC0415
-
     parser = _parser(
         "hope-study report", "Write pages, metrics, curves and pictures from the records of studies.", REPORT
     )
@@ -146,6 +141,11 @@ def report_command(argv: Sequence[str]) -> int:
     )
     _common(parser)
     arguments = parser.parse_args(argv)
+    from hope_study import study  # noqa: PLC0415
+    from hope_study.ledger import Ledger  # noqa: PLC0415
+    from hope_study.report import data, outputs  # noqa: PLC0415
+    from hope_study.store import Store  # noqa: PLC0415
+
     corpora, store = load_params(arguments.params).corpora, Store(arguments.results)
     if not store.studies():
         raise InputError(f"{arguments.results}: no records (*.jsonl) here; run `hope-study run` first")
@@ -162,8 +162,6 @@ def report_command(argv: Sequence[str]) -> int:
 
 def replication_command(argv: Sequence[str]) -> int:
     """Compare two folders of records."""
-    from hope_study.report.replication import page  # noqa: PLC0415
-
     about = "Compare the records of two machines, or of two revisions that trained the same definitions."
     parser = _parser("hope-study replication", about, REPLICATION)
     parser.add_argument("a", type=Path, metavar="FIRST", help="folder of *.jsonl")
@@ -173,6 +171,8 @@ def replication_command(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
     arguments = parser.parse_args(argv)
+    from hope_study.report.replication import page  # noqa: PLC0415
+
     print(page(arguments.a, arguments.b, arguments.conf, whole=arguments.all))
     return FINISHED
 
@@ -188,8 +188,6 @@ def evaluate_command(argv: Sequence[str]) -> int:
 
 
 def _seeds_command(verb: str, argv: Sequence[str]) -> int:
-    from hope_study import seeds  # noqa: PLC0415
-
     about = f"{verb.capitalize()} one run with every seed, side by side, as the pipeline's stage `run` does."
     parser = _parser(f"hope-study {verb}", about, SEEDS.format(verb=verb))
     parser.add_argument("--run", required=True, metavar="NAME", help="runs/NAME/config.yaml is there")
@@ -204,6 +202,8 @@ def _seeds_command(verb: str, argv: Sequence[str]) -> int:
     )
     _pipeline(parser)
     arguments = parser.parse_args(argv)
+    from hope_study import seeds  # noqa: PLC0415
+
     run, params = arguments.run, load_params(arguments.params)
     numbers = [str(seed) for seed in params.seeds]
     if verb == "train":
@@ -228,9 +228,6 @@ def data_command(argv: Sequence[str]) -> int:
 
 def results_command(argv: Sequence[str]) -> int:
     """Write the pipeline's report."""
-    from hope_eval import report  # noqa: PLC0415
-    from hope_train import facts  # noqa: PLC0415
-
     about = "Write reports/latest from reports/results and the logs of runs, as the pipeline's stage `report` does."
     parser = _parser("hope-study results", about, DATA)
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
@@ -239,6 +236,9 @@ def results_command(argv: Sequence[str]) -> int:
     )
     _pipeline(parser)
     arguments = parser.parse_args(argv)
+    from hope_eval import report  # noqa: PLC0415
+    from hope_train import facts  # noqa: PLC0415
+
     params, latest = load_params(arguments.params), arguments.reports / "latest"
     report.write(
         [arguments.reports / "results"],

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from statistics import fmean
 
-from hope_model.bench import cpu_name
+from hope_model.bench_settings import cpu_name
 from hope_model.errors import InputError
 from hope_study import equal_cost
 from hope_study.choose_rate import extended, mean_score

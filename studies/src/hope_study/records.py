@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from hope_eval.results import STRICT
-from hope_model.bench import cpu_name
+from hope_model.bench_settings import cpu_name
 from hope_model.errors import InputError
 
 if TYPE_CHECKING:

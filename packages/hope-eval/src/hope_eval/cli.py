@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> None:
     description = "Evaluate checkpoints, with error bars, and report what follows."
     arguments = parser_of("hope-eval", description, EXAMPLES, COMMANDS).parse_args(argv)
+    folder = getattr(arguments, "checkpoint", None)
+    if folder and not (folder / "config.json").is_file():  # said before torch is imported
+        raise InputError(f"{folder / 'config.json'}: No such file or directory; is {folder} a checkpoint?")
     FUNCTIONS.get(arguments.command, _evaluate)(arguments)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hope_model.config import ModelConfig
+from hope_model.config import VARIANTS, ModelConfig
 from hope_model.errors import InputError
 from hope_model.layers.attention import Attention
 from hope_model.layers.basic import SwiGLU
@@ -31,20 +31,6 @@ MIXERS: dict[str, Callable[[ModelConfig, float, float], nn.Module]] = {
 }
 
 BUILT_IN = frozenset(MIXERS)
-
-VARIANTS: dict[str, tuple[str, str]] = {
-    "hope": ("self_modifying", "cms"),
-    "hope_paper": ("self_modifying", "cms"),  # tied gates, gradient output rule (config.FORMS)
-    "hope_attention": ("attention", "cms"),
-    "hope_deltanet": ("gated_deltanet", "cms"),
-    "self_modifying_titans": ("self_modifying", "swiglu"),
-    "titans": ("titans", "swiglu"),
-    "titans_mag": ("titans_mag", "swiglu"),
-    "titans_mac": ("titans_mac", "swiglu"),
-    "gated_deltanet": ("gated_deltanet", "swiglu"),
-    "transformer": ("attention", "swiglu"),
-    "transformer_window": ("attention", "swiglu"),
-}
 
 
 def add_mixer(name: str, mixer: Callable[[ModelConfig, float, float], nn.Module]) -> None:

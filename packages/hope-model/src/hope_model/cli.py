@@ -9,23 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
-from hope_model import text_commands
-from hope_model.bench import (
-    TRAIN_VARIANTS,
-    UNBOUNDED,
-    BenchSettings,
-    bench_decode,
-    bench_training,
-    choices,
-    machine,
-    model_config,
-)
+from hope_model import launch_commands, llama_commands, text_commands
+from hope_model.bench_settings import TRAIN_VARIANTS, UNBOUNDED, BenchSettings, choices, model_config
 from hope_model.errors import InputError
 from hope_model.files import write_atomic
-from hope_model.launches import commands as launch_commands
-from hope_model.llama import commands as llama_commands
 from hope_model.ranges import check_ranges, shown
 
 EXAMPLES = """examples:
@@ -79,7 +66,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=kind,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    defaults = BenchSettings()
     bench = commands.add_parser(
         "bench",
         help="tokens/s, memory and operations of every variant against a Transformer",
@@ -100,12 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         ("threads", "CPU threads"),
         ("seed", "of weights and tokens"),
     ):
-        default = getattr(defaults, name.replace("-", "_"))
-        bench.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
+        default = BenchSettings.__dict__.get(name.replace("-", "_"))
+        known = "torch's own number" if default is None else default
+        bench.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {known})")
     bench.add_argument("--device", default="cpu", help="cpu or cuda")
     bench.add_argument(
         "--precision",
-        default=defaults.precision,
+        default=BenchSettings.precision,
         help="fp32, bf16 (autocast; states stay in float32) or auto: bf16 where the hardware multiplies it",
     )
     bench.add_argument(
@@ -124,11 +111,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _bench(arguments: argparse.Namespace) -> None:
     values = vars(arguments)
-    names = {field for field in BenchSettings.__dataclass_fields__ if field != "variants"}
-    settings = BenchSettings(
-        variants=tuple(arguments.variants.split(",")), **{name: values[name] for name in names}
-    )
-    positions = _check(settings, arguments)
+    names = [name for name in BenchSettings.__dataclass_fields__ if values[name] is not None]
+    given: dict[str, Any] = {name: values[name] for name in names} | {
+        "variants": tuple(arguments.variants.split(","))
+    }
+    positions = _check(BenchSettings(**{"threads": 1, **given}), arguments)
+    settings = BenchSettings(**given)
+    from hope_model.bench import bench_decode, bench_training, machine  # noqa: PLC0415 (torch is slow to import)
+
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own chatter
     live = sys.stderr.isatty()
 
@@ -161,8 +151,13 @@ def _check(settings: BenchSettings, arguments: argparse.Namespace) -> list[int]:
         model_config(settings, variant)
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", settings.device):
         raise InputError(f"--device {shown(settings.device)}: choose cpu, cuda or one of several as cuda:1")
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device; leave the option out to run on the CPU")
+    if settings.device.startswith("cuda"):
+        import torch  # noqa: PLC0415
+
+        if not torch.cuda.is_available():
+            raise InputError(
+                "--device cuda: torch sees no CUDA device; leave the option out to run on the CPU"
+            )
     if not re.fullmatch(r"\d{1,12}(,\d{1,12})*", arguments.positions):
         raise InputError(f"--positions {shown(arguments.positions)}: give whole numbers such as 1024,32768")
     if arguments.what == "decode" and set(settings.variants) <= set(UNBOUNDED):

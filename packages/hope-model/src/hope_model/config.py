@@ -15,6 +15,20 @@ from hope_model.ranges import check_ranges, one_of, shown, within
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
     "hope_paper": {"memory": {"tied_gates": True, "output_rule": "gradient", "decay_to": "zero"}},
 }
+# Of each variant, the names of its mixer (`blocks.MIXERS`) and of its channel mixer.
+VARIANTS: dict[str, tuple[str, str]] = {
+    "hope": ("self_modifying", "cms"),
+    "hope_paper": ("self_modifying", "cms"),  # tied gates, gradient output rule (FORMS)
+    "hope_attention": ("attention", "cms"),
+    "hope_deltanet": ("gated_deltanet", "cms"),
+    "self_modifying_titans": ("self_modifying", "swiglu"),
+    "titans": ("titans", "swiglu"),
+    "titans_mag": ("titans_mag", "swiglu"),
+    "titans_mac": ("titans_mac", "swiglu"),
+    "gated_deltanet": ("gated_deltanet", "swiglu"),
+    "transformer": ("attention", "swiglu"),
+    "transformer_window": ("attention", "swiglu"),
+}
 # The papers' forms, whole; conf/run has the same. docs/model.md lists what still differs.
 PRESETS: dict[str, dict[str, Any]] = {
     "titans_paper": {
@@ -172,7 +186,7 @@ class CMSConfig:
 class ModelConfig:
     """One model; `dim` and `layers` size it, the rest is derived or named."""
 
-    variant: str = "hope"  # see blocks.VARIANTS
+    variant: str = "hope"  # see VARIANTS
     vocab_size: int = field(default=4096, metadata=within(1, 2**31 - 1))
     dim: int = field(default=256, metadata=within(1, 2**20))
     layers: int = field(default=4, metadata=within(1, 4096))

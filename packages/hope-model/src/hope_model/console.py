@@ -1,4 +1,4 @@
-"""Entry point of hope-model: torch takes seconds to import, and Ctrl-C ends them in one line, too."""
+"""Entry point of hope-model: Ctrl-C during imports is one line, too."""
 
 import sys
 

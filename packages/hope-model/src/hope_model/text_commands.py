@@ -101,14 +101,18 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(arguments: argparse.Namespace, *, memory: bool = True) -> Any:
-    from hope_model.conversation import Conversation  # noqa: PLC0415 (--help needs no torch)
-    from hope_model.cpu import prepare_cpu  # noqa: PLC0415
-
     for name in ("tokens", "distance", "trials"):
         if not 1 <= getattr(arguments, name, 1) <= 10**7:
             raise InputError(f"--{name} {getattr(arguments, name)}: give a whole number from 1 to 10,000,000")
     if not 0 <= arguments.seed < 2**63:
         raise InputError(f"--seed {arguments.seed}: give a whole number from 0 to 2^63 - 1")
+    if not (arguments.checkpoint / "meta.json").is_file():
+        raise InputError(
+            f"{arguments.checkpoint / 'meta.json'} is missing; is {arguments.checkpoint} a checkpoint folder?"
+        )
+    from hope_model.conversation import Conversation  # noqa: PLC0415 (torch is slow to import)
+    from hope_model.cpu import prepare_cpu  # noqa: PLC0415
+
     prepare_cpu()
     return Conversation(arguments.checkpoint, arguments.tokenizer, arguments.device, memory=memory)
 

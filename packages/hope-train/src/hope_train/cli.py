@@ -219,11 +219,12 @@ def _facts(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hope_train import config  # noqa: PLC0415 (torch takes seconds to import)
-    from hope_train.loop import DivergedError  # noqa: PLC0415
-    from hope_train.run import train  # noqa: PLC0415
+    from hope_train import config  # noqa: PLC0415
 
     loaded = config.load(arguments.config)
+    from hope_train.loop import DivergedError  # noqa: PLC0415 (torch is slow to import; wrong input is said before)
+    from hope_train.run import train  # noqa: PLC0415
+
     out = arguments.out or Path("runs", loaded.run)
     try:
         return train(
@@ -256,11 +257,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from hope_data.files import write_json  # noqa: PLC0415
     from hope_train.compose import compose, load_params  # noqa: PLC0415
-    from hope_train.planning.plan import check, plan, table  # noqa: PLC0415
 
     params = load_params(arguments.params)
     run = arguments.run or next(iter(params.runs), "")
     config = compose(run, arguments.conf, params, arguments.overrides)
+    from hope_train.planning.plan import check, plan, table  # noqa: PLC0415
+
     if arguments.measure:
         numbers = check(config)
         print(
@@ -291,9 +293,11 @@ def _scales(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from hope_data.files import write_json  # noqa: PLC0415
     from hope_train import config  # noqa: PLC0415
+
+    loaded = config.load(arguments.config)
     from hope_train.bench import bench  # noqa: PLC0415
 
-    numbers = bench(config.load(arguments.config), arguments.steps, arguments.rounds)
+    numbers = bench(loaded, arguments.steps, arguments.rounds)
     for name, value in numbers.items():
         print(f"{name:20} {value:.4g}")
     if arguments.json:

@@ -13,10 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hope_model.errors import InputError
-from hope_model.ops.native.build import find_compiler
 from hope_model.ranges import within
 
 LAUNCH_SECONDS = 5e-6  # of a kernel that has little to do, as seen by a host that starts one after the other
@@ -50,6 +47,8 @@ def launches(variants: Sequence[str], pilot: Pilot) -> list[dict[str, Any]]:
     Raises:
         InputError: There is no C++ compiler, or counting failed.
     """
+    import torch  # noqa: PLC0415 (slow to import, and --help needs none)
+
     work = json.dumps({"variants": list(variants), **asdict(pilot)})
     with tempfile.TemporaryDirectory(prefix="hope-model-") as scratch:
         libraries = [] if torch.version.cuda else [_fake_cuda(Path(scratch))]
@@ -59,6 +58,10 @@ def launches(variants: Sequence[str], pilot: Pilot) -> list[dict[str, Any]]:
 
 def _fake_cuda(scratch: Path) -> str:
     """The library that a build of torch for CPUs needs."""
+    import torch  # noqa: PLC0415
+
+    from hope_model.ops.native.build import find_compiler  # noqa: PLC0415
+
     source, library, root = (
         Path(__file__).with_name("fake_cuda.cpp"),
         scratch / "fake_cuda.so",

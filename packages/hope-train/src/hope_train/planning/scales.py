@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hope_model.blocks import VARIANTS
+from hope_model.config import VARIANTS
 from hope_model.counting import parameters
 from hope_train.compose import Params, compose
 

@@ -3,9 +3,6 @@
 import argparse
 from pathlib import Path
 
-from hope_model.conversation import is_ours
-from hope_model.llama.convert import convert, export
-
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Both commands."""
@@ -32,10 +29,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    from hope_model.llama.convert import convert  # noqa: PLC0415 (torch is slow to import)
+
     print(convert(arguments.source, arguments.out, arguments.tokenizer))
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from hope_model.conversation import is_ours  # noqa: PLC0415
+    from hope_model.llama.convert import export  # noqa: PLC0415
+
     folder = arguments.tokenizer or arguments.checkpoint / "tokenizer"
     if is_ours(folder):
         from hope_model import hf  # noqa: PLC0415 (transformers is optional)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from hope_model.bench import TRAIN_VARIANTS, choices
+from hope_model.bench_settings import TRAIN_VARIANTS, choices
 from hope_model.errors import InputError
 from hope_model.launches import LAUNCH_SECONDS, Pilot, launches
 from hope_model.ranges import check_ranges
