@@ -14,6 +14,14 @@ def full_precision(x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
         yield lambda tensor: tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def for_products(x: Tensor) -> Tensor:
+    """Return x as autocast hands it to a product: cast once where several products take it."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 def half_products(x: Tensor) -> bool:
     """Whether autocast multiplies in bfloat16 here: then memories may, with states and sums in float32."""
     kind = x.device.type

@@ -191,9 +191,9 @@ class GatedOutput(nn.Module):
         self.gate = linear(dim, dim, std)
         self.out = linear(dim, dim, out_std)
 
-    def forward(self, o_BHTd: Tensor, x_BTD: Tensor) -> Tensor:
-        """[B, H, T, d] reads and the layer's input to [B, T, D]."""
-        gate_BTD = self.gate(x_BTD)
+    def forward(self, o_BHTd: Tensor, x_BTD: Tensor, half_BTD: Tensor | None = None) -> Tensor:
+        """[B, H, T, d] reads and the layer's input to [B, T, D]; `half_BTD`: the input, if it was cast already."""
+        gate_BTD = self.gate(x_BTD if half_BTD is None else half_BTD)
         weight_d = _single(self.norm.weight)
         if not self.twice and GATED_NORM.applies(o_BHTd, gate_BTD, weight_d):
             return self._out(gated_norm(o_BHTd, gate_BTD, weight_d))

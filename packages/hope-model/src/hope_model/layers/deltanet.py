@@ -56,7 +56,7 @@ class GatedDeltaNet(nn.Module):
                 return self.output(o, x_BTD), DeltaState(state.S_BHdd, tail)
             strength = 2 * cast(beta).transpose(1, 2).sigmoid()
             rule = partial(self._rule, half)
-            o, S = remembered(self, rule, (q, k, v, log_a, strength), (), state.S_BHdd)
+            o, S = remembered(self, rule, (q, k, v, log_a, strength), tuple, state.S_BHdd)
         return self.output(o, x_BTD), DeltaState(S, tail)
 
     def _rule(

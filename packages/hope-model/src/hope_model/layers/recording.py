@@ -57,12 +57,19 @@ class Tape:
         attended: Tensor = _ATTENDED(q, k, v, o_BHTd, logsumexp_BHT)
         return attended
 
-    def memory(self, layer: nn.Module, function: Callable[..., Any], *trees: Any) -> tuple[Tensor, Any]:
+    def memory(
+        self,
+        layer: nn.Module,
+        function: Callable[..., Any],
+        tokens: Any,
+        shared: Callable[[], Any],
+        state: Any,
+    ) -> tuple[Tensor, Any]:
         """See `remembered`."""
         if not torch.is_grad_enabled():
-            return self._memories.setdefault(id(layer), _Memory()).segment(function, *trees)
+            return self._memories.setdefault(id(layer), _Memory()).segment(function, tokens, shared, state)
         memory = self._memories.pop(id(layer))
-        o, *parts = _REPLAY(memory, *tensors(trees))
+        o, *parts = _REPLAY(memory, *tensors((tokens, shared(), state)))
         after = iter(parts)
         return o, tree_map(lambda _: next(after), memory.state)
 
@@ -78,12 +85,12 @@ class _Memory:
         self.constants: list[Tensor] = []  # leaves for `shared` and the first state
 
     def segment(
-        self, function: Callable[..., Any], tokens: Any, shared: Any, state: Any
+        self, function: Callable[..., Any], tokens: Any, shared: Callable[[], Any], state: Any
     ) -> tuple[Tensor, Any]:
+        if not self.outputs:
+            self.shared, self.state = tree_map(_leaf, shared()), tree_map(_leaf, state)
+            self.constants = tensors((self.shared, self.state))
         with torch.enable_grad():
-            if not self.outputs:
-                self.shared, self.state = tree_map(_leaf, shared), tree_map(_leaf, state)
-                self.constants = tensors((self.shared, self.state))
             own = tree_map(_leaf, tokens)
             o, self.state = function(own, self.shared, self.state)
         self.tokens.append(tensors(own))
@@ -199,21 +206,23 @@ def attended(
 
 
 def remembered(
-    layer: nn.Module, function: Callable[..., Any], tokens: Any, shared: Any, state: Any
+    layer: nn.Module, function: Callable[..., Any], tokens: Any, shared: Callable[[], Any], state: Any
 ) -> tuple[Tensor, Any]:
-    """Return function(tokens, shared, state): what a memory reads, and its state afterwards.
+    """Return function(tokens, shared(), state): what a memory reads, and its state afterwards.
 
     Args:
         layer: Whose memory it is.
         function: Of three nested tuples of tensors.
         tokens: What every token has of its own, tokens at `TOKENS`.
-        shared: What all tokens share.
+        shared: Makes what all tokens share; called once for all segments.
         state: Before the first token.
     """
     play = _TAPES[-1].memory if _TAPES else _plain
     return play(layer, function, tokens, shared, state)
 
 
-def _plain(_layer: nn.Module, function: Callable[..., Any], *trees: Any) -> tuple[Tensor, Any]:
-    result: tuple[Tensor, Any] = function(*trees)
+def _plain(
+    _layer: nn.Module, function: Callable[..., Any], tokens: Any, shared: Callable[[], Any], state: Any
+) -> tuple[Tensor, Any]:
+    result: tuple[Tensor, Any] = function(tokens, shared(), state)
     return result

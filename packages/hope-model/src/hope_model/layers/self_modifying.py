@@ -25,7 +25,7 @@ from hope_model.ops.deep_memory import (
     read_memory,
     self_modifying,
 )
-from hope_model.precision import full_precision
+from hope_model.precision import for_products, full_precision
 
 
 class SelfModifyingTitans(nn.Module):
@@ -69,8 +69,9 @@ class SelfModifyingTitans(nn.Module):
     ) -> tuple[Tensor, TitansState]:
         """Read and write; with `write=False` only read. `chunk`: another length than the configuration's."""
         x_BTD, tail = self.conv(x_BTD, state.tail)
-        q, rules = self.query(x_BTD), rules_of_call(self.rules, chunk, x_BTD)
-        raw = None if self.strengths is None else self.strengths(x_BTD)
+        x_half = for_products(x_BTD)
+        q, rules = self.query(x_half), rules_of_call(self.rules, chunk, x_BTD)
+        raw = None if self.strengths is None else self.strengths(x_half)
         with full_precision(x_BTD) as cast:
             units = ((x_BTD, int(rules.unit_values)), (q, 1))
             x, q = (split_heads(part, self.heads, unit=n, twice=rules.twice)[0] for part, n in units)
@@ -79,10 +80,9 @@ class SelfModifyingTitans(nn.Module):
             strengths: tuple[Tensor, ...] = ()
             if raw is not None:
                 strengths = torch.split(cast(raw).transpose(1, 2), self.heads, 1)
-            shared = (self._readout(cast), *self._firsts(len(x)))
-            rule = partial(self._rule, rules)
+            shared, rule = partial(self._shared, cast, len(x)), partial(self._rule, rules)
             o, memory = remembered(self, rule, (x, q, *strengths), shared, state.memory)
-        return self.output(o, x_BTD), TitansState(memory, tail)
+        return self.output(o, x_BTD, x_half), TitansState(memory, tail)
 
     def _rule(
         self,
@@ -98,6 +98,11 @@ class SelfModifyingTitans(nn.Module):
         gates = Gates(None, erase, output, None, log_theta)
         readout, *firsts = shared
         return self_modifying(x, q, gates, readout, memory, rules, *firsts)
+
+    def _shared(
+        self, cast: Callable[[Tensor], Tensor], batch: int
+    ) -> tuple[Readout, FastWeights | None, FastWeights | None]:
+        return self._readout(cast), *self._firsts(batch)
 
     def _firsts(self, batch: int) -> tuple[FastWeights | None, FastWeights | None]:
         """Meta-learned memories: those that project if only `memory` is written, and those that retention pulls to."""
