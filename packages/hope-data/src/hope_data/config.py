@@ -159,7 +159,6 @@ class Manifest:
         return Limits(**self.scales[scale]) if scale in self.scales else self.limits
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionary."""
         return asdict(self)
 
 

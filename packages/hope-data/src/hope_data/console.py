@@ -19,7 +19,6 @@ class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the arguments."""
 
     def error(self, message: str) -> NoReturn:
-        """Leave with exit status 2."""
         self.exit(2, f"error: {harmless(message)}; see {self.prog} --help\n")
 
 

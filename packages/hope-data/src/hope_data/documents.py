@@ -70,7 +70,6 @@ class Writer:
             self._next_part()
 
     def write(self, document: Document) -> None:
-        """Append one document."""
         size = len(document.text.encode())
         if (self.part_bytes and self._room < size) or self._stream is None:
             self._next_part()

@@ -66,7 +66,6 @@ class Rows(Iterator[Document]):
             self._data, self._rows = rows, iter(rows)
 
     def __next__(self) -> Document:
-        """The next row's text."""
         hub = self._manifest.hub
         with _named(hub.path):
             row = next(self._rows)

@@ -140,7 +140,6 @@ class Tokens:
         return np.concatenate(self._pieces).astype(dtype or self.dtype, copy=False)
 
     def tolist(self) -> list[int]:
-        """All tokens as Python numbers."""
         return [token for piece in self._pieces for token in piece.tolist()]
 
 

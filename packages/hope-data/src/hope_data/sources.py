@@ -53,7 +53,6 @@ class Source(Iterator[Document]):
         self._rows = islice(rows, skip, None)
 
     def __next__(self) -> Document:
-        """The next document."""
         row = next(self._rows)
         self._count += 1
         return row

@@ -52,7 +52,6 @@ class Todo:
         return self.work.result(self.step, i) is not None
 
     def __call__(self, i: int) -> int:
-        """Do task i."""
         self.work.do(self.step, self.task, i)
         return i
 

@@ -16,7 +16,6 @@ class Parser(argparse.ArgumentParser):
     """A parser that refuses in one line, without the list of its options."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise InputError with the message."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
@@ -97,7 +96,6 @@ def parser_of(program: str, description: str, examples: str, commands: Sequence[
 
 
 def positive(text: str) -> int:
-    """Return a positive whole number."""
     return _whole(text, 1, MOST)
 
 

@@ -77,7 +77,6 @@ class Display:
         self._name, self._done, self._total, self._start = name, 0, tokens, time.monotonic()
 
     def advance(self, tokens: int) -> None:
-        """Count tokens."""
         if self._current is None:
             return
         self._bars.advance(self._current, tokens)

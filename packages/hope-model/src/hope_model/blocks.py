@@ -84,7 +84,6 @@ def identity(config: ModelConfig) -> dict[str, Any]:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Number of parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
@@ -117,7 +116,6 @@ class Block(nn.Module):
             self.channel = SwiGLU(config.dim, hidden, std, out_std, bias=config.mlp_bias)
 
     def initial(self, batch: int) -> BlockState:
-        """State before the first token."""
         channel = self.channel.initial(batch) if isinstance(self.channel, CMS) else None
         return BlockState(self.mixer.initial(batch), channel)  # type: ignore[operator]
 

@@ -205,7 +205,6 @@ class ModelConfig:
     cms: CMSConfig = field(default_factory=CMSConfig)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
         check_ranges(self, "model")
         self._check_heads()
         for part, changes in FORMS.get(self.variant, {}).items():
@@ -263,7 +262,6 @@ class ModelConfig:
 
     @property
     def heads(self) -> int:
-        """Number of heads."""
         return self.dim // self.head_dim
 
     @property

@@ -4,7 +4,6 @@ import sys
 
 
 def main() -> int:
-    """Run the command line."""
     try:
         from hope_model.cli import main as run  # noqa: PLC0415
 

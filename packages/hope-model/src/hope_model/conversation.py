@@ -108,7 +108,6 @@ class Conversation:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @torch.inference_mode()
@@ -171,13 +170,11 @@ class Conversation:
         return total
 
     def save(self, path: Path) -> None:
-        """Write the stream's state."""
         if self.state is None:
             raise InputError("nothing was read yet, so there is no state to save")
         stream.save_state(path, self.model, self.state)
 
     def load(self, path: Path) -> None:
-        """Go on from a saved state."""
         self.state, self._logits_V = stream.load_state(path, self.model), None
 
     def memory(self) -> list[Level]:

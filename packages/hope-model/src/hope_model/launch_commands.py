@@ -12,7 +12,6 @@ COLUMNS = ("variant", "forward", "backward", "launches", "milliseconds", "decode
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     parser = commands.add_parser(
         "launches",
         help="kernels that a GPU would start, counted without one",

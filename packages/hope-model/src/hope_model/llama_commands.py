@@ -5,7 +5,6 @@ from pathlib import Path
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Both commands."""
     parser = commands.add_parser(
         "convert",
         help="a Llama, Mistral, Qwen2, Qwen3 or SmolLM folder becomes a checkpoint of ours",

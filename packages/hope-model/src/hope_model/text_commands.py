@@ -24,7 +24,6 @@ FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. Th
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the commands to hope-model's."""
     generate = _parser(
         commands, "generate", "continue a prompt", "Continue a prompt; text appears as it is generated."
     )

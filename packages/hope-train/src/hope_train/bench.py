@@ -1,7 +1,5 @@
 """What the loop and the optimisers cost, as ratios within one run."""
 
-from __future__ import annotations
-
 import dataclasses
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Console script of hope-train."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import errno
@@ -102,7 +100,6 @@ backward, which has no optimiser; then a step of each optimiser, and a checkpoin
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
     top = _parser(Parser, "hope-train", "Train language models from one resolved file.", TOP)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -1,7 +1,5 @@
 """From the groups of conf/ and the facts of params.yaml to one resolved run; the only user of Hydra."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Sequence

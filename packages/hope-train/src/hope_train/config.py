@@ -3,8 +3,6 @@
 `values.strict` merges the two; an unknown key or a wrong type is an error.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -259,7 +257,6 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
         check_ranges(self, "")
         for part in self.run.split("/"):  # a study's runs are STUDY/ARM/UNIT
             check_name("run", part)

@@ -1,7 +1,5 @@
 """From shards to what the loop needs: a loader, validation windows, and proof that they fit together."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

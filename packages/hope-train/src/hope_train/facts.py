@@ -4,8 +4,6 @@ FOLDER/{scale,seeds,corpora,runs,evaluation,coverage_loss,vocab_size}    one val
 FOLDER/changes    `KEY: VALUE (default VALUE)` for each fact that differs from conf/defaults.yaml
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Checkpoints that stay beside the newest one, and folders that go without leaving a half."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

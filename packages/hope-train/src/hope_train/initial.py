@@ -3,8 +3,6 @@
 The model is the checkpoint's, whatever else the configuration says of one; data, optimiser and schedule are the run's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

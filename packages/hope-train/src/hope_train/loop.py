@@ -1,7 +1,5 @@
 """The loop. It knows a network from tokens to losses, and nothing of what is inside."""
 
-from __future__ import annotations
-
 import math
 import signal
 import time

@@ -1,7 +1,5 @@
 """The model as the loop sees it: tokens and targets in, the loss of each token and the memories' state out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial

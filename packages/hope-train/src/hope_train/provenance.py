@@ -1,7 +1,5 @@
 """What a number came from: git revision, code, data. All as short strings that a file can carry."""
 
-from __future__ import annotations
-
 import hashlib
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """One run from configuration to finished checkpoint: build, continue, train, save, report."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """What changes over a run: learning rates, the CMS's writes, length of the context. Pure functions of the step."""
 
-from __future__ import annotations
-
 import math
 import random
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a run's numbers go: one interface; JSONL always, Weights & Biases if wanted, a display."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -69,7 +67,6 @@ class Jsonl:
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        """Close the file."""
         self._stream.close()
 
 
@@ -130,11 +127,9 @@ class Wandb:
             raise InputError(f"Weights & Biases: {reason}; log.wandb=offline needs no account") from None
 
     def log(self, row: Row) -> None:
-        """Send one row."""
         self._run.log(dict(row), step=int(row["step"]))
 
     def close(self) -> None:
-        """Finish the run."""
         self._run.finish()
 
 
@@ -172,12 +167,10 @@ class MLflow:
             raise InputError(f"log.mlflow is {shown(config.log.mlflow)}: {reason}") from None
 
     def log(self, row: Row) -> None:
-        """Send one row."""
         step = int(row["step"])
         self._mlflow.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
 
     def close(self) -> None:
-        """Finish the run."""
         self._mlflow.end_run()
 
 

@@ -1,7 +1,5 @@
 """From YAML to frozen dataclasses: an unknown key or a wrong type is one line that names file and key."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import types

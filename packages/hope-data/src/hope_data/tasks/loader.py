@@ -66,7 +66,6 @@ class TaskLoader(Iterator[TaskBatch]):
         draw(task, "train", seed, 0, 1, length)
 
     def __next__(self) -> TaskBatch:
-        """The next batch."""
         examples = draw(self._task, "train", self._seed, self._number, self._batch, self._length)
         self._number += 1
         targets = answers(examples)[self._mine]

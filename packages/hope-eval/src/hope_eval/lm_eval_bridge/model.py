@@ -80,7 +80,6 @@ class HopeLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
 
     @property
     def eot_token_id(self) -> int:
-        """End of text."""
         return self._tokenizer.eos_id
 
     @property

@@ -45,7 +45,6 @@ class ZeroShot(Task):
     max_length: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse to begin without lm-eval."""
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; our own bar shows the progress
         try:
             import lm_eval  # noqa: F401, PLC0415 (optional)
@@ -55,7 +54,6 @@ class ZeroShot(Task):
             ) from None
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
-        """Let lm-eval ask the scorer."""
         from hope_eval.lm_eval_bridge.model import HopeLM  # noqa: PLC0415 (optional, and slow to import)
 
         lm = HopeLM(loaded, max_length=self.max_length, batch_tokens=scorer.batch_tokens)

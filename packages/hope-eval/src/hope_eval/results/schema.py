@@ -93,7 +93,6 @@ class Metric:
     chance: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown metric."""
         check_metric(self.name)
 
 
@@ -182,7 +181,6 @@ class TaskResult:
     cpu_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a task whose name could lead out of a folder."""
         check_name("task", self.task)
 
     @property
@@ -229,7 +227,6 @@ class PairedDifference:
     clusters: int
 
     def __post_init__(self) -> None:
-        """Refuse an unknown metric, and half an interval."""
         check_metric(self.metric)
         if (self.low is None) != (self.high is None):
             raise InputError("an interval has two ends, or none")

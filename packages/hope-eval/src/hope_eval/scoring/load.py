@@ -91,7 +91,6 @@ class HopeModel:
     def __call__(
         self, tokens_BT: Tensor, state: State | None, at: Places | None = None, *, final: bool = False
     ) -> tuple[Tensor, State]:
-        """Logits and the state after them."""
         del final
         if state is None:
             state = self.model.initial(len(tokens_BT), self.settings)
@@ -142,7 +141,6 @@ class HFModel:
         return logits, out.past_key_values if cached else None
 
     def fork(self, state: Any, rows: Tensor) -> Any:
-        """A new cache with the chosen rows."""
         forked = copied(state)
         forked.batch_select_indices(rows)
         return forked
@@ -175,7 +173,6 @@ class Loaded:
 
     @property
     def tokenizer(self) -> HopeTokenizer | HFTokenizer:
-        """Its tokenizer."""
         if self.own_tokenizer is None:
             raise InputError(
                 f"{self.about.run}: was trained on a task, which has no text; use `hope-eval task`"

@@ -30,7 +30,6 @@ class HopeTokenizer:
         self.eos_id, self.vocab_size = tokenizer.eos_id, tokenizer.vocab_size
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids."""
         ids = self.inner.encode(text)
         return [self.eos_id, *ids] if special else ids
 

@@ -132,15 +132,12 @@ class Babi(Task):
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """Texts by name."""
         return load_texts(self.text)
 
     def refuse(self, memorize: Memorize) -> None:
-        """Refuse an oracle."""
         refuse_oracle(memorize, "babi: an oracle is not defined here")
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
-        """Ask the questions of every file."""
         tokenizer = loaded.tokenizer
         text = haystack(tokenizer, self.texts)
         return [run(scorer, tokenizer, path, self.lengths, text, self.limit, self.seed) for path in self.data]

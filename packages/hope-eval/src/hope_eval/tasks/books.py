@@ -36,20 +36,16 @@ class Books(Task):
     max_tokens: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse unreadable texts."""
         _ = self.texts
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """Texts by name."""
         return load_texts(self.text)
 
     def refuse(self, memorize: Memorize) -> None:
-        """Refuse to read twice."""
         refuse_rereading(memorize, "books")
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
-        """Read every text once."""
         return run(scorer, loaded.tokenizer, self.texts, self.max_tokens)
 
 

@@ -154,11 +154,9 @@ class Continual(Task):
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """Texts by name."""
         return load_texts(self.text or ())
 
     def refuse(self, memorize: Memorize) -> None:
-        """Refuse an oracle, and memorising beside another way to learn."""
         if self.learn == "each":
             raise InputError(EACH)
         refuse_oracle(memorize, "continual: what is learned and what is asked differ")
@@ -166,7 +164,6 @@ class Continual(Task):
             raise InputError("continual --learn train: weights learn, not memories; leave out --memorize")
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
-        """Learn the stream, and measure everything after each of its parts."""
         learning = Learning(self.learn, self.lr)
         if self.classes and self.data:
             groups = class_data.load(self.classes, self.data, self.shots, self.questions, self.seed)

@@ -67,7 +67,6 @@ class HeldOut(Task):
             raise InputError(f"--documents: '{others[0]}' takes no list; give --tasks {','.join(texts)}")
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
-        """Run the tasks in the order given."""
         context = self.context(loaded, scorer)
         return [result for name in self.tasks for result in TASKS[name](context)]
 
@@ -84,7 +83,6 @@ class HeldOut(Task):
         return loaded
 
     def refuse(self, memorize: Memorize) -> None:
-        """Refuse what one of the tasks refuses."""
         for name in self.tasks:
             if name in (perplexity.NAME, SHUFFLED):
                 refuse_rereading(memorize, name)
@@ -92,15 +90,12 @@ class HeldOut(Task):
                 passkey.refuse(memorize)
 
     def adapted(self) -> Task:
-        """Return the same with `adapt_tasks` alone."""
         return replace(self, tasks=self.adapt_tasks or self.tasks)
 
     def window(self, loaded: Loaded) -> int:
-        """Return the length of a window."""
         return self.length or loaded.length
 
     def training_text(self, loaded: Loaded) -> list[Tensor]:
-        """Return windows of every domain's training text, the same for the same seed."""
         return training_windows(self.context(loaded, Scorer(loaded.model)))
 
     def context(self, loaded: Loaded, scorer: Scorer) -> Context:

@@ -103,16 +103,13 @@ class Needle(Task):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse unreadable texts."""
         _ = self.texts
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """Texts by name."""
         return load_texts(self.text)
 
     def refuse(self, memorize: Memorize) -> None:
-        """Refuse an oracle."""
         refuse_oracle(memorize, "needle: an oracle would be told the values")
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
@@ -173,7 +170,6 @@ def run(
 
 
 def check(scorer: Scorer, name: str, settings: Settings, text: Tokens) -> None:
-    """Refuse what cannot be asked."""
     if name not in KINDS:
         raise InputError(f"unknown task '{name}'; choose among {', '.join(KINDS)}")
     if KINDS[name].haystack == "text" and not len(text):

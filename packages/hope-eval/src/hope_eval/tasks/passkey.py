@@ -54,7 +54,6 @@ class Item:
 
 
 def refuse(memorize: Memorize | None) -> None:
-    """Raise InputError for an oracle."""
     refuse_oracle(memorize, "passkey: an oracle would be told the number")
 
 

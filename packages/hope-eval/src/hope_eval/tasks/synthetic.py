@@ -49,11 +49,9 @@ class Synthetic(Task):
         return Loaded(HopeModel(model, device), about, int(meta["length"]), meta, None)
 
     def refuse(self, memorize: Memorize) -> None:
-        """Refuse to read twice."""
         refuse_rereading(memorize, "task")
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
-        """Read sequences of every length."""
         lengths = [
             int(text.removesuffix("x")) * (loaded.length if text.endswith("x") else 1)
             for text in self.lengths

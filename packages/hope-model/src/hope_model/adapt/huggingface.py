@@ -49,7 +49,6 @@ class AttachedCache(Cache):  # type: ignore[misc]  # transformers is not typed
         self.state = state
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens seen."""
         del layer_idx
         return self.state.position
 
@@ -99,12 +98,10 @@ class HuggingFaceHost:
 
     @property
     def head(self) -> Tensor:
-        """Output matrix [V, D]."""
         weight: Tensor = self._model.get_output_embeddings().weight
         return weight
 
     def begin(self, batch: int) -> Any:
-        """No keys and values."""
         del batch
         return tuple(Cached(None, None, 0) for _ in self._template)
 
@@ -158,17 +155,14 @@ class HuggingFaceHost:
         return self._scale * bent
 
     def about(self) -> dict[str, Any]:
-        """Architecture and sizes."""
         keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
         sizes = {key: getattr(self._config, key, None) for key in keys}
         return {"architecture": type(self._model).__name__, **sizes}
 
     def kinds(self) -> dict[str, Any]:
-        """Keys and values."""
         return {"Cached": Cached}
 
     def check(self, inner: Any, position: int) -> None:
-        """Refuse what is no cache of this model after `position` tokens."""
         layers = [layer for layer in inner if isinstance(layer, Cached)] if isinstance(inner, tuple) else []
         if len(layers) != len(self._template):
             raise InputError(f"inner has {len(layers)} layers of keys and values, not {len(self._template)}")
@@ -247,21 +241,17 @@ class ExportedHost(HuggingFaceHost):
         return []
 
     def begin(self, batch: int) -> Any:
-        """State before the first token."""
         return self._model.model.initial(batch)
 
     def run(self, tokens_BT: Tensor, inner: Any) -> tuple[Tensor, Any]:
-        """Logits and the state after them."""
         cache = HopeCache()
         cache.groups, cache.seen = [Group(tuple(range(len(tokens_BT))), 0, inner)], inner.position
         return self._plain(input_ids=tokens_BT, past_key_values=cache).logits, cache.state
 
     def about(self) -> dict[str, Any]:
-        """The model's configuration."""
         return OurHost(self._model.model).about()
 
     def check(self, inner: Any, position: int) -> None:
-        """Refuse the state of another model, or of another place in the stream."""
         OurHost(self._model.model).check(inner, position)
 
     def value_of(self, cache: Any) -> tuple[Any, int]:

@@ -60,7 +60,6 @@ class Options:
     matrices: str = field(default="down", metadata=one_of("down", "up", "all"))
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be written."""
         check_ranges(self, "attach_memory")
         if any(period % min(self.periods) for period in self.periods):
             raise InputError(f"attach_memory.periods {self.periods} must be multiples of the smallest")

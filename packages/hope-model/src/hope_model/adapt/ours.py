@@ -26,30 +26,24 @@ class OurHost:
 
     @property
     def head(self) -> Tensor:
-        """Output matrix [V, D]."""
         return self._model.head.weight
 
     def begin(self, batch: int) -> State:
-        """State before the first token."""
         return self._model.initial(batch)
 
     def run(self, tokens_BT: Tensor, inner: State) -> tuple[Tensor, State]:
-        """Logits and the state after them."""
         return self._plain(tokens_BT, inner)
 
     def slope(self, logits_BnV: Tensor) -> None:
         """The logits are what the head gives."""
 
     def about(self) -> dict[str, Any]:
-        """The model's configuration."""
         return self._model.config.to_dict()
 
     def kinds(self) -> dict[str, Any]:
-        """None beside our own."""
         return {}
 
     def check(self, inner: Any, position: int) -> None:
-        """Refuse the state of another model, or of another place in the stream."""
         self._model.check(inner)
         if inner.position != position:
             raise InputError(f"inner.position is {inner.position}, the memory's {position}")

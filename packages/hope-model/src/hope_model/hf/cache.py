@@ -126,7 +126,6 @@ class HopeCache(Cache):  # type: ignore[misc]  # transformers is not typed
         return self.seen
 
     def reset(self) -> None:
-        """Forget everything."""
         self.groups, self.seen = [], 0
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -62,19 +62,15 @@ class HopeForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin
         return False
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The embedding."""
         return self.model.embed
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the embedding."""
         self.model.embed = value
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head."""
         return self.model.head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the head."""
         self.model.head = new_embeddings
 
     def resize_token_embeddings(

@@ -47,7 +47,6 @@ class HopeTokenizer(transformers.PreTrainedTokenizer):  # type: ignore[misc]
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens."""
         return int(self._sp.vocab_size())
 
     @property
@@ -56,7 +55,6 @@ class HopeTokenizer(transformers.PreTrainedTokenizer):  # type: ignore[misc]
         return not self._sp.is_unknown(self._sp.piece_to_id(_SPACE))
 
     def get_vocab(self) -> dict[str, int]:
-        """Piece to id."""
         return {self._sp.id_to_piece(n): n for n in range(self.vocab_size)}
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:

@@ -46,7 +46,6 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, name: str, *tensors: Tensor) -> Tensor:
-        """One operator."""
         ctx.name = name
         ctx.save_for_backward(*tensors)
         result: Tensor = getattr(torch.ops.hope_launches, name)(*tensors)
@@ -54,7 +53,6 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Another."""
         return None, *getattr(torch.ops.hope_launches, f"{ctx.name}_back")(*grads, *ctx.saved_tensors)
 
 
@@ -135,7 +133,6 @@ def row(variant: str, work: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the rows."""
     work = json.loads(sys.argv[-1])
     for owner, name, stand_in in (
         (F, "rms_norm", lambda x, _, weight=None, eps=None: FUSED("rms_norm", x, weight)),  # noqa: ARG005

@@ -45,7 +45,6 @@ class Attention(nn.Module):
         self.persistent_PD = nn.Parameter(torch.randn(persistent, config.dim)) if persistent else None
 
     def initial(self, batch: int) -> AttentionState:
-        """An empty cache."""
         empty = self.qkv.weight.new_zeros(batch, self.kv_heads, 0, self.head_dim)
         return AttentionState(empty, empty, 0)
 

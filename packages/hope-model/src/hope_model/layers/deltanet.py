@@ -38,7 +38,6 @@ class GatedDeltaNet(nn.Module):
         self.output = GatedOutput(config.dim, config.head_dim, std, out_std, twice=self.twice)
 
     def initial(self, batch: int) -> DeltaState:
-        """Nothing remembered."""
         S = self.qkv.weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim, dtype=torch.float32)
         return DeltaState(S.to(torch.promote_types(S.dtype, self.qkv.weight.dtype)), self.conv.initial(batch))
 

@@ -65,7 +65,6 @@ class Tape:
         shared: Callable[[], Any],
         state: Any,
     ) -> tuple[Tensor, Any]:
-        """See `remembered`."""
         if not torch.is_grad_enabled():
             return self._memories.setdefault(id(layer), _Memory()).segment(function, tokens, shared, state)
         memory = self._memories.pop(id(layer))

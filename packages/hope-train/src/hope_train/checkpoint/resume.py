@@ -1,7 +1,5 @@
 """What the checkpoint in a run's folder means for a configuration: resume, nothing left to do, refuse, or replace."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ checkpoint/  model.safetensors config.json meta.json     by hope-model; enough f
              training.json                               loader, counters, SHA-256 of every other file; sealed
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import secrets
@@ -94,7 +92,6 @@ class Saved:
     log: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what no run has written."""
         check_ranges(self, "")
 
 

@@ -1,7 +1,5 @@
 """Is a checkpoint whole? Every file, every hash, every tensor."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """The outer optimiser: Muon or M3 on hidden matrices with AdamW on the rest, or AdamW alone, as one object."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase

@@ -5,8 +5,6 @@ not Muon or M3. Checkpoints are the loop's own and hold whole tensors, so that a
 DeepSpeed's pickles are not used.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import math
@@ -30,7 +28,7 @@ STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 def share(
     network: nn.Module, groups: Mapping[str, Named], config: TrainConfig, world: World, precision: str
-) -> tuple[nn.Module, ZeroOptimizer]:
+) -> tuple[nn.Module, "ZeroOptimizer"]:
     """The network as every process runs it, and its optimiser.
 
     Under stage 3 all weights are gathered after a step and sliced before the next, for the reasons of
@@ -119,7 +117,6 @@ class ZeroOptimizer(Optimizer):
         return torch.tensor(norm)
 
     def step(self, factor: float, exceptions: Sequence[float] = ()) -> None:
-        """As `Optimizer.step`."""
         self._pace([*exceptions, factor])
         self.engine.step()
 
@@ -162,7 +159,6 @@ class ZeroOptimizer(Optimizer):
         return found
 
     def load_tensors(self, keys: Sequence[str], read: Read) -> None:
-        """As `Optimizer.load_tensors`."""
         if not keys:
             return
         step = read(next(key for key in keys if key.endswith("/step")), None)

@@ -80,7 +80,6 @@ class World:
             raise InputError("another process of this run found wrong input and says which")
 
     def barrier(self) -> None:
-        """Wait for the others."""
         self.sum([0.0])
 
 

@@ -1,7 +1,5 @@
 """What accelerators can do, for `plan` and for the model FLOPs utilisation of a run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -3,8 +3,6 @@
 The step runs on fake tensors, which know their size and hold nothing; what is alive at the worst moment is counted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -128,7 +126,6 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 

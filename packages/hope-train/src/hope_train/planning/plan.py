@@ -1,7 +1,5 @@
 """What a run will cost: parameters, operations, memory, time, and whether it fits."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from hope_model import counting
@@ -74,7 +72,6 @@ def check(config: TrainConfig) -> dict[str, float]:
 
 
 def table(numbers: dict[str, Any]) -> str:
-    """For people."""
     n = numbers
     return "\n".join(
         (

@@ -1,7 +1,5 @@
 """How large the named scales are, for every variant, counted without allocating a tensor."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,6 @@ def scales(conf: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """For people, as Markdown."""
     lines = ["| scale | variant | parameters | of the named size | tokens |", "|---|---|---|---|---|"]
     for row in rows:
         deviation = f"{row['deviation']:+.2%}" if "deviation" in row else ""

@@ -1,7 +1,5 @@
 """Validation of a synthetic task: accuracy and loss over fixed sequences, by length."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Validation loss over fixed windows, in nats per token and in bits per byte, with its standard error."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

@@ -88,11 +88,9 @@ class CachedModel:
         return torch.cat(parts, 1)
 
     def fork(self, state: CacheState, rows: Tensor) -> CacheState:
-        """Chosen sequences."""
         return CacheState(self.inner.fork(state.inner, rows), *(part[rows] for part in state[1:]))
 
     def n_bytes(self, state: CacheState) -> int:
-        """Bytes of keys and values."""
         return sum(x.numel() * x.element_size() for x in state[1:])
 
     def flops_per_token(self, plain: float, length: int) -> float:

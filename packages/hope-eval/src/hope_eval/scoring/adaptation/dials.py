@@ -21,7 +21,6 @@ class Adaptation:
     grids: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         try:
             check_ranges(self, self.name)
         except ModelInputError as error:

@@ -75,7 +75,6 @@ class DynamicModel:
         *,
         final: bool = False,
     ) -> tuple[Tensor, list[RowState]]:
-        """Logits and the state after them."""
         del final
         empty = tokens_BT.new_zeros(1, 0)
         rows = state or [RowState(None, None, None, empty)] * len(tokens_BT)

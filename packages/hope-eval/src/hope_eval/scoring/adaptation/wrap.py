@@ -45,7 +45,6 @@ class WritingModel:
     def __call__(
         self, tokens_BT: Tensor, state: AttachedState | None, at: Places | None = None, *, final: bool = False
     ) -> tuple[Tensor, AttachedState]:
-        """Logits and the state after them."""
         del final
         logits_BTV, state = self.memory(tokens_BT, state)
         logits = logits_BTV if at is None else logits_BTV[at]
@@ -53,7 +52,6 @@ class WritingModel:
         return logits[..., :known], state
 
     def fork(self, state: AttachedState, rows: Tensor) -> AttachedState:
-        """Chosen sequences."""
         return self.memory.select(state, rows)
 
     def n_bytes(self, state: AttachedState) -> int:
@@ -61,7 +59,6 @@ class WritingModel:
         return self.memory.n_bytes(state)
 
     def flops_per_token(self, plain: float, length: int) -> float:
-        """Operations that it adds per token."""
         del plain, length
         return self.memory.flops_per_token()
 
@@ -79,12 +76,10 @@ class SilentModel:
     def __call__(
         self, tokens_BT: Tensor, state: Any, at: Places | None = None, *, final: bool = False
     ) -> tuple[Tensor, Any]:
-        """Logits and the state after them."""
         logits, state = self.inner(tokens_BT, state, at, final=final)
         return logits[..., : self.tokens], state
 
     def fork(self, state: Any, rows: Tensor) -> Any:
-        """Chosen sequences."""
         return self.inner.fork(state, rows)
 
     def n_bytes(self, state: Any) -> int:

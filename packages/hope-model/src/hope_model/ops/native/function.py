@@ -126,7 +126,6 @@ class Kernel:
         return functions
 
     def __call__(self, sizes: dict[str, Any], **inputs: Tensor | None) -> tuple[Tensor, ...]:
-        """All outputs."""
         tensors = [x if x is None else x.contiguous() for x in (inputs[name] for name in self.inputs)]
         self.check(sizes, dict(zip(self.inputs, tensors, strict=True)))
         keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
