@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hope_data.commands import parser_of
 from hope_eval import results as schema
-from hope_eval.arguments import parser_of
 from hope_eval.cli import main
 from hope_eval.commands import COMMANDS
 from hope_eval.suite import Sizes, pieces

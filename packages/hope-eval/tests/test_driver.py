@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hope_data.commands import Group, Option
 from hope_eval import progress
-from hope_eval.arguments import Group, Option
 from hope_eval.cli import FUNCTIONS, main
 from hope_eval.commands import COMMANDS
 from hope_eval.evaluate import EVALUATORS

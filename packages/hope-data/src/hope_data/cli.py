@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_data import console
+from hope_data.commands import Command, Option, option, parser_of
 from hope_data.errors import InputError
 
 _EPILOG = """\
@@ -231,163 +232,145 @@ def _share(text: str) -> float:
     return number
 
 
-def _path(metavar: str, text: str, **more: Any) -> dict[str, Any]:
-    return {"type": Path, "metavar": metavar, "help": text, **more}
+def _path(flag: str, metavar: str, text: str, **more: Any) -> Option:
+    return option(flag, text, Path, metavar, **more)
 
 
-def _number(text: str, default: int | None, most: int = 10**15) -> dict[str, Any]:
-    return {"type": partial(_count, most=most), "metavar": "N", "help": text, "default": default}
+def _number(flag: str, text: str, default: int | None, most: int = 10**15) -> Option:
+    return option(flag, text, partial(_count, most=most), "N", default=default)
 
 
-_OUT = {"--out": _path("DIR", "folder to write", required=True)}
-_JSON = {"--json": _path("FILE", "also write the numbers as JSON")}
-_WORKERS = {
-    "--workers": _number("processes; the result does not depend on it (default 2)", 2, 10_000),
-    "--engine": {
-        "choices": ["processes", "datatrove", "slurm"],
-        "default": "processes",
-        "help": "what runs them (default: processes of this machine)",
-    },
-    "--slurm": {
-        "nargs": "+",
-        "metavar": "KEY=VALUE",
-        "help": "for --engine slurm: partition=… time=… and more of datatrove's SlurmPipelineExecutor",
-    },
-}
-_NAMES = {"--corpora": {"nargs": "+", "metavar": "NAME", "help": "only these (default: all there)"}}
-# Step: what it runs, what it does, its arguments, an example.
-_STEPS: dict[str, tuple[Callable[[argparse.Namespace], None], str, dict[str, dict[str, Any]], str]] = {
-    "acquire": (
+_OUT = _path("--out", "DIR", "folder to write", required=True)
+_JSON = _path("--json", "FILE", "also write the numbers as JSON")
+_NAMES = option("--corpora", "only these (default: all there)", metavar="NAME", nargs="+")
+_WORKERS = (
+    _number("--workers", "processes; the result does not depend on it (default 2)", 2, 10_000),
+    option(
+        "--engine",
+        "what runs them (default: processes of this machine)",
+        choices=["processes", "datatrove", "slurm"],
+        default="processes",
+    ),
+    option(
+        "--slurm",
+        "for --engine slurm: partition=… time=… and more of datatrove's SlurmPipelineExecutor",
+        metavar="KEY=VALUE",
+        nargs="+",
+    ),
+)
+
+
+def _step(
+    function: Callable[[argparse.Namespace], None], text: str, example: str, *options: Option
+) -> Command:
+    name = function.__name__.removeprefix("_")
+    return Command(name, text, text, options, f"example:\n  hope-data {name} {example}", function)
+
+
+_COMMANDS = (
+    _step(
         _acquire,
         "Fetch a corpus as its manifest says, with provenance.",
-        {
-            "--manifest": _path("FILE", "what the corpus is: conf/corpus/NAME.yaml", required=True),
-            "--scale": {
-                "default": "",
-                "help": "whose limits in the manifest hold (default: its own `limits`)",
-            },
-            **_OUT,
-            **_JSON,
-        },
         "--manifest conf/corpus/python.yaml --scale smoke --out data/raw/python",
+        _path("--manifest", "FILE", "what the corpus is: conf/corpus/NAME.yaml", required=True),
+        option("--scale", "whose limits in the manifest hold (default: its own `limits`)", default=""),
+        _OUT,
+        _JSON,
     ),
-    "filter": (
+    _step(
         _filter,
         "Repair text, drop bad documents by rules that name their reason, fix the split.",
-        {
-            "raw": _path("RAW", "folder of `acquire`"),
-            "--manifest": _path("FILE", "take thresholds from here (default: as acquired)"),
-            "--against": _path("CLEAN", "drop what these clean corpora hold already", nargs="+"),
-            "--evaluation": _path(
-                "PATH", "drop documents that share 13 words with these files or folders", nargs="+"
-            ),
-            **_WORKERS,
-            **_OUT,
-            **_JSON,
-        },
         "data/raw/python --out data/clean/python",
+        _path("raw", "RAW", "folder of `acquire`"),
+        _path("--manifest", "FILE", "take thresholds from here (default: as acquired)"),
+        _path("--against", "CLEAN", "drop what these clean corpora hold already", nargs="+"),
+        _path(
+            "--evaluation",
+            "PATH",
+            "drop documents that share 13 words with these files or folders",
+            nargs="+",
+        ),
+        *_WORKERS,
+        _OUT,
+        _JSON,
     ),
-    "tokenizer": (
+    _step(
         _tokenizer,
         "Train one sentencepiece tokenizer on the train documents of clean corpora.",
-        {
-            "clean": _path("CLEAN", "folders of `filter`, or a folder of them", nargs="+"),
-            **_NAMES,
-            "--vocab-size": _number("tokens (default 32000)", 32_000, 10**7),
-            "--sample-bytes": _number("text to learn from (default 750 per token)", None),
-            "--weights": {
-                "nargs": "+",
-                "metavar": "NAME=W",
-                "help": "share of the text to learn from, as in the mixture (default: all alike)",
-            },
-            "--guard": _path("JSON", "coverage to keep up with: `--json` of an earlier tokenizer"),
-            "--worse": {
-                "type": _share,
-                "default": 0.02,
-                "metavar": "SHARE",
-                "help": "fail if a corpus has so much fewer bytes per token than in --guard (default 0.02)",
-            },
-            "--threads": _number("part of the recipe: another N, another tokenizer (default 2)", 2, 1024),
-            **_OUT,
-            **_JSON,
-        },
         "data/clean --corpora python code --out data/tokenizer --vocab-size 4096",
+        _path("clean", "CLEAN", "folders of `filter`, or a folder of them", nargs="+"),
+        _NAMES,
+        _number("--vocab-size", "tokens (default 32000)", 32_000, 10**7),
+        _number("--sample-bytes", "text to learn from (default 750 per token)", None),
+        option(
+            "--weights",
+            "share of the text to learn from, as in the mixture (default: all alike)",
+            metavar="NAME=W",
+            nargs="+",
+        ),
+        _path("--guard", "JSON", "coverage to keep up with: `--json` of an earlier tokenizer"),
+        option(
+            "--worse",
+            "fail if a corpus has so much fewer bytes per token than in --guard (default 0.02)",
+            _share,
+            "SHARE",
+            default=0.02,
+        ),
+        _number("--threads", "part of the recipe: another N, another tokenizer (default 2)", 2, 1024),
+        _OUT,
+        _JSON,
     ),
-    "shard": (
+    _step(
         _shard,
         "Tokenise a clean corpus into memory-mapped train, val and test shards.",
-        {
-            "clean": _path("CLEAN", "folder of `filter`"),
-            "--tokenizer": _path("DIR", "folder of `tokenizer`", required=True),
-            **_WORKERS,
-            **_OUT,
-            **_JSON,
-        },
         "data/clean/python --tokenizer data/tokenizer --out data/shards/python",
+        _path("clean", "CLEAN", "folder of `filter`"),
+        _path("--tokenizer", "DIR", "folder of `tokenizer`", required=True),
+        *_WORKERS,
+        _OUT,
+        _JSON,
     ),
-    "validate": (
+    _step(
         _validate,
         "Check every hash and range of shards and print the mixture.",
-        {
-            "shards": _path("SHARDS", "folder of `shard`, or a folder of them"),
-            "--tokenizer": _path("DIR", "also check that they fit this tokenizer"),
-            **_NAMES,
-            **_JSON,
-            "--metrics": _path("FILE", "documents and tokens alone, for `dvc metrics`"),
-        },
         "data/shards --tokenizer data/tokenizer --json data/shards.json",
+        _path("shards", "SHARDS", "folder of `shard`, or a folder of them"),
+        _path("--tokenizer", "DIR", "also check that they fit this tokenizer"),
+        _NAMES,
+        _JSON,
+        _path("--metrics", "FILE", "documents and tokens alone, for `dvc metrics`"),
     ),
-    "look": (
+    _step(
         _look,
         "Show sample documents and what was dropped, with reasons: as text, or as a page with histograms.",
-        {
-            "corpora": _path("CORPUS", "folders of `acquire` or `filter`", nargs="+"),
-            "--html": _path("DIR", "write a page with pictures there instead"),
-            "--count": _number("documents, and samples per reason (default 3)", 3),
-            "--width": _number("characters of each document (default 600)", 600),
-        },
         "data/clean/python --html reports/look",
+        _path("corpora", "CORPUS", "folders of `acquire` or `filter`", nargs="+"),
+        _path("--html", "DIR", "write a page with pictures there instead"),
+        _number("--count", "documents, and samples per reason (default 3)", 3),
+        _number("--width", "characters of each document (default 600)", 600),
     ),
-    "tasks": (
+    _step(
         _tasks,
         "List the synthetic tasks, or show what one of them asks and answers.",
-        {
-            "name": {"nargs": "?", "default": "", "metavar": "NAME", "help": "of a task (default: list all)"},
-            "--length": _number("tokens of an example (default 32)", 32),
-            "--count": _number("examples (default 2)", 2),
-            "--seed": {"type": int, "default": 0, "metavar": "S", "help": "another S, other examples"},
-        },
         "mqar --length 48",
+        option("name", "of a task (default: list all)", metavar="NAME", nargs="?", default=""),
+        _number("--length", "tokens of an example (default 32)", 32),
+        _number("--count", "examples (default 2)", 2),
+        option("--seed", "another S, other examples", int, "S", default=0),
     ),
-    "bench": (
+    _step(
         _bench,
         "Measure tokenising, duplicates, loading and validating, each beside a reference.",
-        {
-            "clean": _path("CLEAN", "folder of `filter`: its text is what is measured on"),
-            "--tokenizer": _path("DIR", "folder of `tokenizer`", required=True),
-            "--megabytes": _number("of text to tokenise (default 20)", 20),
-            "--gigabytes": _number("of shards to load and validate (default 2)", 2),
-            "--documents": _number("distinct ones, to look for duplicates among (default 10000)", 10_000),
-            "--workers": _number("processes of tokenising (default 2)", 2),
-            **_JSON,
-        },
         "data/clean/python --tokenizer data/tokenizer --json bench.json",
+        _path("clean", "CLEAN", "folder of `filter`: its text is what is measured on"),
+        _path("--tokenizer", "DIR", "folder of `tokenizer`", required=True),
+        _number("--megabytes", "of text to tokenise (default 20)", 20),
+        _number("--gigabytes", "of shards to load and validate (default 2)", 2),
+        _number("--documents", "distinct ones, to look for duplicates among (default 10000)", 10_000),
+        _number("--workers", "processes of tokenising (default 2)", 2),
+        _JSON,
     ),
-}
-
-
-def _parser() -> argparse.ArgumentParser:
-    keep = argparse.RawDescriptionHelpFormatter
-    about = "Corpora for language models, step by step."
-    parser = console.Parser("hope-data", description=about, epilog=_EPILOG, formatter_class=keep)
-    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
-    for name, (run, text, arguments, example) in _STEPS.items():
-        epilog = f"example:\n  hope-data {name} {example}"
-        step = steps.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=keep)
-        step.set_defaults(run=run)
-        for flag, settings in arguments.items():
-            step.add_argument(flag, **settings)
-    return parser
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -396,5 +379,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for a mistake of the user's or a failing disk, told in one line on stderr.
     """
-    args = _parser().parse_args(argv)
-    return console.run(lambda: args.run(args), whole_process=argv is None)
+    about = "Corpora for language models, step by step."
+    args = parser_of("hope-data", about, _EPILOG, _COMMANDS).parse_args(argv)
+    return console.run(lambda: args.function(args), whole_process=argv is None)

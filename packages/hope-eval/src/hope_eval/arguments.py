@@ -1,98 +1,10 @@
-"""Command lines as tables, and the values of their options, each refused in one line."""
+"""The values of options, each refused in one line."""
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
-
-from hope_data.errors import InputError
 
 # numpy and torch would overflow on larger counts.
 MOST = 2**40
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that refuses in one line, without the list of its options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option, as argparse takes it."""
-
-    flag: str
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Options that stand together in --help, or, without a title, of which exactly one is given."""
-
-    options: Sequence[Option]
-    title: str = ""
-    description: str = ""
-
-
-@dataclass(frozen=True)
-class Command:
-    """One row of the table of commands.
-
-    Attributes:
-        name: on the command line.
-        summary: in the list of commands.
-        description: in its own help.
-        options: in the order of its help.
-        examples: below the options.
-    """
-
-    name: str
-    summary: str
-    description: str
-    options: Sequence[Option | Group]
-    examples: str = ""
-
-
-def option(
-    flag: str, text: str = "", kind: Callable[[str], Any] = str, metavar: str | None = None, **settings: Any
-) -> Option:
-    """Describe an option: flag, help, type of its value, and what else argparse knows."""
-    return Option(flag, {"help": text or None, "type": kind, "metavar": metavar, **settings})
-
-
-def switch(flag: str, text: str) -> Option:
-    """Describe an option without a value."""
-    return Option(flag, {"help": text, "action": "store_true"})
-
-
-def parser_of(program: str, description: str, examples: str, commands: Sequence[Command]) -> Parser:
-    """Return the parser of a table of commands; it stores the command's name as `command`."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog=program, description=description, epilog=examples, formatter_class=raw)
-    rows = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in commands:
-        row = rows.add_parser(
-            command.name,
-            help=command.summary,
-            description=command.description,
-            epilog=command.examples or None,
-            formatter_class=raw if command.examples else argparse.HelpFormatter,
-        )
-        for entry in command.options:
-            if isinstance(entry, Option):
-                row.add_argument(entry.flag, **entry.settings)
-                continue
-            group = (
-                row.add_argument_group(entry.title, entry.description)
-                if entry.title
-                else row.add_mutually_exclusive_group(required=True)
-            )
-            for inner in entry.options:
-                group.add_argument(inner.flag, **inner.settings)
-        row.set_defaults(command=command.name)
-    return parser
 
 
 def positive(text: str) -> int:

@@ -8,8 +8,8 @@ from dataclasses import asdict, fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from hope_data.commands import parser_of
 from hope_data.errors import InputError
-from hope_eval.arguments import parser_of
 from hope_eval.commands import COMMANDS, EXAMPLES
 from hope_eval.escape import printable, terminal
 from hope_model.errors import InputError as ModelInputError

@@ -2,21 +2,17 @@
 
 from pathlib import Path
 
+from hope_data.commands import Command, Group, Option, option, switch
 from hope_eval.arguments import (
-    Command,
-    Group,
-    Option,
     depths,
     device,
     fraction,
     lengths,
     names,
-    option,
     positive,
     relative_length,
     seed,
     story_lengths,
-    switch,
 )
 
 EXAMPLES = """examples:

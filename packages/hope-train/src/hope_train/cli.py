@@ -5,16 +5,17 @@ import dataclasses
 import errno
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from hope_data.console import Parser
+from hope_data.commands import Command, Option, option, parser_of, switch
 from hope_data.errors import InputError as DataInputError
 from hope_data.errors import harmless
 from hope_model.errors import InputError as ModelInputError
 
+# ruff: noqa: PLC0415 (each command imports what it needs: torch takes seconds)
 # A path that cannot be used is wrong input; a full or failing disk is not.
 WRONG_PATH = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP,
@@ -99,71 +100,6 @@ backward, which has no optimiser; then a step of each optimiser, and a checkpoin
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    top = _parser(Parser, "hope-train", "Train language models from one resolved file.", TOP)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    one = _parser(commands.add_parser, "compose", "Merge conf/ and params.yaml into one run file.", COMPOSE)
-    one.add_argument("--run", metavar="NAME", help="a file of conf/run; without it, the first of params.yaml")
-    one.add_argument("--out", type=Path, metavar="FILE", help="write here; without it, to stdout")
-    one.add_argument("--print", dest="key", metavar="KEY", help="only this value, e.g. model.vocab_size")
-    _composing(one)
-
-    eight = _parser(commands.add_parser, "facts", "Check params.yaml and write its values.", FACTS)
-    eight.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a file for each value")
-    eight.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
-    eight.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: %(default)s"
-    )
-
-    two = _parser(commands.add_parser, "run", "Train a run, or resume it.", RUN)
-    two.add_argument("config", type=Path, metavar="CONFIG", help="as `hope-train compose` writes it")
-    two.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default: runs/NAME")
-    two.add_argument("--json", type=Path, metavar="FILE", help="write the final numbers here")
-    two.add_argument(
-        "--fresh-on-mismatch",
-        action="store_true",
-        help="replace another run in DIR (the pipeline does)",
-    )
-
-    two.add_argument(
-        "--until", type=int, metavar="STEP", help="stop after this step with everything saved (status 75)"
-    )
-
-    three = _parser(commands.add_parser, "verify", "Check a checkpoint strictly.", VERIFY)
-    three.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint, a milestone, or a run")
-
-    four = _parser(commands.add_parser, "plan", "What a run will cost.", PLAN)
-    four.add_argument(
-        "--run", metavar="NAME", help="a file of conf/run; without it, the first of params.yaml"
-    )
-    four.add_argument("--device", default="H100", metavar="KIND", help="default: %(default)s")
-    four.add_argument("--count", type=int, default=1, metavar="N", help="devices; default: %(default)s")
-    four.add_argument("--measure", action="store_true", help="instead: two real steps on this CPU")
-    four.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
-    _composing(four)
-
-    five = _parser(commands.add_parser, "bench", "What the loop and the optimisers cost.", BENCH)
-    five.add_argument("config", type=Path, metavar="CONFIG", help="as `hope-train compose` writes it")
-    five.add_argument("--steps", type=int, default=0, metavar="N", help="per turn; default: log.every")
-    five.add_argument("--rounds", type=int, default=5, metavar="N", help="turns; default: %(default)s")
-    five.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
-
-    seven = _parser(commands.add_parser, "scales", "How large the named scales are.", SCALES)
-    seven.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
-    seven.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
-
-    return top
-
-
-def _composing(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--conf", type=Path, default=Path("conf"), metavar="DIR", help="default: %(default)s")
-    one.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: %(default)s"
-    )
-    one.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; wrong input is one line on stderr and status 2."""
     argv = sys.argv[1:] if argv is None else argv
@@ -171,11 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for entry in entry_points(group="hope_train.commands", name=argv[0]) if argv else ():
         status: int = entry.load()(argv[1:])
         return status
-    arguments = parser().parse_args(argv)
-    commands = {"compose": _compose, "run": _run, "verify": _verify, "plan": _plan, "bench": _bench}
-    commands |= {"scales": _scales, "facts": _facts}
+    description = "Train language models from one resolved file."
+    arguments = parser_of("hope-train", description, TOP, COMMANDS).parse_args(argv)
     try:
-        return commands[arguments.command](arguments)
+        return int(arguments.function(arguments) or 0)
     except (DataInputError, ModelInputError) as error:
         return _fail(error, 2)
     except OSError as error:
@@ -185,10 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
 
 
-def _compose(arguments: argparse.Namespace) -> int:
-    from hope_data.publishing import write_atomic  # noqa: PLC0415 (each command imports what it needs)
-    from hope_train import config  # noqa: PLC0415
-    from hope_train.compose import compose, load_params  # noqa: PLC0415
+def _compose(arguments: argparse.Namespace) -> None:
+    from hope_data.publishing import write_atomic
+    from hope_train import config
+    from hope_train.compose import compose, load_params
 
     params = load_params(arguments.params)
     run = arguments.run or next(iter(params.runs), "")
@@ -205,22 +140,20 @@ def _compose(arguments: argparse.Namespace) -> int:
         write_atomic(arguments.out, text.encode())
     else:
         sys.stdout.write(text)
-    return 0
 
 
-def _facts(arguments: argparse.Namespace) -> int:
-    from hope_train.facts import write  # noqa: PLC0415
+def _facts(arguments: argparse.Namespace) -> None:
+    from hope_train.facts import write
 
     write(arguments.params, arguments.conf, arguments.out)
-    return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hope_train import config  # noqa: PLC0415
+    from hope_train import config
 
     loaded = config.load(arguments.config)
-    from hope_train.loop import DivergedError  # noqa: PLC0415 (torch is slow to import; wrong input is said before)
-    from hope_train.run import train  # noqa: PLC0415
+    from hope_train.loop import DivergedError  # torch is slow to import; wrong input is said before
+    from hope_train.run import train
 
     out = arguments.out or Path("runs", loaded.run)
     try:
@@ -244,21 +177,19 @@ def _run(arguments: argparse.Namespace) -> int:
         raise
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    from hope_train.checkpoint.verify import verify  # noqa: PLC0415
+def _verify(arguments: argparse.Namespace) -> None:
+    from hope_train.checkpoint.verify import verify
 
     print(verify(arguments.folder))
-    return 0
 
 
-def _plan(arguments: argparse.Namespace) -> int:
-    from hope_data.files import write_json  # noqa: PLC0415
-    from hope_train.compose import compose, load_params  # noqa: PLC0415
+def _plan(arguments: argparse.Namespace) -> None:
+    from hope_train.compose import compose, load_params
 
     params = load_params(arguments.params)
     run = arguments.run or next(iter(params.runs), "")
     config = compose(run, arguments.conf, params, arguments.overrides)
-    from hope_train.planning.plan import check, plan, table  # noqa: PLC0415
+    from hope_train.planning.plan import check, plan, table
 
     if arguments.measure:
         numbers = check(config)
@@ -269,37 +200,36 @@ def _plan(arguments: argparse.Namespace) -> int:
     else:
         numbers = plan(config, arguments.device, arguments.count)
         print(table(numbers))
-    if arguments.json:
-        write_json(arguments.json, numbers)
-    return 0
+    _json(arguments, numbers)
 
 
-def _scales(arguments: argparse.Namespace) -> int:
-    from hope_data.files import write_json  # noqa: PLC0415
-    from hope_train.planning.scales import scales, table  # noqa: PLC0415
+def _scales(arguments: argparse.Namespace) -> None:
+    from hope_train.planning.scales import scales, table
 
     rows = scales(arguments.conf)
     if not rows:
         raise ModelInputError(f"{arguments.conf / 'scale'}: no scale there; --conf names the folder above it")
     print(table(rows))
-    if arguments.json:
-        write_json(arguments.json, {"scales": rows})
-    return 0
+    _json(arguments, {"scales": rows})
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    from hope_data.files import write_json  # noqa: PLC0415
-    from hope_train import config  # noqa: PLC0415
+def _bench(arguments: argparse.Namespace) -> None:
+    from hope_train import config
 
     loaded = config.load(arguments.config)
-    from hope_train.bench import bench  # noqa: PLC0415
+    from hope_train.bench import bench
 
     numbers = bench(loaded, arguments.steps, arguments.rounds)
     for name, value in numbers.items():
         print(f"{name:20} {value:.4g}")
+    _json(arguments, numbers)
+
+
+def _json(arguments: argparse.Namespace, numbers: dict[str, Any]) -> None:
     if arguments.json:
+        from hope_data.files import write_json
+
         write_json(arguments.json, numbers)
-    return 0
 
 
 def _fail(error: object, status: int) -> int:
@@ -307,10 +237,63 @@ def _fail(error: object, status: int) -> int:
     return status
 
 
-def _parser(make, name: str, description: str, epilog: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    kind = argparse.RawDescriptionHelpFormatter
-    first = {"prog": name} if make is Parser else {"name": name, "help": description}
-    parser: argparse.ArgumentParser = make(
-        **first, description=description, epilog=epilog, formatter_class=kind
-    )
-    return parser
+CONF = option("--conf", "default: %(default)s", Path, "DIR", default=Path("conf"))
+PARAMS = option("--params", "default: %(default)s", Path, "FILE", default=Path("params.yaml"))
+NAME = option("--run", "a file of conf/run; without it, the first of params.yaml", metavar="NAME")
+OVERRIDES = option("overrides", "Hydra overrides", metavar="KEY=VALUE", nargs="*")
+CONFIG = option("config", "as `hope-train compose` writes it", Path, "CONFIG")
+
+
+def _command(
+    function: Callable[[argparse.Namespace], int | None], text: str, examples: str, *options: Option
+) -> Command:
+    return Command(function.__name__.removeprefix("_"), text, text, options, examples, function)
+
+
+COMMANDS = (
+    _command(
+        _compose, "Merge conf/ and params.yaml into one run file.", COMPOSE,
+        NAME,
+        option("--out", "write here; without it, to stdout", Path, "FILE"),
+        option("--print", "only this value, e.g. model.vocab_size", metavar="KEY", dest="key"),
+        CONF, PARAMS, OVERRIDES,
+    ),
+    _command(
+        _facts, "Check params.yaml and write its values.", FACTS,
+        option("--out", "gets a file for each value", Path, "DIR", required=True),
+        CONF, PARAMS,
+    ),
+    _command(
+        _run, "Train a run, or resume it.", RUN,
+        CONFIG,
+        option("--out", "the run's folder; default: runs/NAME", Path, "DIR"),
+        option("--json", "write the final numbers here", Path, "FILE"),
+        switch("--fresh-on-mismatch", "replace another run in DIR (the pipeline does)"),
+        option("--until", "stop after this step with everything saved (status 75)", int, "STEP"),
+    ),
+    _command(
+        _verify, "Check a checkpoint strictly.", VERIFY,
+        option("folder", "a checkpoint, a milestone, or a run", Path, "DIR"),
+    ),
+    _command(
+        _plan, "What a run will cost.", PLAN,
+        NAME,
+        option("--device", "default: %(default)s", metavar="KIND", default="H100"),
+        option("--count", "devices; default: %(default)s", int, "N", default=1),
+        switch("--measure", "instead: two real steps on this CPU"),
+        option("--json", "write the numbers here", Path, "FILE"),
+        CONF, PARAMS, OVERRIDES,
+    ),
+    _command(
+        _bench, "What the loop and the optimisers cost.", BENCH,
+        CONFIG,
+        option("--steps", "per turn; default: log.every", int, "N", default=0),
+        option("--rounds", "turns; default: %(default)s", int, "N", default=5),
+        option("--json", "write the numbers here", Path, "FILE"),
+    ),
+    _command(
+        _scales, "How large the named scales are.", SCALES,
+        CONF,
+        option("--json", "write the rows here", Path, "FILE"),
+    ),
+)  # fmt: skip

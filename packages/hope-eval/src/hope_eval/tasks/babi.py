@@ -11,7 +11,6 @@ generation that begins with it. Length 0 is the story alone; otherwise prompt an
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,8 @@ from hope_eval.scoring.load import Loaded
 from hope_eval.scoring.memorize import Memorize, refuse_oracle
 from hope_eval.scoring.scorer import Scorer, Tokens
 from hope_eval.scoring.tokenizers import TextTokenizer
-from hope_eval.tasks.base import Stopwatch, Task
-from hope_eval.tasks.texts import haystack, load_texts
+from hope_eval.tasks.base import Stopwatch
+from hope_eval.tasks.texts import TextTask, haystack
 
 VERSION = 1
 LINE = re.compile(r"([0-9]{1,9}) (.*)")
@@ -105,7 +104,7 @@ def task_name(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Babi(Task):
+class Babi(TextTask):
     """Questions of several files.
 
     Attributes:
@@ -124,15 +123,11 @@ class Babi(Task):
 
     def __post_init__(self) -> None:
         """Refuse unreadable texts, and two files of one task."""
-        _ = self.texts
+        super().__post_init__()
         tasks = [task_name(path) for path in self.data]
         if len(set(tasks)) < len(tasks):
             task = max(tasks, key=tasks.count)
             raise InputError(f"--data: several files make the task {task}; give one of them")
-
-    @cached_property
-    def texts(self) -> dict[str, str]:
-        return load_texts(self.text)
 
     def refuse(self, memorize: Memorize) -> None:
         refuse_oracle(memorize, "babi: an oracle is not defined here")

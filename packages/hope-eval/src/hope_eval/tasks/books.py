@@ -6,7 +6,6 @@ Each text is read once from its beginning, state carried, in nats per token by p
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,14 @@ from hope_eval.scoring.load import Loaded
 from hope_eval.scoring.memorize import Memorize, refuse_rereading
 from hope_eval.scoring.scorer import Scorer
 from hope_eval.scoring.tokenizers import TextTokenizer
-from hope_eval.tasks.base import Stopwatch, Task
-from hope_eval.tasks.texts import load_texts, tokens_of
+from hope_eval.tasks.base import Stopwatch
+from hope_eval.tasks.texts import TextTask, tokens_of
 
 VERSION, FIRST = 1, 256
 
 
 @dataclass(frozen=True)
-class Books(Task):
+class Books(TextTask):
     """Whole texts, each read once.
 
     Attributes:
@@ -34,13 +33,6 @@ class Books(Task):
 
     text: Sequence[Path]
     max_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        _ = self.texts
-
-    @cached_property
-    def texts(self) -> dict[str, str]:
-        return load_texts(self.text)
 
     def refuse(self, memorize: Memorize) -> None:
         refuse_rereading(memorize, "books")

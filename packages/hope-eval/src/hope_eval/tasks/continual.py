@@ -14,7 +14,6 @@ carried; no weight changes) or training (AdamW on a copy of the weights). With l
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from hope_eval.scoring.paired import both
 from hope_eval.scoring.scorer import Scorer, Tokens
 from hope_eval.scoring.tokenizers import TextTokenizer
 from hope_eval.tasks import class_data, streams
-from hope_eval.tasks.base import Stopwatch, Task
+from hope_eval.tasks.base import Stopwatch
 from hope_eval.tasks.class_data import Labelled
 from hope_eval.tasks.held_out import corpora, own_tokenizer
 from hope_eval.tasks.streams import Domain
-from hope_eval.tasks.texts import load_texts
+from hope_eval.tasks.texts import TextTask
 
 VERSION = 1
 DRAWS = 500
@@ -109,7 +108,7 @@ def transfer_errors(
 
 
 @dataclass(frozen=True)
-class Continual(Task):
+class Continual(TextTask):
     """A stream of domains, or of groups of new classes.
 
     Attributes:
@@ -150,11 +149,7 @@ class Continual(Task):
             raise InputError("--corpora: are of --shards")
         if self.learn == "each" and self.classes:
             raise InputError(EACH)
-        _ = self.texts
-
-    @cached_property
-    def texts(self) -> dict[str, str]:
-        return load_texts(self.text or ())
+        super().__post_init__()
 
     def refuse(self, memorize: Memorize) -> None:
         if self.learn == "each":

@@ -13,7 +13,6 @@ import resource
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,8 @@ from hope_eval.scoring.load import Loaded
 from hope_eval.scoring.memorize import Memorize, refuse_oracle
 from hope_eval.scoring.scorer import Scorer, Tokens
 from hope_eval.scoring.tokenizers import TextTokenizer
-from hope_eval.tasks.base import Stopwatch, Task
-from hope_eval.tasks.texts import haystack, load_texts
+from hope_eval.tasks.base import Stopwatch
+from hope_eval.tasks.texts import TextTask, haystack
 
 VERSION = 1
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
@@ -92,7 +91,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Needle(Task):
+class Needle(TextTask):
     """Prompts of several of RULER's tasks; see `Settings`, and `text` for files of haystacks."""
 
     tasks: Sequence[str]
@@ -101,13 +100,6 @@ class Needle(Task):
     repeats: int = 4
     text: Sequence[Path] = ()
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        _ = self.texts
-
-    @cached_property
-    def texts(self) -> dict[str, str]:
-        return load_texts(self.text)
 
     def refuse(self, memorize: Memorize) -> None:
         refuse_oracle(memorize, "needle: an oracle would be told the values")

@@ -1,6 +1,7 @@
 """Texts of files: whole books to read, or haystacks that hide something."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,24 @@ from hope_data.errors import InputError
 from hope_eval.files import read_text
 from hope_eval.scoring.scorer import Tokens
 from hope_eval.scoring.tokenizers import TextTokenizer
+from hope_eval.tasks.base import Task
 
 MARKS = ("*** START OF", "*** END OF")
+
+
+class TextTask(Task):
+    """A task over whole texts of files, which are read when it is made; see `load_texts`."""
+
+    text: Sequence[Path] | None
+
+    def __post_init__(self) -> None:
+        """Refuse unreadable texts."""
+        _ = self.texts
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Texts by name."""
+        return load_texts(self.text or ())
 
 
 def load_texts(paths: Sequence[Path]) -> dict[str, str]:
