@@ -58,11 +58,13 @@ def switch(flag: str, text: str) -> Option:
     return Option(flag, {"help": text, "action": "store_true"})
 
 
-def parser_of(program: str, description: str, examples: str, commands: Sequence[Command]) -> Parser:
+def parser_of(
+    program: str, description: str, examples: str, commands: Sequence[Command], metavar: str = "COMMAND"
+) -> Parser:
     """Return the parser of a table of commands; it stores the command's name as `command`."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=program, description=description, epilog=examples, formatter_class=raw)
-    rows = parser.add_subparsers(required=True, metavar="COMMAND")
+    rows = parser.add_subparsers(required=True, metavar=metavar)
     for command in commands:
         row = rows.add_parser(
             command.name,
