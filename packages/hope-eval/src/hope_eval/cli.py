@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except SystemExit as done:  # of argparse, which has said why
+        return int(done.code or 0)
     return 0
 
 
