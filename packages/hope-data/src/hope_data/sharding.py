@@ -54,12 +54,7 @@ class _ShardWriter:
             for path in self.paths:
                 path.unlink()
         files = {path.name: sha256_file(path) for path in self.paths} if self.n_documents else {}
-        return {
-            "documents": self.n_documents,
-            "tokens": self.n_tokens,
-            "bytes": self.n_bytes,
-            "files": files,
-        }
+        return {"documents": self.n_documents, "tokens": self.n_tokens, "bytes": self.n_bytes, "files": files}
 
 
 @lru_cache(maxsize=1)

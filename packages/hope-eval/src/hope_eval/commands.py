@@ -364,11 +364,7 @@ STAGE2 = Command(
     (
         _paths("--packs", "results of `suite`; the first is compared with the others", required=True),
         option(
-            "--training",
-            "train_RUN.json; default: %(default)s",
-            Path,
-            "DIR",
-            default=Path("reports/metrics"),
+            "--training", "train_RUN.json; default: %(default)s", Path, "DIR", default=Path("reports/metrics")
         ),
         _path("--out", "Markdown page", "FILE", required=True),
     ),

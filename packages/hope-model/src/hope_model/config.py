@@ -13,7 +13,7 @@ from hope_model.ranges import check_ranges, one_of, shown, within
 
 # Variants that are a form of another one: the keys that make them so.
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
-    "hope_paper": {"memory": {"tied_gates": True, "output_rule": "gradient", "decay_to": "zero"}},
+    "hope_paper": {"memory": {"tied_gates": True, "output_rule": "gradient", "decay_to": "zero"}}
 }
 # Of each variant, the names of its mixer (`blocks.MIXERS`) and of its channel mixer.
 VARIANTS: dict[str, tuple[str, str]] = {

@@ -59,10 +59,7 @@ class LanguageModel(nn.Module):
         return State(0, blocks, None, None, settings)
 
     def forward(
-        self,
-        tokens_BT: Tensor,
-        state: State | None = None,
-        hidden: list[tuple[Tensor, ...]] | None = None,
+        self, tokens_BT: Tensor, state: State | None = None, hidden: list[tuple[Tensor, ...]] | None = None
     ) -> tuple[Tensor, State]:
         """Logits of every next token, and the state after the last token.
 
@@ -211,8 +208,7 @@ class LanguageModel(nn.Module):
     def _each_cms(self, state: State, function: Callable[[int, CMS, CMSState], CMSState | CMSRun]) -> State:
         blocks = tuple(
             BlockState(
-                old.mixer,
-                function(n, block.channel, old.channel) if isinstance(block.channel, CMS) else None,
+                old.mixer, function(n, block.channel, old.channel) if isinstance(block.channel, CMS) else None
             )
             for n, (block, old) in enumerate(zip(self._blocks(), state.blocks, strict=True))
         )
@@ -233,8 +229,7 @@ class LanguageModel(nn.Module):
             signals, state = self._gated(state, raw)
         writes, scales = self._writes(state), settings.scales(self.levels)
         state = self._each_cms(
-            state,
-            lambda n, cms, old: cms.teach(old, signals[n % len(signals)], position, scales, writes),
+            state, lambda n, cms, old: cms.teach(old, signals[n % len(signals)], position, scales, writes)
         )
         return state._replace(pending=None)
 

@@ -19,11 +19,7 @@ CUT = 0.15  # share of a training whose losses, far above the rest, do not decid
 
 
 def draw_all(
-    first: str,
-    shown: Sequence[glance.Row],
-    compared: Compared,
-    curves: Sequence[Curve],
-    folder: Path,
+    first: str, shown: Sequence[glance.Row], compared: Compared, curves: Sequence[Curve], folder: Path
 ) -> list[str]:
     """Draw every plot that the data allows.
 

@@ -97,16 +97,7 @@ def comparison_table(a: str, b: str, rows: Sequence[Comparison]) -> str:
     """Differences of two runs, for a terminal."""
     return table(
         ["metric", "group", a, b, f"{a} - {b}", "95 % interval", "n", "documents"],
-        [
-            [
-                _title(row),
-                row.group,
-                f"{row.a:.3f}",
-                f"{row.b:.3f}",
-                *_difference(row),
-            ]
-            for row in rows
-        ],
+        [[_title(row), row.group, f"{row.a:.3f}", f"{row.b:.3f}", *_difference(row)] for row in rows],
         printable,
     )
 

@@ -64,12 +64,7 @@ class Synthetic(Task):
 
 
 def measure(
-    scorer: Scorer,
-    description: dict[str, object],
-    lengths: Sequence[int],
-    *,
-    count: int = 256,
-    seed: int = 0,
+    scorer: Scorer, description: dict[str, object], lengths: Sequence[int], *, count: int = 256, seed: int = 0
 ) -> TaskResult:
     """Read fresh sequences of each length and count the positions answered right.
 

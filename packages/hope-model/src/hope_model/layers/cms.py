@@ -198,12 +198,7 @@ class CMSRun:
     """
 
     def __init__(
-        self,
-        cms: CMS,
-        state: CMSState,
-        like_BTD: Tensor,
-        scales: tuple[float, ...],
-        writes: tuple[bool, ...],
+        self, cms: CMS, state: CMSState, like_BTD: Tensor, scales: tuple[float, ...], writes: tuple[bool, ...]
     ) -> None:
         self.cms, self.scales, self.writes = cms, scales, writes
         self.before = cms.settle(state, scales, 1)

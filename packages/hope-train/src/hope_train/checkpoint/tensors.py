@@ -83,12 +83,7 @@ class Reader:
         first, count = _rows(like)
         local = self._rows(name, first, count).to(like.to_local().device)
         return DTensor.from_local(
-            local,
-            like.device_mesh,
-            like.placements,
-            run_check=False,
-            shape=like.shape,
-            stride=like.stride(),
+            local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
 
     def _rows(self, name: str, first: int, count: int) -> Tensor:

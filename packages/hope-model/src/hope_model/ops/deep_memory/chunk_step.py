@@ -182,12 +182,7 @@ def _last(layer: Layer, rows: slice | int, decays: Decays) -> Layer:
 
 
 def read(
-    layer2: Layer,
-    layer1: Layer,
-    start: FastWeights,
-    q_NdC: Tensor,
-    rules: Rules,
-    origin: FastWeights | None,
+    layer2: Layer, layer1: Layer, start: FastWeights, q_NdC: Tensor, rules: Rules, origin: FastWeights | None
 ) -> Tensor:
     """Token-exact reads of the last memory: z_t = W2_t q_t, o_t = q_t + W1_t phi(z_t); or reads of the start."""
     if rules.read == "chunk":

@@ -79,11 +79,7 @@ def available(*tensors: Tensor) -> bool:
 
 
 def start(
-    function: str,
-    tensors: list[Tensor],
-    whole: list[int],
-    numbers: list[float],
-    constants: Mapping[str, int],
+    function: str, tensors: list[Tensor], whole: list[int], numbers: list[float], constants: Mapping[str, int]
 ) -> None:
     """Launch a kernel; `whole`: programs, then its whole numbers."""
     torch.ops.hope_model.triton(

@@ -13,22 +13,8 @@ from hope_model.ops.triton.jit.self_modifying_forward import (
     VALUE,
     X_,
 )
-from hope_model.ops.triton.jit.self_modifying_writes_back import (
-    G_KEY,
-    G_VALUE,
-    G_X,
-)
-from hope_model.ops.triton.jit.tiles import (
-    add,
-    add_row,
-    get,
-    mm,
-    put,
-    scalar,
-    shrunk_back,
-    tile,
-    unit_back,
-)
+from hope_model.ops.triton.jit.self_modifying_writes_back import G_KEY, G_VALUE, G_X
+from hope_model.ops.triton.jit.tiles import add, add_row, get, mm, put, scalar, shrunk_back, tile, unit_back
 
 
 @triton.jit(noinline=True)
