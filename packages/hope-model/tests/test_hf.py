@@ -259,7 +259,8 @@ def test_unfit_export_is_refused_and_leaves_nothing(
     (other / "tokenizer.model").write_bytes(b"torn" * 9)
     with pytest.raises(InputError, match="not the tokenizer of"):
         hf.export(source, other, tmp_path / "out")
-    assert hf.main([str(source), str(tmp_path), str(tmp_path / "out")]) == 2
+    with pytest.raises(InputError, match="is missing; is"):
+        hf.export(source, tmp_path, tmp_path / "out")
     small = ModelConfig.from_dict({"vocab_size": 100, "dim": 32, "layers": 1, "head_dim": 16})
     checkpoint.save(tmp_path / "small", LanguageModel(small), {})
     with pytest.raises(InputError, match="more than the 100 of"):

@@ -87,15 +87,29 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.close(handle)
 
 
+def refuse_existing(out: Path) -> None:
+    """Raise `InputError` if a folder that is to be made is there already."""
+    if out.exists():
+        raise InputError(f"{out} exists; name a new folder")
+
+
 @contextmanager
-def temporary_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `out`, which is removed at the end unless it was renamed."""
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `out`, which must not exist, when the block ends well."""
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(out.parent)
     handle, folder = _temporary(out, folder=True)
     try:
         folder.chmod(0o755)
         yield folder
+        for path in folder.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for the owner only
+        os.sync()
+        try:
+            folder.rename(out)
+        except OSError:
+            refuse_existing(out)  # since
+            raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)

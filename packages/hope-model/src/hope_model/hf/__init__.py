@@ -13,7 +13,7 @@ import transformers
 
 from hope_model.hf.cache import HopeCache
 from hope_model.hf.config import HopeConfig
-from hope_model.hf.export import export, from_checkpoint, main
+from hope_model.hf.export import export, from_checkpoint
 from hope_model.hf.model import HopeForCausalLM
 from hope_model.hf.record import RECORD, check
 from hope_model.hf.tokenizer import HopeTokenizer
@@ -27,7 +27,6 @@ __all__ = [
     "check",
     "export",
     "from_checkpoint",
-    "main",
     "register",
 ]
 

@@ -1,16 +1,10 @@
 """From one of our checkpoints to a folder that transformers reads."""
 
-import argparse
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-
-import transformers
 
 from hope_model import checkpoint
 from hope_model.errors import InputError
-from hope_model.files import temporary_folder
+from hope_model.files import new_folder, refuse_existing
 from hope_model.hf.config import HopeConfig
 from hope_model.hf.model import HopeForCausalLM
 from hope_model.hf.tokenizer import VOCABULARY, HopeTokenizer
@@ -38,8 +32,7 @@ def export(folder: Path | str, tokenizer: Path | str, out: Path | str) -> Path:
         InputError: `out` exists, something is damaged, or the tokenizer is another one.
     """
     out, source = Path(out), Path(tokenizer) / VOCABULARY
-    if out.exists():
-        raise InputError(f"{out} exists; name a new folder")
+    refuse_existing(out)
     if not source.is_file():
         raise InputError(f"{source} is missing; is {tokenizer} a tokenizer folder?")
     model = from_checkpoint(folder)
@@ -58,31 +51,7 @@ def export(folder: Path | str, tokenizer: Path | str, out: Path | str) -> Path:
             f"{source}: has no token for a space, so text would not come back as it was; train the tokenizer again"
         )
     model.config.tokenizer_size = pieces.vocab_size
-    with temporary_folder(out) as beside:
+    with new_folder(out) as beside:
         model.save_pretrained(beside)
         pieces.save_pretrained(beside)
-        for file in beside.iterdir():
-            file.chmod(0o644)  # safetensors writes for the owner only
-        os.sync()
-        try:
-            return beside.rename(out)
-        except OSError:
-            if out.exists():  # since
-                raise InputError(f"{out} exists; name a new folder") from None
-            raise
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m hope_model.hf CHECKPOINT TOKENIZER OUT`."""
-    parser = argparse.ArgumentParser("python -m hope_model.hf", description=export.__doc__)
-    for name in ("checkpoint", "tokenizer", "out"):
-        parser.add_argument(name, type=Path, metavar=name.upper())
-    given = parser.parse_args(argv)
-    transformers.logging.disable_progress_bar()
-    try:
-        export(given.checkpoint, given.tokenizer, given.out)
-    except (InputError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(f"{given.out}\n")
-    return 0
+    return out

@@ -1,7 +1,6 @@
 """From a Llama-family folder of Hugging Face to a checkpoint of ours, and back."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from hope_model import checkpoint
 from hope_model.config import ModelConfig
 from hope_model.errors import InputError
-from hope_model.files import parse_json, sha256, temporary_folder, write_atomic
+from hope_model.files import new_folder, parse_json, refuse_existing, sha256, write_atomic
 from hope_model.llama import settings, weights
 from hope_model.ranges import shown
 
@@ -36,7 +35,7 @@ def convert(source: Path | str, out: Path | str, tokenizer: Path | str | None = 
     """
     source, out = Path(source), Path(out)
     folder = Path(tokenizer or source)
-    _refuse_existing(out)
+    refuse_existing(out)
     for place in (source, folder):
         _refuse_pipes(place)
     theirs = _json(source / checkpoint.CONFIG, "is it a model of transformers?")
@@ -55,13 +54,13 @@ def convert(source: Path | str, out: Path | str, tokenizer: Path | str | None = 
     }
     if (source / GENERATION).is_file():
         meta["source"]["generation_config"] = _json(source / GENERATION, "")
-    with temporary_folder(out) as beside:
+    with new_folder(out) as beside:
         _copy_tokenizer(folder, beside / checkpoint.TOKENIZER)
         # What transformers looks for to choose the tokenizer's class.
         kind = json.dumps({"model_type": theirs["model_type"]}) + "\n"
         write_atomic(beside / checkpoint.TOKENIZER / checkpoint.CONFIG, kind.encode())
         checkpoint.write(beside, tensors, config, meta)
-        return _publish(beside, out)
+    return out
 
 
 def export(folder: Path | str, out: Path | str, tokenizer: Path | str | None = None) -> Path:
@@ -76,7 +75,7 @@ def export(folder: Path | str, out: Path | str, tokenizer: Path | str | None = N
         InputError: `out` exists, something is damaged, or no architecture of the Llama family fits.
     """
     folder, out = Path(folder), Path(out)
-    _refuse_existing(out)
+    refuse_existing(out)
     own = Path(tokenizer or folder / checkpoint.TOKENIZER)
     _refuse_pipes(own)
     config, meta = checkpoint.read(folder)
@@ -89,19 +88,14 @@ def export(folder: Path | str, out: Path | str, tokenizer: Path | str | None = N
     theirs = settings.from_ours(config, hidden, int(meta.get("length", 2048)), before.get("model_type", ""))
     if before:  # the same model, so its own words are right, and hold what ours have no key for
         theirs = before
-    with temporary_folder(out) as beside:
+    with new_folder(out) as beside:
         named = dict(weights.split(tensors, settings.to_ours(theirs)))
         save_file(named, beside / checkpoint.WEIGHTS, metadata={"format": "pt"})
         write_atomic(beside / checkpoint.CONFIG, _dump(theirs))
         if "generation_config" in source:
             write_atomic(beside / GENERATION, _dump(source["generation_config"]))
         _copy_tokenizer(own, beside)
-        return _publish(beside, out)
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise InputError(f"{out} exists; name a new folder")
+    return out
 
 
 def _refuse_pipes(folder: Path) -> None:
@@ -110,17 +104,6 @@ def _refuse_pipes(folder: Path) -> None:
     for path in sorted(path for name in names for path in folder.glob(name)):
         if path.exists() and not path.is_file():
             raise InputError(f"{path} is no regular file; download it again, or remove it")
-
-
-def _publish(beside: Path, out: Path) -> Path:
-    for path in beside.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for the owner only
-    os.sync()
-    try:
-        return beside.rename(out)
-    except OSError:
-        _refuse_existing(out)  # since
-        raise
 
 
 def _json(path: Path, remedy: str) -> dict[str, Any]:
