@@ -1,6 +1,5 @@
 """A look at corpora as a page: histograms of length and language, what was dropped, and samples of both."""
 
-import html
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,49 @@ from hope_data.publishing import new_folder
 PAGE = "index.html"
 _LANGUAGE_SAMPLE, _PLACE = 400, 1000
 _BAR = "#3b6ea5"
-_STYLE = """
+_TEMPLATE = """\
+<!doctype html>
+<html lang='en'><meta charset='utf-8'><title>Corpora</title>
+<style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h2 { margin-top: 3rem; border-bottom: 1px solid #ccc } figure { display: inline-block; margin: 0; width: 33% }
 table { border-collapse: collapse } td, th { padding: .15rem .8rem; text-align: right }
 th { border-bottom: 1px solid #999 }
 td:first-child, th:first-child { text-align: left } pre { white-space: pre-wrap; background: #f6f6f4; padding: .7rem;
 max-height: 16rem; overflow: auto } summary { cursor: pointer } small { color: #666 } img { max-width: 100% }
+</style>
+<h1>Corpora</h1>
+<table><tr><th>corpus</th><th>documents</th><th>MB</th><th>dropped</th></tr>
+{% for name, record, samples, images in corpora %}
+<tr><td><a href='#{{ name }}'>{{ name }}</a></td><td>{{ "{:,}".format(record.documents) }}</td>
+<td>{{ "%.2f" | format(record.bytes / 1e6) }}</td>
+<td>{{ "{:,}".format((record.raw_documents or record.documents) - record.documents) }}</td></tr>
+{% endfor %}
+</table>
+{% for name, record, samples, images in corpora %}
+{% set source = (record.raw or record).manifest %}
+<h2 id='{{ name }}'>{{ name }}</h2>
+<p>{{ "{:,}".format(record.documents) }} documents, {{ "%.2f" | format(record.bytes / 1e6) }} MB.
+Licence {{ source.licence }}, from {{ source.source or "an unnamed source" }}.</p>
+{% for file, caption in images %}
+<figure><img src='{{ file }}' alt='{{ caption }}'><figcaption><small>{{ caption }}</small></figcaption></figure>
+{% endfor %}
+<h3>Documents</h3>
+{% for id, licence, text in samples %}
+<p><b>{{ id }}</b> <small>{{ licence }}</small></p><pre>{{ text }}</pre>
+{% endfor %}
+{% if record.dropped %}
+<h3>Dropped</h3>
+{% for reason, n in record.dropped.items() | sort(attribute="1", reverse=true) %}
+<details><summary>{{ reason }}: {{ "{:,}".format(n) }} of {{ "{:,}".format(record.raw_documents) }}</summary>
+{% for sample in record.samples[reason] %}
+<p><b>{{ sample.id }}</b> {{ sample.details }}</p><pre>{{ sample.text }}</pre>
+{% endfor %}
+</details>
+{% endfor %}
+{% endif %}
+{% endfor %}
+</html>
 """
 
 
@@ -94,36 +129,6 @@ def _plots(name: str, found: dict[str, Any], folder: Path) -> list[tuple[str, st
     return drawn
 
 
-def _section(name: str, found: dict[str, Any], images: list[tuple[str, str]]) -> str:
-    record = found["record"]
-    text = html.escape
-    source = record.get("raw", record)["manifest"]
-    out = [
-        f"<h2 id='{text(name)}'>{text(name)}</h2>",
-        f"<p>{record['documents']:,} documents, {record['bytes'] / 1e6:.2f} MB. Licence {text(source['licence'])}, "
-        f"from {text(source['source'] or 'an unnamed source')}.</p>",
-    ]
-    out += [
-        f"<figure><img src='{text(file)}' alt='{text(caption)}'><figcaption><small>{text(caption)}</small>"
-        "</figcaption></figure>"
-        for file, caption in images
-    ]
-    out.append("<h3>Documents</h3>")
-    for id_, licence, sample in found["samples"]:
-        out.append(f"<p><b>{text(id_)}</b> <small>{text(licence)}</small></p><pre>{text(sample)}</pre>")
-    if record.get("dropped"):
-        out.append("<h3>Dropped</h3>")
-    for reason, n in sorted(record.get("dropped", {}).items(), key=lambda item: -item[1]):
-        rows = "".join(
-            f"<p><b>{text(s['id'])}</b> {text(s.get('details', ''))}</p><pre>{text(s['text'])}</pre>"
-            for s in record["samples"][reason]
-        )
-        out.append(
-            f"<details><summary>{text(reason)}: {n:,} of {record['raw_documents']:,}</summary>{rows}</details>"
-        )
-    return "\n".join(out)
-
-
 def write(folders: list[Path], out: Path, count: int, width: int) -> Path:
     """Write a page about corpora into a folder of its own.
 
@@ -137,30 +142,18 @@ def write(folders: list[Path], out: Path, count: int, width: int) -> Path:
         The page.
 
     Raises:
-        InputError: no such corpus, a damaged one, or no matplotlib.
+        InputError: no such corpus, a damaged one, or no matplotlib or jinja2.
     """
-    rows, sections = [], []
+    try:
+        from jinja2 import Environment  # noqa: PLC0415
+    except ImportError:
+        raise InputError("look --html needs jinja2: pip install 'hope-data[look]'") from None
+    corpora = []
     with new_folder(out, PAGE) as work:
         for folder in steps(folders, len(folders), "look"):
-            name = folder.resolve().name
-            found = _gather(folder, count, width)
-            record = found["record"]
-            raw = record.get("raw_documents", record["documents"])
-            cells = (
-                f"{record['documents']:,}",
-                f"{record['bytes'] / 1e6:.2f}",
-                f"{raw - record['documents']:,}",
-            )
-            rows.append(
-                f"<tr><td><a href='#{html.escape(name)}'>{html.escape(name)}</a></td>"
-                + "".join(f"<td>{cell}</td>" for cell in cells)
-                + "</tr>"
-            )
-            sections.append(_section(name, found, _plots(name, found, work)))
-        head = "<tr><th>corpus</th><th>documents</th><th>MB</th><th>dropped</th></tr>"
-        page = (
-            f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Corpora</title><style>{_STYLE}</style>\n"
-            f"<h1>Corpora</h1>\n<table>{head}{''.join(rows)}</table>\n" + "\n".join(sections) + "\n</html>\n"
-        )
+            name, found = folder.resolve().name, _gather(folder, count, width)
+            corpora.append((name, found["record"], found["samples"], _plots(name, found, work)))
+        template = Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
+        page = template.render(corpora=corpora)
         (work / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
     return out / PAGE

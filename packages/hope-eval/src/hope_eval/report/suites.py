@@ -9,6 +9,14 @@ from hope_eval.results.names import NEEDLES
 
 MODES = ("on", "oracle")  # of memorisation; other differences are of adaptations
 OURS = ("perplexity", "choice", "passkey")
+ROWS = (
+    "acc",
+    "acc_norm",
+    "exact_match",
+    "perplexity",
+    "word_perplexity",
+    "bits_per_byte",
+)  # of zero-shot tasks
 ZERO_SHOT = """\
 Prompts and metrics are lm-eval's; no examples in the prompt; mean ± one standard error over rows."""
 MEMORIZED = """\
@@ -28,7 +36,7 @@ def sections(named: Named, pictures: Mapping[str, str]) -> list[str]:
     made = []
     zero = [task for task in _tasks(named) if not _is_ours(task)]
     if zero:
-        made += ["## Zero-shot", ZERO_SHOT, _zero_shot(named, zero)]
+        made += ["## Zero-shot", ZERO_SHOT, _by_metric(named, zero, ROWS)]
     needles = [task for task in _tasks(named) if base(task).startswith(NEEDLES)]
     if needles:
         made += ["## Needles in a haystack", WANTED, _needles(named, needles), *drawn("needles")]
@@ -37,7 +45,7 @@ def sections(named: Named, pictures: Mapping[str, str]) -> list[str]:
         made += [
             "## bAbI",
             "Answer picked among all answers of the file, and written greedily.",
-            _stories(named, stories),
+            _by_metric(named, stories, ("label_accuracy", "exact_match")),
         ]
     if any(r.task("books_position") for _, r in named):
         made += [
@@ -79,13 +87,11 @@ def _first(named: Named, task: str, metric: str) -> Metric | None:
     return next((found for one in tasks if one and (found := one.find(metric))), None)
 
 
-def _zero_shot(named: Named, tasks: Sequence[str]) -> str:
-    shown = ("acc", "acc_norm", "exact_match", "perplexity", "word_perplexity", "bits_per_byte")
+def _by_metric(named: Named, tasks: Sequence[str], metrics: Sequence[str]) -> str:
     rows = []
     for task in tasks:
-        for metric in shown:
-            common = _first(named, task, metric)
-            if common:
+        for metric in metrics:
+            if common := _first(named, task, metric):
                 cells = [_cell(result.task(task), metric) for _, result in named]
                 guess = "" if common.chance is None else f"{common.chance:.3g}"
                 rows.append([f"{task}: {metric}", *cells, guess, f"{common.n:,}"])
@@ -106,17 +112,6 @@ def _needles(named: Named, tasks: Sequence[str]) -> str:
     return table(["task", *(name for name, _ in named), "n"], rows)
 
 
-def _stories(named: Named, tasks: Sequence[str]) -> str:
-    rows = []
-    for task in tasks:
-        for metric in ("label_accuracy", "exact_match"):
-            common = _first(named, task, metric)
-            guess = f"{common.chance:.3g}" if common and common.chance is not None else ""
-            count = f"{common.n:,}" if common else ""
-            rows.append([f"{task}: {metric}", *(_cell(r.task(task), metric) for _, r in named), guess, count])
-    return table(["task", *(name for name, _ in named), "chance", "n"], rows)
-
-
 def _positions(named: Named) -> str:
     first = next(found for _, r in named if (found := r.task("books_position")))
     rows = [
@@ -127,12 +122,11 @@ def _positions(named: Named) -> str:
 
 
 def _continual(named: Named, tasks: Sequence[str]) -> str:
-    names = ("bits_per_byte", "label_accuracy", "forgetting", "backward_transfer", "forward_transfer")
     rows = [
         [f"{task}: {METRICS[metric].title.lower()}", *(_cell(r.task(task), metric) for _, r in named)]
         for task in tasks
-        for metric in names
-        if _first(named, task, metric) and metric not in ("bits_per_byte", "label_accuracy")
+        for metric in ("forgetting", "backward_transfer", "forward_transfer")
+        if _first(named, task, metric)
     ]
     return table(["task", *(name for name, _ in named)], rows)
 
