@@ -9,15 +9,20 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
 
+import jinja2
 from markdown_it import MarkdownIt
+from markupsafe import Markup
 
 from hope_data.publishing import write_atomic
 
 SURPRISE = "Texts coloured by what writing saved"
 STUDIES = "Studies: one question each"
-HEAD = """<!doctype html>
+HINT = "Click a column's head to sort. Points of pictures say their values."
+RENDER = MarkdownIt("commonmark", {"html": False}).enable("table").render
+PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+    """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -25,30 +30,45 @@ HEAD = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
  style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
-<title>{title}</title>
+<title>{{ title }}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1b1b1b; }}
-h1, h2 {{ line-height: 1.2; margin-top: 2.2rem; }}
-img {{ max-width: 100%; height: auto; }}
-.wide {{ overflow-x: auto; }}
-.wide svg {{ width: 100%; min-width: 40rem; height: auto; }}
-a {{ color: #0b57a4; }}
-ul.pages {{ columns: 14rem; padding-left: 1.2rem; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; margin: 1rem 0; }}
-th, td {{ padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }}
-tbody td:first-child {{ position: sticky; left: 0; background: #fff; }}
-th button {{ all: unset; cursor: pointer; font-weight: 600; }}
-th button:focus-visible {{ outline: 2px solid #0072b2; }}
-th[aria-sort=ascending] button::after {{ content: " \\25B2"; }}
-th[aria-sort=descending] button::after {{ content: " \\25BC"; }}
-tbody tr:hover {{ background: #f3f6f9; }}
-@media (max-width: 40rem) {{ tbody td:first-child {{ white-space: normal; min-width: 7rem; }} }}
-input {{ font: inherit; padding: 0.3rem 0.6rem; width: 20rem; max-width: 100%; }}
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1b1b1b; }
+h1, h2 { line-height: 1.2; margin-top: 2.2rem; }
+img { max-width: 100%; height: auto; }
+.wide { overflow-x: auto; }
+.wide svg { width: 100%; min-width: 40rem; height: auto; }
+a { color: #0b57a4; }
+ul.pages { columns: 14rem; padding-left: 1.2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; margin: 1rem 0; }
+th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
+tbody td:first-child { position: sticky; left: 0; background: #fff; }
+th button { all: unset; cursor: pointer; font-weight: 600; }
+th button:focus-visible { outline: 2px solid #0072b2; }
+th[aria-sort=ascending] button::after { content: " \\25B2"; }
+th[aria-sort=descending] button::after { content: " \\25BC"; }
+tbody tr:hover { background: #f3f6f9; }
+@media (max-width: 40rem) { tbody td:first-child { white-space: normal; min-width: 7rem; } }
+input { font: inherit; padding: 0.3rem 0.6rem; width: 20rem; max-width: 100%; }
 </style>
 </head>
 <body>
-"""
-SCRIPT = """<script>
+{% if back %}
+<p><a href="{{ back }}">Results</a></p>
+{% endif %}
+{{ body }}
+{% for heading, links in lists.items() if links %}
+<h2>{{ heading }}</h2>
+<ul class="pages">
+{% for name, to in links.items() %}
+<li><a href="{{ to | urlencode }}">{{ name }}</a></li>
+{% endfor %}
+</ul>
+{% endfor %}
+{% if everything %}
+<h2>All metrics</h2>
+<p><label>Filter: <input id="filter" type="search" placeholder="hope piqa acc"></label></p>
+<div id="everything">{{ everything }}</div>
+<script>
 "use strict";
 const number = (text) => {
   const found = text.replace(/,/g, "").match(/^[-+]?\\d+(\\.\\d+)?([eE][-+]?\\d+)?/);
@@ -85,7 +105,11 @@ filter.addEventListener("input", () => {
   }
 });
 </script>
+{% endif %}
+</body>
+</html>
 """
+)
 
 
 def page(markdown: str, everything: str, images: dict[str, Path], links: dict[str, dict[str, str]]) -> str:
@@ -97,21 +121,14 @@ def page(markdown: str, everything: str, images: dict[str, Path], links: dict[st
         images: the file of every picture that the report shows, by the path it is shown under.
         links: by heading, paths by what they are called.
     """
-    render = MarkdownIt("commonmark", {"html": False}).enable("table").render
-    body = _drawn(render(markdown), images)
-    parts = [
-        HEAD.format(title=_title(body)),
-        body.replace(
-            "</h1>", "</h1>\n<p>Click a column's head to sort. Points of pictures say their values.</p>", 1
-        ),
-        *(_listed(heading, of) for heading, of in links.items() if of),
-        "<h2>All metrics</h2>",
-        '<p><label>Filter: <input id="filter" type="search" placeholder="hope piqa acc"></label></p>',
-        f'<div id="everything">{render(everything)}</div>',
-        SCRIPT,
-        "</body>\n</html>\n",
-    ]
-    return _wide("\n".join(parts))
+    body = _drawn(RENDER(markdown), images).replace("</h1>", f"</h1>\n<p>{HINT}</p>", 1)
+    return _page(body, lists=links, everything=Markup(_wide(RENDER(everything))))  # noqa: S704 (of MarkdownIt)
+
+
+def _page(body: str, **parts: Any) -> str:
+    title = re.search(r"<h1>(.*?)</h1>", body)
+    body = Markup(_wide(body))  # noqa: S704 (of MarkdownIt, which escapes)
+    return PAGE.render(title=Markup(title[1]) if title else "Results", body=body, **parts)  # noqa: S704
 
 
 def pages(folder: Path, studies: Path | None, surprise: Sequence[Path]) -> dict[str, dict[str, str]]:
@@ -125,7 +142,6 @@ def pages(folder: Path, studies: Path | None, surprise: Sequence[Path]) -> dict[
     Returns:
         By heading, their paths from the report by what they are called.
     """
-    render = MarkdownIt("commonmark", {"html": False}).enable("table").render
     links: dict[str, dict[str, str]] = {SURPRISE: {}, STUDIES: {}}
     for path in surprise:
         name = f"{path.parent.name}-{path.name}"
@@ -141,23 +157,12 @@ def pages(folder: Path, studies: Path | None, surprise: Sequence[Path]) -> dict[
 
     for path in files:
         pictures = {f"plots/{image.name}": image for image in (path.parent / "plots").glob("*.png")}
-        body = _drawn(render(path.read_text()), pictures)
+        body = _drawn(RENDER(path.read_text()), pictures)
         body = re.sub(r'<a href="([^"]*)">(.*?)</a>', linked, body)
-        back = '<p><a href="../results.html">Results</a></p>'
-        text = "\n".join([HEAD.format(title=_title(body)), back, body, "</body>\n</html>\n"])
-        write_atomic(folder / f"study-{path.stem}.html", _wide(text).encode())
+        text = _page(body, back="../results.html", lists={})
+        write_atomic(folder / f"study-{path.stem}.html", text.encode())
         links[STUDIES][path.stem.replace("_", " ")] = f"{folder.name}/study-{path.stem}.html"
     return links
-
-
-def _title(body: str) -> str:
-    title = re.search(r"<h1>(.*?)</h1>", body)
-    return title[1] if title else "Results"
-
-
-def _listed(heading: str, links: dict[str, str]) -> str:
-    rows = "\n".join(f'<li><a href="{quote(to)}">{html.escape(name)}</a></li>' for name, to in links.items())
-    return f'<h2>{heading}</h2>\n<ul class="pages">\n{rows}\n</ul>'
 
 
 def _drawn(body: str, images: dict[str, Path]) -> str:
