@@ -8,27 +8,40 @@ from hope_eval.report.looks import WIDTH, looks
 from hope_eval.results import value
 from hope_study.report.data import ArmResults, StudyResults, Verdict, cost, mean_error, paired
 
-# In the order of the page: name, heading, whether less of it is better.
+# In the order of the page: name, heading, whether less of it is better in bits per byte, and in accuracy.
 MEASURES = {
-    "before": ("bits/byte before", True),
-    "last": ("bits/byte at the end", True),
-    "change": ("change", True),
-    "learned": ("learned of a domain, bits/byte", False),
-    "forgetting": ("average forgetting", True),
-    "backward_transfer": ("backward transfer", False),
-    "forward_transfer": ("forward transfer", False),
+    "before": ("{} before", True, False),
+    "last": ("{} at the end", True, False),
+    "change": ("change", True, False),
+    "learned": ("learned of a domain, {}", False, False),
+    "forgetting": ("average forgetting", True, True),
+    "backward_transfer": ("backward transfer", False, False),
+    "forward_transfer": ("forward transfer", False, False),
 }
 WAYS = {
     "memorize+off": "memories frozen",
     "memorize+on": "memories written",
     "memorize": "by its state",
+    "cms": "by its CMS alone",
     "train": "by training",
+    "replay": "by training with replay",
+    "ewc": "by training with EWC",
 }
+TRAINED = ("train", "replay", "ewc")
 EXPLAINED = """\
-Bits per byte of every domain's held-out documents, before the stream and after each domain: R[i][j]. Before and at the
-end: means of the first and of the last row; change: their difference. Learned: R[before][j] - R[just after j], averaged
-over j; whoever learns nothing forgets nothing. Average forgetting, backward and forward transfer as in `hope-eval
-continual`. ± is one standard error over seeds."""
+{score} of every domain's held-out {items}, before the stream and after each domain: R[i][j]. Before and at the
+end: means of the first and of the last row; change: their difference. Learned: what a domain gained when it was
+learned, averaged; whoever learns nothing forgets nothing. Average forgetting, backward and forward transfer as in
+`hope-eval continual`. ± is one standard error over seeds."""
+
+
+def _accuracy(study: StudyResults) -> bool:
+    """Whether classes are picked, and not text measured in bits per byte."""
+    return bool(study.definition.stream.classes)
+
+
+def _title(study: StudyResults, measure: str) -> str:
+    return MEASURES[measure][0].format("accuracy" if _accuracy(study) else "bits/byte")
 
 
 def ways(arm: ArmResults) -> list[str]:
@@ -51,13 +64,14 @@ def measured(study: StudyResults, arm: ArmResults, way: str, measure: str) -> di
         if own:
             made[seed] = own[0]
         elif any(v.group == way for v in training.metrics):
-            made[seed] = _of(cells(arm, way, seed, study.definition.stream.domains), measure)
+            R = cells(arm, way, seed, study.definition.stream.domains)
+            made[seed] = _of(R, measure, gain=1 if _accuracy(study) else -1)
     return made
 
 
-def _of(R: list[list[float]], measure: str) -> float:
+def _of(R: list[list[float]], measure: str, gain: int) -> float:
     before, last = fmean(R[0]), fmean(R[-1])
-    learned = fmean(R[0][j] - R[j + 1][j] for j in range(len(R[0])))
+    learned = gain * fmean(R[j + 1][j] - R[0][j] for j in range(len(R[0])))
     return {"before": before, "last": last, "change": last - before, "learned": learned}[measure]
 
 
@@ -66,7 +80,8 @@ def compared(
 ) -> Verdict | None:
     """`one` minus `other`, paired over seeds; an arm and a way each."""
     ours, theirs = measured(study, *one, measure), measured(study, *other, measure)
-    return paired(ours, theirs, _documents(*one), lower_is_better=MEASURES[measure][1])
+    _, bits, accuracy = MEASURES[measure]
+    return paired(ours, theirs, _documents(*one), lower_is_better=accuracy if _accuracy(study) else bits)
 
 
 def _documents(arm: ArmResults, way: str) -> int:
@@ -97,7 +112,7 @@ def _said(study: StudyResults, one: tuple[ArmResults, str], other: tuple[ArmResu
     # What is frozen learns nothing, and its differences in that are noise of rounding.
     frozen = one[1] == other[1] == "memorize+off"
     for measure in ("last",) if frozen else ("last", "change", "forgetting"):
-        found, title = compared(study, one, other, measure), MEASURES[measure][0]
+        found, title = compared(study, one, other, measure), _title(study, measure)
         if found is None:
             parts.append(f"not decided in {title}")
         else:
@@ -126,11 +141,24 @@ def table(study: StudyResults) -> str:
     """A row per arm and way, with what is measured of it and what its training cost."""
     stream = study.definition.stream
     columns = ["parameters", "tokens trained", "tokens/s", "FLOPs"]
-    head = ["arm", "how", "learning rate", "seeds", *(title for title, _ in MEASURES.values()), *columns]
+    titles = [_title(study, measure) for measure in MEASURES]
+    head = ["arm", "how", "learning rate", "seeds", *titles, *columns]
     counts = [v.n for arm in study.arms for t in arm.seeds.values() for v in t.metrics if ">" in v.group]
+    n = f"n {min(counts)} to {max(counts)}"
+    if _accuracy(study):
+        explained = EXPLAINED.format(score="Accuracy", items="questions")
+        explained += (
+            f" Domains: groups of {stream.classes}, {', '.join(stream.domains)}; {n} questions of each. "
+        )
+        explained += f"Guessing among the classes met at the end: {_chance(study):.3f}."
+    else:
+        explained = EXPLAINED.format(score="Bits per byte", items="documents")
+        explained += f" Domains: {', '.join(stream.domains)}; {stream.tokens:,} tokens learned and "
+        explained += (
+            f"{stream.held_out:,} measured of each, {n} documents. No chance line: these are no choices."
+        )
     rows = [
-        f"{EXPLAINED} Domains: {', '.join(stream.domains)}; {stream.tokens:,} tokens learned and {stream.held_out:,} "
-        f"measured of each, n {min(counts)} to {max(counts)} documents. No chance line: these are no choices.",
+        explained,
         "",
         "| " + " | ".join(head) + " |",
         "|---|---|" + "---:|" * (len(head) - 2),
@@ -150,6 +178,13 @@ def table(study: StudyResults) -> str:
     return "\n".join(rows)
 
 
+def _chance(study: StudyResults) -> float:
+    """Chance in the last row of R."""
+    last = f" {len(study.definition.stream.domains)}>"
+    values = (v for arm in study.arms for t in arm.seeds.values() for v in t.metrics if last in v.group)
+    return fmean(v.chance or 0.0 for v in values)
+
+
 def draw(study: StudyResults) -> Figure:
     """What the stream changed, averaged over its domains, by stage: memories and state aside from training."""
     figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
@@ -160,7 +195,7 @@ def draw(study: StudyResults) -> Figure:
         for n, arm in enumerate(study.arms):
             colour, marker = look[arm.name]
             for way in ways(arm):
-                if (way == "train") != (title == "training"):
+                if (way in TRAINED) != (title == "training"):
                     continue
                 seeds = measured(study, arm, way, "last")  # without those that diverged
                 rows = [cells(arm, way, seed, study.definition.stream.domains) for seed in seeds]
@@ -171,14 +206,16 @@ def draw(study: StudyResults) -> Figure:
                     [mean for mean, _ in found],
                     yerr=[error or 0.0 for _, error in found],
                     color=colour,
-                    linestyle="--" if way == "memorize+off" else "-",
+                    linestyle={"memorize+off": "--", "ewc": "--", "cms": ":", "replay": ":"}.get(way, "-"),
                     marker=marker,
                     capsize=2,
                     label=f"{arm.name}, {WAYS[way]}",
                 )
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xticks(range(len(stages)), stages, rotation=30, ha="right")
-        axes.set(title=title, ylabel="change in bits/byte, all domains")
+        score = "accuracy" if _accuracy(study) else "bits/byte"
+        axes.set(title=title, ylabel=f"change in {score}, all domains")
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, handlelength=3.5)
-    figure.suptitle(f"{study.name}: after each domain (less is better, ± 1 s.e. over seeds)")
+    better = "more" if _accuracy(study) else "less"
+    figure.suptitle(f"{study.name}: after each domain ({better} is better, ± 1 s.e. over seeds)")
     return figure
