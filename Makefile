@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # uv does not read pip's find-links; hand them on, so that a torch wheel lying on disk is taken.
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(VENV)/bin/pip config get global.find-links 2>/dev/null))
 
-.PHONY: help setup repro figures studies ablations test check clean
+.PHONY: help setup repro demo figures studies ablations test check clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -26,6 +26,11 @@ repro: setup  ## run the pipeline: corpora, four models with three seeds each, e
 	@test -s .dvc/tmp/rwlock || rm -f .dvc/tmp/rwlock
 	dvc repro
 	@echo "report: $(CURDIR)/reports/latest/results.html"
+
+demo: setup  ## train a small HOPE to keep two digits (about a minute), then ask it with its memories on and off
+	hope-train compose --run hope --out runs/needle/config.yaml scale=suite task=needle
+	hope-train run runs/needle/config.yaml --out runs/needle
+	hope-model recall runs/needle/checkpoint
 
 # A run of the pipeline changes none of these: they are what README shows, and git keeps them.
 figures:  ## copy the report and its pictures to where README shows them

@@ -57,12 +57,12 @@ def test_the_first_table_has_models_and_baselines_with_costs(
     rows = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in table[2:]}
     assert list(rows) == ["alpha", "alpha + neural cache", "beta", "beta + neural cache"]
     plain, cached = rows["alpha"], rows["alpha + neural cache"]
-    values = [[float(cell.split(" ")[0]) for cell in row[:3]] for row in (plain, cached)]
+    values = [[float(cell.split(" ")[0]) for cell in row[1:4]] for row in (plain, cached)]
     assert values[0] == pytest.approx([2.0] * 3, abs=0.1)
     # Half of the bytes are repeated tokens, of which each saves 0.4 bits.
     assert [a - b for a, b in zip(*values, strict=True)] == pytest.approx([0.2, 0.0, 0.4], abs=2e-3)
-    assert plain[3:] == ["3.0", "77", "5.00"]  # 3e9 x 1000 FLOP, 0.5 s for 100 tokens
-    low, high = map(float, re.findall(r"\d+\.\d+", plain[0])[1:])
+    assert (plain[0], *plain[4:]) == ("1.23 M", "3.0", "77", "5.00")  # 3e9 x 1000 FLOP, 0.5 s for 100 tokens
+    low, high = map(float, re.findall(r"\d+\.\d+", plain[1])[1:])
     assert low < values[0][0] < high
     text = out.read_text()
     said = re.search(r"alpha - beta \S* neural cache (\S+) \[", text)

@@ -34,7 +34,7 @@ def test_page_holds_the_numbers_and_what_follows(synthetic: Write, tmp_path: Pat
                 if not metric.group.startswith("depth=") and metric.name != "unigram_bits_per_byte":
                     assert schema.value(metric.value, metric.stderr) in text
     squeezed = " ".join(text.split())
-    assert "| 1,234,567 | 1,024,000 | 250 | 2,048 | 80 | 3 | dddddddddddd |" in squeezed
+    assert "| 1,234,567 | 1,024,000 | 250 | 2,048 | 3 | dddddddddddd |" in squeezed
     said = re.search(
         r"\*\*Bits per byte\*\*: alpha - beta (\S+) \[(\S+), (\S+)\], these weights, 200 documents\.", text
     )

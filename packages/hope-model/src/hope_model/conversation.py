@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from hope_model import checkpoint, stream
-from hope_model.blocks import variant_parts
+from hope_model.blocks import parameter_count, variant_parts
 from hope_model.errors import InputError
 from hope_model.layers.cms import CMS
 from hope_model.model import LanguageModel
 from hope_model.state import State, fast_weights, metrics
+from hope_model.symbols import Symbols
 
 VOCABULARY, FAST = "tokenizer.model", "tokenizer.json"
 DEFAULT_TOKENIZER = Path("data/tokenizer")  # where the pipeline puts it
@@ -83,7 +84,12 @@ class Conversation:
         self, folder: Path, tokenizer: Path | None = None, device: str = "cpu", *, memory: bool = True
     ) -> None:
         self.model, self.meta = checkpoint.load(folder, device)
-        self.tokenizer = open_tokenizer(folder, tokenizer, self.meta)
+        task = self.meta.get("task")
+        self.tokenizer = (
+            Symbols(task, self.model.config.vocab_size)
+            if task
+            else open_tokenizer(folder, tokenizer, self.meta)
+        )
         self.device = device
         self._known = min(len(self.tokenizer), self.model.config.vocab_size)
         self.reset(memory=memory)
@@ -95,6 +101,11 @@ class Conversation:
             self.settings = own if memory else own.silent()
         self.state: State | None = None
         self._logits_V: Tensor | None = None
+
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return parameter_count(self.model)
 
     def memory_kinds(self) -> bool:
         """Whether the model has memories that are written at test time, beside attention's cache."""
@@ -116,13 +127,14 @@ class Conversation:
         ids = self.encode(text)
         if self.state is None:
             self.state = self.model.initial(1, self.settings)
-            ids = [self._end(), *ids]
+            ids = [*self._end(), *ids]
         if ids:
             self._feed(ids)
 
-    def _end(self) -> int:
-        end = self.tokenizer.eos_token_id
-        return int(end if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id)
+    def _end(self) -> list[int]:
+        tokenizer = self.tokenizer
+        end = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        return [] if end is None else [int(end)]
 
     def _feed(self, ids: Sequence[int]) -> None:
         logits_1TV, self.state = self.model(torch.tensor([ids], device=self.device), self.state)

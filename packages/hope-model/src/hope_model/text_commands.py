@@ -5,9 +5,9 @@ import math
 import random
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hope_model.errors import InputError
 from hope_model.files import read_bytes
@@ -57,7 +57,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--filler", type=Path, metavar="FILE", help="text to read between; default: five short sentences"
     )
     recall.add_argument(
-        "--distance", type=int, default=128, metavar="N", help="tokens of filler; default: %(default)s"
+        "--distance",
+        type=int,
+        metavar="N",
+        help="tokens of filler; default: 128, for digits twice the training length in all",
+    )
+    recall.add_argument(
+        "--show", type=int, default=3, metavar="N", help="questions to print; default: %(default)s"
     )
     recall.add_argument("--trials", type=int, default=20, metavar="N", help="numbers; default: %(default)s")
     recall.add_argument(
@@ -101,8 +107,9 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
 
 def _open(arguments: argparse.Namespace, *, memory: bool = True) -> Any:
     for name in ("tokens", "distance", "trials"):
-        if not 1 <= getattr(arguments, name, 1) <= 10**7:
-            raise InputError(f"--{name} {getattr(arguments, name)}: give a whole number from 1 to 10,000,000")
+        given = getattr(arguments, name, None)
+        if given is not None and not 1 <= given <= 10**7:
+            raise InputError(f"--{name} {given}: give a whole number from 1 to 10,000,000")
     if not 0 <= arguments.seed < 2**63:
         raise InputError(f"--seed {arguments.seed}: give a whole number from 0 to 2^63 - 1")
     if not (arguments.checkpoint / "meta.json").is_file():
@@ -150,6 +157,10 @@ def _memory(talk: Any) -> str:
         return (
             "no memory: its attention keeps the tokens themselves" if talk.state else "nothing was read yet"
         )
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
 
@@ -201,7 +212,58 @@ def _text(path: Path) -> str:
 
 
 def _recall(arguments: argparse.Namespace) -> None:
+    from hope_model.symbols import Symbols  # noqa: PLC0415
+
     talk = _open(arguments)
+    digits = isinstance(talk.tokenizer, Symbols)
+    cases, guesses = (_needles if digits else _numbers)(talk, arguments)
+    conditions = {"told, memories written": (True, True), "told, none written": (True, False)}
+    if not talk.memory_kinds():
+        conditions = {"told": (True, True)}
+    conditions["never told"] = (False, True)
+    said: dict[str, list[str]] = {name: [] for name in conditions}
+    bits: dict[str, list[float]] = {name: [] for name in conditions}
+    for name, (told, written) in conditions.items():
+        for n, case in enumerate(cases):
+            if sys.stderr.isatty():
+                print(f"\r{name}: {n + 1} of {len(cases)} ", end="", file=sys.stderr, flush=True)
+            talk.reset(memory=written)
+            talk.read((case.fact if told else "") + case.filler + case.question)
+            bits[name].append(talk.bits(case.answer))
+            said[name].append(talk.likeliest(len(case.answer) if digits else 12))
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    rows = [("fact", "filler", "question", *conditions)]
+    for n, case in enumerate(cases[: arguments.show]):
+        told_n = (case.fact, case.filler, case.question, *(answers[n] for answers in said.values()))
+        rows.append(tuple(_short(text) for text in told_n))
+    if arguments.show:
+        print(f"{_table(rows)}\n")
+    print(
+        f"{talk.parameters:,} parameters, {len(cases)} questions, {arguments.distance} tokens of filler; "
+        f"a guess is right once in {guesses:,} and costs {math.log2(guesses):.1f} bits"
+    )
+    for name in conditions:
+        right = sum(s.lstrip().startswith(c.answer.strip()) for s, c in zip(said[name], cases, strict=True))
+        mean = statistics.mean(bits[name])
+        error = statistics.stdev(bits[name]) / len(cases) ** 0.5 if len(cases) > 1 else math.nan
+        print(
+            f"{name:<24}right {right} of {len(cases)}; the right answer costs {mean:.2f} ± {error:.2f} bits"
+        )
+
+
+class _Case(NamedTuple):
+    """What is told, read and asked, and the right answer."""
+
+    fact: str
+    filler: str
+    question: str
+    answer: str
+
+
+def _numbers(talk: Any, arguments: argparse.Namespace) -> tuple[list[_Case], int]:
+    """Cases for a model of text, and of how many answers a guess chooses one."""
+    arguments.distance = arguments.distance or 128
     text = _text(arguments.filler) if arguments.filler else FILLER * arguments.distance
     ids = talk.encode(text)[: arguments.distance]
     if len(ids) < arguments.distance:
@@ -210,26 +272,22 @@ def _recall(arguments: argparse.Namespace) -> None:
         )
     filler, draw = talk.decode(ids), random.Random(arguments.seed)
     numbers = [str(draw.randrange(10_000, 100_000)) for _ in range(arguments.trials)]
-    conditions = {"told": (True, True), "never told": (False, True)}
-    if talk.memory_kinds():
-        conditions = {
-            "told, memories written": (True, True),
-            "told, none written": (True, False),
-            "never told": (False, True),
-        }
-    print(
-        f"{arguments.trials} numbers, {arguments.distance} tokens of filler; bits of the number (± standard error)"
-    )
-    for name, (told, written) in conditions.items():
-        bits, right = [], 0
-        for n, number in enumerate(numbers):
-            if sys.stderr.isatty():
-                print(f"\r{name}: {n + 1} of {arguments.trials} ", end="", file=sys.stderr, flush=True)
-            talk.reset(memory=written)
-            talk.read((FACT.format(number=number) if told else "") + filler + QUESTION)
-            bits.append(talk.bits(f" {number}"))
-            right += talk.likeliest(12).lstrip().startswith(number)
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-        error = statistics.stdev(bits) / len(bits) ** 0.5 if len(bits) > 1 else float("nan")
-        print(f"{name:<24}{statistics.mean(bits):8.2f} ± {error:.2f}   right {right} of {arguments.trials}")
+    return [_Case(FACT.format(number=number), filler, QUESTION, f" {number}") for number in numbers], 90_000
+
+
+def _needles(talk: Any, arguments: argparse.Namespace) -> tuple[list[_Case], int]:
+    """The same for a model of the task `needle`."""
+    symbols, draw = talk.tokenizer, random.Random(arguments.seed)
+    if arguments.filler:
+        raise InputError("--filler: this model reads digits, not text; leave the option out")
+    # With mark, digits and question the sequence is then twice as long as those of training.
+    arguments.distance = arguments.distance or 2 * int(talk.meta["length"]) - 2 * symbols.digits - 1
+    facts = [symbols.draw(draw, symbols.digits) for _ in range(arguments.trials)]
+    cases = [_Case(f"#{fact}", symbols.draw(draw, arguments.distance), "#", fact) for fact in facts]
+    return cases, (len(symbols) - 1) ** symbols.digits
+
+
+def _short(text: str) -> str:
+    """One line of at most 32 characters."""
+    text = "".join(c if c.isprintable() else " " for c in text).strip()
+    return text if len(text) <= 32 else f"{text[:17]} ... {text[-10:]}"

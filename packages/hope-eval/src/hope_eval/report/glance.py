@@ -41,6 +41,7 @@ class Row:
 
     Attributes:
         title: such as `titans + writes`.
+        parameters: of the model.
         quality: bits per byte by column of `QUALITY`.
         flops: of one training; None without a log.
         seconds: of one training's steps, the processor's where they are known.
@@ -48,6 +49,7 @@ class Row:
     """
 
     title: str
+    parameters: int
     quality: dict[str, Difference]
     flops: float | None
     seconds: float | None
@@ -70,6 +72,7 @@ def rows(named: Named, seeds: Seeds, curves: Sequence[Curve]) -> list[Row]:
             made.append(
                 Row(
                     f"{name}{suffix.replace('+', ' + ').replace('_', ' ')}",
+                    result.checkpoint.parameters,
                     quality,
                     fmean(flops) if flops else None,
                     fmean([curve.cost for curve in logs]) if logs else None,
@@ -92,12 +95,13 @@ def summary(shown: Sequence[Row]) -> str:
     def cost(number: float | None, form: str) -> str:
         return "" if number is None else format(number, form)
 
-    header = ["model", *QUALITY, "training TFLOP", "training s", "reading ms/token"]
+    header = ["model", "parameters", *QUALITY, "training TFLOP", "training CPU s", "reading ms/token"]
     return table(
         header,
         [
             [
                 row.title,
+                f"{row.parameters / 1e6:.2f} M",
                 *(bits(row, column) for column in QUALITY),
                 cost(row.flops and row.flops / 1e12, ",.1f"),
                 cost(row.seconds, ",.0f"),

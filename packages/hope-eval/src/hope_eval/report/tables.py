@@ -40,12 +40,11 @@ def runs_table(results: Named, curves: Sequence[Curve], seeds: Seeds) -> str:
                 _count(checkpoint.tokens),
                 _count(checkpoint.step),
                 f"{_mean([curve.tokens_per_s for curve in of]):,.0f}" if of else "",
-                f"{_mean([curve.seconds[-1] for curve in of]):,.0f}" if of else "",
                 ", ".join(_count(seed.checkpoint.seed) for seed in seeds[name]),
                 short(checkpoint.revision),
             ]
         )
-    header = ["run", "variant", "parameters", "tokens", "steps", "tokens/s", "train s", "seeds", "revision"]
+    header = ["run", "variant", "parameters", "tokens", "steps", "tokens/s", "seeds", "revision"]
     return table(header, rows)
 
 
