@@ -202,6 +202,21 @@ class Documents(Fake):
         )
 
 
+def with_steps(
+    whole: data.StudyResults, name: str, steps: int, only: int | None = None, corpora: list[str] | None = None
+) -> data.StudyResults:
+    """The same results as those of another budget, of one arm alone, or of other text."""
+
+    def arm(n: int, one: data.ArmResults) -> data.ArmResults:
+        config = one.composed.config
+        text = dataclasses.replace(config.data, corpora=corpora or config.data.corpora)
+        new = steps if only in (None, n) else config.steps
+        composed = dataclasses.replace(one.composed, config=dataclasses.replace(config, steps=new, data=text))
+        return dataclasses.replace(one, arm=composed)
+
+    return dataclasses.replace(whole, name=name, arms=[arm(n, one) for n, one in enumerate(whole.arms)])
+
+
 def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     arms_of = {
         "cms": {"run": "hope_deltanet", "adapt": ["neural_cache", "off"]},
@@ -235,7 +250,22 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     for record in cms.seeds.values():
         record.documents["neural_cache"] = [value - 0.2 for value in record.documents["neural_cache"]]
     assert "- `cms`: the claim holds against `base`." in worth.section(whole)
-    assert "## What a memory is worth, after 0.1 M tokens" in overview([whole], PurePath("studies"))
+    assert "## What a memory is worth, after 0.12 M tokens" in overview([whole], PurePath("studies"))
+    assert "By tokens trained" not in overview([whole], PurePath("studies"))
+    longer = with_steps(whole, "longer", 2 * cms.composed.config.steps)
+    flops = with_steps(whole, "flops", 3 * cms.composed.config.steps, only=1)
+    novels = with_steps(whole, "novels", 9, corpora=["n"])
+    four = [longer, whole, flops, novels]
+    assert [study.name for study in worth.adapted(four)] == ["tiny", "flops", "longer"]
+    assert worth.equal_tokens(worth.adapted(four)) == [whole, longer]
+    assert worth.elsewhere(four) == [novels]
+    assert worth.widest(four) is longer
+    alone_ = dataclasses.replace(longer, arms=longer.arms[:1])
+    assert worth.widest([whole, alone_]) is whole
+    page_ = overview(four, PurePath("studies"))
+    row = "| 3 | 2.065 ± 0.034 | 1.965 ± 0.034 | 2.065 ± 0.034 | 1.865 ± 0.034 | **-0.200 [-0.200, -0.200]** |"
+    assert page_.count(row) == 2
+    assert "## On other text: [novels](studies/novels.md)" in page_
     worth.draw([whole], tmp_path / "plots", tmp_path / "plots")
     assert {path.name for path in (tmp_path / "plots").glob("*.png")} == {
         "worth.png",

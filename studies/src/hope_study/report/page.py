@@ -48,12 +48,21 @@ def _worth(studies: Sequence[StudyResults], folder: PurePath) -> list[str]:
     adapted = worth.adapted(studies)
     if not adapted:
         return []
-    config = adapted[-1].arms[0].composed.config
-    tokens = f"{config.steps * config.batch_size * config.length / 1e6:.1f} M"
+    main = worth.widest(adapted)
     links = ", ".join(f"[{study.name}]({folder / study.name}.md)" for study in adapted)
     picture = "![Bits per byte by training FLOPs, plain and with a neural cache](plots/worth.png)"
-    title = f"## What a memory is worth, after {tokens} tokens"
-    return [title, worth.section(adapted[-1]), picture, f"All budgets: {links}.", "## Every study"]
+    parts = [f"## What a memory is worth, after {worth.millions(main)} tokens", worth.section(main), picture]
+    parts += [f"All budgets: {links}."]
+    if tokens := worth.by_tokens(adapted):
+        parts += ["## By tokens trained", *tokens]
+    for study in worth.elsewhere(studies):
+        page_ = folder / f"{study.name}.md"
+        parts += [
+            f"## On other text: [{study.name}]({page_})",
+            study.definition.question,
+            *worth.claims(study),
+        ]
+    return [*parts, "## Every study"]
 
 
 def page(study: StudyResults) -> str:

@@ -36,9 +36,38 @@ intervals cross seeds and documents and are not corrected for their number."""
 
 
 def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
-    """The studies that measured adaptations; the last is the one with the longest training, else the first by order."""
+    """The studies that measured adaptations, by training tokens, of the text that most of them read."""
     chosen = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
-    return sorted(chosen, key=lambda study: (study.arms[0].composed.config.steps, -study.definition.order))
+    texts = [_text(study) for study in chosen]
+    usual = max(texts, key=texts.count, default=())
+    chosen = [study for study in chosen if _text(study) == usual]
+    return sorted(chosen, key=lambda study: (_tokens(study), study.definition.order))
+
+
+def elsewhere(studies: Sequence[StudyResults]) -> list[StudyResults]:
+    """The others, of other text."""
+    known = adapted(studies)
+    measured = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
+    return [study for study in measured if study not in known]
+
+
+def widest(studies: Sequence[StudyResults]) -> StudyResults:
+    """The one with the most models, of those the one trained longest."""
+    return max(studies, key=lambda study: (sum(bool(arm.seeds) for arm in study.arms), _tokens(study)))
+
+
+def _text(study: StudyResults) -> tuple[str, ...]:
+    return tuple(study.arms[0].composed.config.data.corpora)
+
+
+def _tokens(study: StudyResults) -> int:
+    config = study.arms[0].composed.config
+    return config.steps * config.batch_size * config.length
+
+
+def millions(study: StudyResults) -> str:
+    """Training tokens of its first arm."""
+    return f"{_tokens(study) / 1e6:.2g} M"
 
 
 def estimate(arm: ArmResults, condition: str = PLAIN) -> Difference | None:
@@ -183,19 +212,72 @@ def _bounds(found: Difference | None) -> str:
     return f"**{text}**" if found.high < 0 else text
 
 
+BY_TOKENS = """\
+Does the lead end once a model has learned to copy? `{ours}`, trained with writes, against `{theirs}`, trained without:
+bits per byte of each read with and without writes, the three differences of the rule, and nats of targets whose trigram
+the document has shown."""
+
+
+def equal_tokens(studies: Sequence[StudyResults]) -> list[StudyResults]:
+    """Those whose first two arms have as many steps, and were trained: the first with writes, the second without."""
+    pairs = [(study, study.arms[:2]) for study in studies]
+    return [
+        study
+        for study, arms in pairs
+        if len({arm.composed.config.steps for arm in arms}) == 1 and all(arm.seeds for arm in arms)
+    ]
+
+
+def by_tokens(studies: Sequence[StudyResults]) -> list[str]:
+    """The table of one budget a row; nothing of fewer than two."""
+    known = equal_tokens(studies)
+    if len(known) < 2:
+        return []
+    ours, theirs = (arm.name for arm in known[0].arms[:2])
+    head = ["training tokens", "seeds", f"{theirs}", "+ writes at test time", f"{ours}, memory off", f"{ours}",
+            "lead, plain", "both + neural cache", "against baseline + writes",
+            f"trigram seen, {theirs}", f"trigram seen, {ours}"]  # fmt: skip
+    rows = []
+    for study in known:
+        one, other = study.arms[:2]
+        cells = [(other, PLAIN), (other, WRITES), (one, OFF), (one, PLAIN)]
+        rows.append(
+            [
+                millions(study),
+                str(len(one.seeds.keys() & other.seeds.keys())),
+                *[_interval(estimate(*cell)) for cell in cells],
+                *[_bounds(lead) for lead in _leads(study)],
+                *[
+                    _shown(_mean(arm, "token_nats", f"{PLAIN}/target={CLASSES[-1]}"), ".2f")
+                    for arm in (other, one)
+                ],
+            ]
+        )
+    return [BY_TOKENS.format(ours=ours, theirs=theirs), _table(head, rows)]
+
+
+def _leads(study: StudyResults) -> list[Difference | None]:
+    """The three differences of the rule, of the first arm against the second."""
+    one, other = study.arms[:2]
+    compared = ((PLAIN, PLAIN), (CACHE, CACHE), (PLAIN, WRITES))
+    return [difference(one, ours, other, theirs) for ours, theirs in compared]
+
+
 def draw(studies: Sequence[StudyResults], folder: Path, shown: Path) -> None:
-    """Draw loss by class of target after the longest training, and for the overview bits per byte by training FLOPs."""
+    """Draw loss by class of target of the most models, and for the overview bits per byte by training FLOPs."""
     with mpl.rc_context(STYLE):
         save(by_flops(studies), shown / "worth.png")
-        save(by_class(studies[-1]), folder / "worth_by_class.png")
+        save(by_class(widest(studies)), folder / "worth_by_class.png")
 
 
 def by_flops(studies: Sequence[StudyResults]) -> Figure:
-    """Two panels, plain and with a neural cache."""
-    figure = Figure(figsize=(WIDTH * 1.25, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    """Two panels, plain and with a neural cache; and the lead by training tokens, if there are two budgets."""
+    known = equal_tokens(studies)
+    figure = Figure(figsize=(WIDTH * 1.5, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2 + (len(known) > 1))
+    panels[1].sharey(panels[0])
     names = list(dict.fromkeys(arm.name for study in studies for arm in study.arms if arm.seeds))
-    for axes, condition in zip(panels, (PLAIN, CACHE), strict=True):
+    for axes, condition in zip(panels, (PLAIN, CACHE), strict=False):
         for name, look in looks(names).items():
             _line(axes, [arm for study in studies for arm in study.arms if arm.name == name], condition, look)
         axes.set_xscale("log")
@@ -204,8 +286,35 @@ def by_flops(studies: Sequence[StudyResults]) -> Figure:
         axes.set_title(NAMES.get(condition, "plain"))
         axes.set_xlabel("training, TFLOP")
     panels[0].set_ylabel("bits per byte (lower is better)")
+    if len(known) > 1:
+        _draw_leads(panels[2], known)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def _draw_leads(axes: Axes, studies: Sequence[StudyResults]) -> None:
+    ours, theirs = (arm.name for arm in studies[0].arms[:2])
+    labels = ("plain", "both + neural cache", "against baseline + writes")
+    for n, label in enumerate(labels):
+        leads = [(_tokens(study) / 1e6 * 1.04**n, _leads(study)[n]) for study in studies]
+        points = [(tokens, lead) for tokens, lead in leads if lead]
+        axes.errorbar(
+            [tokens for tokens, _ in points],
+            [lead.value for _, lead in points],
+            yerr=[0.0 if lead.high is None else lead.high - lead.value for _, lead in points],
+            color=COLOURS[n],
+            marker="os^"[n],
+            capsize=3,
+            label=label,
+        )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set(
+        title=f"{ours} minus {theirs}", xlabel="training, M tokens", ylabel="bits per byte (below 0: better)"
+    )
+    axes.legend(fontsize=8)
 
 
 def _line(axes: Axes, arms: Sequence[ArmResults], condition: str, look: tuple[str, str]) -> None:
