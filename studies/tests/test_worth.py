@@ -263,7 +263,9 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     alone_ = dataclasses.replace(longer, arms=longer.arms[:1])
     assert worth.widest([whole, alone_]) is whole
     page_ = overview(four, PurePath("studies"))
-    row = "| 3 | 2.065 ± 0.034 | 1.965 ± 0.034 | 2.065 ± 0.034 | 1.865 ± 0.034 | **-0.200 [-0.200, -0.200]** |"
+    row = (
+        "| 3 | 2.065 ± 0.034 | 1.965 ± 0.034 | 2.065 ± 0.034 | 1.865 ± 0.034 | **-0.200 [-0.200, -0.200]** |"
+    )
     assert page_.count(row) == 2
     assert "## On other text: [novels](studies/novels.md)" in page_
     worth.draw([whole], tmp_path / "plots", tmp_path / "plots")

@@ -19,6 +19,7 @@ examples:
   hope-study run --jobs 2                     all but follow-ups, or what is missing of it
   hope-study report                           reports/ablations.md and a page for every study
   hope-study replication FIRST SECOND         which numbers and verdicts replicate
+  hope-study open worth_1m                    measure on the locked documents, once
   hope-study data                             the pipeline's corpora, tokenizer and shards, where inputs have changed
   hope-study train --run hope                 the pipeline's trainings of a run; `evaluate` likewise
   hope-study results                          the pipeline's report, reports/latest
@@ -54,6 +55,15 @@ REPLICATION = """\
 example:
   git worktree add /tmp/former REVISION
   hope-study replication /tmp/former/reports/studies reports/studies
+"""
+OPEN = """\
+example:
+  hope-study open worth_1m worth_3m
+
+Half of the test documents that no evaluation scores are listed in reports/locked.json. This measures the trainings
+of the named studies on them, with the dials found on validation text, and writes reports/locked/opened.json with the
+date. Another time, for other studies, it refuses. The checkpoints must be in runs/ablations. `hope-study report` then
+prints what these documents say beside the rest. Interrupted, the same command goes on.
 """
 SEEDS = """\
 example:
@@ -155,8 +165,45 @@ def report_command(argv: Sequence[str]) -> int:
     studies = data.collect(Ledger(arms, store))
     outputs.write([one for one in studies if one.done], arguments.results)
     if not arguments.names:
-        outputs.write_overview(studies, arguments.results, arguments.out)
+        outputs.write_overview(studies, arguments.results, arguments.out, arguments.out.parent / "locked")
         print(arguments.out)
+    return FINISHED
+
+
+def open_command(argv: Sequence[str]) -> int:
+    """Measure on the locked documents, once."""
+    parser = _parser(
+        "hope-study open", "Measure studies' trainings on the locked test documents, once.", OPEN
+    )
+    parser.add_argument("names", nargs="+", metavar="STUDY", help="studies that measure adaptations")
+    parser.add_argument(
+        "--documents",
+        type=Path,
+        default=Path("reports/locked.json"),
+        metavar="FILE",
+        help="the list; default: %(default)s",
+    )
+    parser.add_argument(
+        "--locked", type=Path, default=Path("reports/locked"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/ablations"), metavar="DIR", help="default: %(default)s"
+    )
+    _common(parser)
+    arguments = parser.parse_args(argv)
+    from hope_eval import cli as hope_eval  # noqa: PLC0415
+    from hope_study import opening, study  # noqa: PLC0415
+    from hope_study.ledger import Ledger  # noqa: PLC0415
+    from hope_study.store import Store  # noqa: PLC0415
+
+    corpora = load_params(arguments.params).corpora
+    arms = []
+    for name, one in study.load(arguments.conf, arguments.names).items():
+        arms += study.arms(name, one, arguments.conf, corpora)
+    ledger = Ledger(arms, Store(arguments.results))
+    opening.open_locked(
+        ledger, arguments.names, arguments.documents, arguments.locked, arguments.work, hope_eval.main
+    )
     return FINISHED
 
 
@@ -283,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": run_command,
         "report": report_command,
         "replication": replication_command,
+        "open": open_command,
         "data": data_command,
         "train": train_command,
         "evaluate": evaluate_command,

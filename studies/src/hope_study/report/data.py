@@ -14,6 +14,7 @@ from hope_eval.results.statistics import LEAST
 from hope_model import counting
 from hope_study.ledger import Ledger
 from hope_study.records import Record, Value
+from hope_study.store import Store
 from hope_study.study import Arm, Study
 
 
@@ -138,6 +139,21 @@ def collect(ledger: Ledger) -> list[StudyResults]:
         StudyResults(name, arms[0].definition, [_arm(ledger, arm) for arm in arms])
         for name, arms in studies.items()
     ]
+
+
+def on_locked(study: StudyResults, store: Store) -> StudyResults:
+    """The same trainings with what the locked documents say of them, as far as the store has it."""
+    records = store.records(study.name)
+
+    def seeds(arm: ArmResults) -> dict[int, Record]:
+        found = {seed: records.get((arm.name, record.run)) for seed, record in arm.seeds.items()}
+        return {
+            seed: record
+            for seed, record in found.items()
+            if record and record.sha256 == arm.seeds[seed].sha256
+        }
+
+    return replace(study, arms=[replace(arm, seeds=seeds(arm)) for arm in study.arms])
 
 
 def _arm(ledger: Ledger, arm: Arm) -> ArmResults:

@@ -9,9 +9,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from hope_data.publishing import write_atomic
+from hope_study.opening import opened
 from hope_study.report import plots, streams, worth
-from hope_study.report.data import ArmResults, StudyResults, mean_error
+from hope_study.report.data import ArmResults, StudyResults, mean_error, on_locked
 from hope_study.report.page import overview, page
+from hope_study.store import Store
 
 CURVE = ("step", "tokens", "val_loss", "val_bpb", "val_accuracy")
 
@@ -26,11 +28,21 @@ def write(studies: Sequence[StudyResults], folder: Path) -> None:
         plots.draw(study, folder / "plots" / f"{study.name}.png")
 
 
-def write_overview(studies: Sequence[StudyResults], folder: Path, out: Path) -> None:
-    """Write the page that lists every study, and the pictures of all budgets of a study with adaptations."""
+def write_overview(studies: Sequence[StudyResults], folder: Path, out: Path, locked: Path) -> None:
+    """Write the page that lists every study, and the pictures of all budgets of a study with adaptations.
+
+    Args:
+        studies: with their results.
+        folder: of their pages.
+        out: the page.
+        locked: what `hope-study open` has written; need not exist.
+    """
     if adapted := worth.adapted(studies):
         worth.draw(adapted, folder / "plots", out.parent / "plots")
-    write_atomic(out, overview(studies, PurePath(os.path.relpath(folder, out.parent))).encode())
+    store = Store(locked)
+    reopened = [on_locked(study, store) for study in studies if study.name in store.studies()]
+    pages = PurePath(os.path.relpath(folder, out.parent))
+    write_atomic(out, overview(studies, pages, reopened, str(opened(locked).get("date", ""))).encode())
 
 
 def metrics(study: StudyResults) -> dict[str, Any]:

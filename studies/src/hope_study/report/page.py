@@ -21,8 +21,20 @@ says that these seeds cannot tell. Intervals are not corrected for their number.
 many more steps as their measured speed allows. [docs/studies.md](../docs/studies.md) says how an arm is run."""
 
 
-def overview(studies: Sequence[StudyResults], folder: PurePath) -> str:
-    """Return the page that lists every study with its answer; `folder` leads to their pages."""
+def overview(
+    studies: Sequence[StudyResults],
+    folder: PurePath,
+    locked: Sequence[StudyResults] = (),
+    opened: str = "",
+) -> str:
+    """Return the page that lists every study with its answer; `folder` leads to their pages.
+
+    Args:
+        studies: all of them.
+        folder: from the page to theirs.
+        locked: those that were measured on the locked documents, with what these say.
+        opened: when.
+    """
     done, planned = sum(study.done for study in studies), sum(study.planned for study in studies)
     rows = ["| study | question | against | at equal tokens | at equal time |", "|---|---|---|---|---|"]
     for study in studies:
@@ -32,7 +44,7 @@ def overview(studies: Sequence[StudyResults], folder: PurePath) -> str:
             rows.append(f"| {' | '.join([*cells, _short(timed) if timed else ''])} |")
     parts = [
         "# Studies",
-        *_worth(studies, folder),
+        *_worth(studies, folder, locked, opened),
         "\n".join(rows),
         OVERVIEW,
         f"**{done} of {planned} trainings are done.**",
@@ -43,7 +55,22 @@ def overview(studies: Sequence[StudyResults], folder: PurePath) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _worth(studies: Sequence[StudyResults], folder: PurePath) -> list[str]:
+LOCKED = """\
+The rule once more, on {count} test documents that were locked away while all of this was written and tuned, and
+opened on {date}, once (`hope-study open`; their hashes are in reports/locked.json)."""
+
+
+def _locked(studies: Sequence[StudyResults], opened: str) -> list[str]:
+    """What the locked documents say, by study."""
+    parts = [LOCKED.format(count=worth.documents(studies[0]), date=opened)] if studies else []
+    for study in studies:
+        parts += [f"After {worth.millions(study)} tokens ({study.name}):", *worth.claims(study)]
+    return parts
+
+
+def _worth(
+    studies: Sequence[StudyResults], folder: PurePath, locked: Sequence[StudyResults], opened: str
+) -> list[str]:
     """The main table, of the longest training, and where the picture and the other budgets are."""
     adapted = worth.adapted(studies)
     if not adapted:
@@ -52,7 +79,7 @@ def _worth(studies: Sequence[StudyResults], folder: PurePath) -> list[str]:
     links = ", ".join(f"[{study.name}]({folder / study.name}.md)" for study in adapted)
     picture = "![Bits per byte by training FLOPs, plain and with a neural cache](plots/worth.png)"
     parts = [f"## What a memory is worth, after {worth.millions(main)} tokens", worth.section(main), picture]
-    parts += [f"All budgets: {links}."]
+    parts += [f"All budgets: {links}.", *_locked(locked, opened)]
     if tokens := worth.by_tokens(adapted):
         parts += ["## By tokens trained", *tokens]
     for study in worth.elsewhere(studies):

@@ -103,7 +103,7 @@ def section(study: StudyResults) -> str:
             "training CPU s", "FLOPs a token", "ms a token", "state, kB"]  # fmt: skip
     rows = [row for arm in study.arms if arm.seeds for row in _rows(arm)]
     said = (
-        f"{counts} seeds. Bits per byte of {_documents(study)} test documents ± half of the 95 % interval over seeds "
+        f"{counts} seeds. Bits per byte of {documents(study)} test documents ± half of the 95 % interval over seeds "
         "and documents. Then nats a token by class of target: not yet in the document; seen; its bigram seen; its "
         "trigram seen. Then bits per byte with blocks of 32 tokens moved between documents. Dials were tuned on "
         "validation text, for each training. Costs are of reading a token, state after "
@@ -112,7 +112,8 @@ def section(study: StudyResults) -> str:
     return "\n\n".join([said, _table(head, rows), RULE, *claims(study)])
 
 
-def _documents(study: StudyResults) -> int:
+def documents(study: StudyResults) -> int:
+    """How many were scored."""
     return max(len(r.documents.get("bytes", [])) for arm in study.arms for r in arm.seeds.values())
 
 
