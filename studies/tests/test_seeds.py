@@ -17,6 +17,7 @@ import yaml
 from rich.console import Console
 from suites import arms, project
 
+from hope_eval.progress import Display
 from hope_study import experiments, seeds
 from hope_train import config as configuration
 
@@ -97,8 +98,75 @@ def test_a_seed_that_fails_ends_the_others_and_is_one_line(tmp_path: Path) -> No
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert error.startswith("error: delta, trainings 1 to 1 of 1: seed 0: run 'delta': loss is ")
+    assert error.startswith("error: delta, training 1 of 1: seed 0: run 'delta': loss is ")
     assert error.endswith("; runs/delta/hope-train-0.txt has the rest")
+
+
+def test_an_old_log_says_nothing_of_a_new_configuration(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 20}\n{"step": 48}\n')
+    assert seeds._steps(log, 96, 0.0)() == 0.5
+    assert seeds._steps(log, 96, time.time() + 9)() == 0.0
+    assert seeds._steps(tmp_path / "none", 96, 0.0)() == 0.0
+    assert seeds.Task("0", [], seeds._steps(log, 40, 0.0)).share() == 1.0  # not 120 %
+
+
+def test_an_evaluation_tells_how_far_it_is(tmp_path: Path) -> None:
+    output = tmp_path / "hope-eval-0.txt"
+    assert seeds._passed(output)() == 0.0
+    output.write_text("loading: 0 tokens\n")
+    assert seeds._passed(output)() == 0.0
+    display = Display()
+    display.passes = 5
+    for name, tokens, done in (("perplexity", 4000, 4000), ("choice", 2000, 500)):
+        display.begin(name, tokens)
+        display._done = done
+        output.write_text(f"{output.read_text()}{display._text(10.0)}\n")
+    assert output.read_text().endswith("choice: 500 of about 2,000 tokens, 30 s left; 2 of 5\n")
+    output.write_text(f"{output.read_text()}a warning\n")
+    assert seeds._passed(output)() == (1 + 500 / 2000) / 5
+
+
+def test_the_line_of_progress_has_the_time_of_everything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, shares = [100.0], [0.0, 0.0, 0.0]
+    monkeypatch.setattr(seeds.time, "monotonic", lambda: clock[0])
+    tasks = [seeds.Task(str(n), [], lambda n=n: shares[n], weight) for n, weight in enumerate((1, 1, 0.5))]
+    display = seeds.Display("hope, evaluations 1 to 3 of 12", tasks, seeds.Rest(["titans"], 2.0, 100.0))
+    clock[0], shares[:] = 110.0, [0.25, 0.25, 0.0]
+    display.update()
+    clock[0] = 111.0
+    display.update()  # too soon
+    clock[0], shares[:] = 130.0, [1.2, 1.0, 1.0]
+    display.update()
+    # 20 % in 10 s: 40 s more; titans takes twice 50 s and 100 s.
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "hope, evaluations 1 to 3 of 12: 20 %, 10 s, 40 s left; about 4 min with titans"
+    assert last == "hope, evaluations 1 to 3 of 12: 100 %, 30 s, 0 s left; about 3 min with titans"
+    assert seeds._numbered("training", 2, 4, 3) == "trainings 4 to 6 of 12"
+    assert seeds._numbered("evaluation", 2, 4, 1) == "evaluation 2 of 4"
+
+
+def test_work_that_follows_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path, 80)
+    config = configuration.load(tmp_path / "runs/delta/config.yaml")
+    rests: list[seeds.Rest] = []
+    monkeypatch.setattr(seeds, "side_by_side", lambda *given: rests.append(given[-1]) or 75)
+    monkeypatch.setattr(seeds, "_test_documents", lambda *_: [])
+    metrics = tmp_path / "reports/metrics/train_delta.json"
+    metrics.parent.mkdir(parents=True)
+    for name, speed in (("delta", 300.0), ("slow", 100.0)):
+        (metrics.parent / f"train_{name}.json").write_text(json.dumps({name: {"tokens_per_s": speed}}))
+    how = seeds.Evaluation(0, {"slow": ["writes"]})
+    seeds.train("delta", ["0"], tmp_path / "runs", metrics, ["delta", "slow"], how)
+    each = seeds.EVALUATION / (80 * config.batch_size * config.length)
+    assert rests[0].names == ["evaluations", "slow"]
+    assert rests[0].multiple == pytest.approx(each + 3 * (1 + each * 1.7))
+    (tmp_path / "runs/delta/seeds/0/train.json").write_text('{"seconds": 20.0}')
+    out = tmp_path / "reports/results/delta"
+    seeds.evaluate("delta", ["0"], tmp_path / "runs", out, tmp_path, how, [], ["delta", "slow"])
+    assert rests[1] == seeds.Rest(["slow"], pytest.approx(3 * 1.7), 60.0)
 
 
 def test_an_evaluation_adapts_its_run_and_shows_test_documents(

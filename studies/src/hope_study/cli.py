@@ -253,12 +253,12 @@ def _seeds_command(verb: str, argv: Sequence[str]) -> int:
 
     run, params = arguments.run, load_params(arguments.params)
     numbers = [str(seed) for seed in params.seeds]
+    out, how = arguments.reports / "results" / run, seeds.evaluation(arguments.conf / "evaluate.yaml")
     if verb == "train":
         metrics = arguments.reports / "metrics" / f"train_{run}.json"
-        return seeds.train(run, numbers, arguments.runs, metrics, params.runs)
-    out, how = arguments.reports / "results" / run, seeds.evaluation(arguments.conf / "evaluate.yaml")
+        return seeds.train(run, numbers, arguments.runs, metrics, params.runs, how)
     shown = params.corpora if run == params.runs[0] else ()
-    return seeds.evaluate(run, numbers, arguments.runs, out, arguments.data, how, shown)
+    return seeds.evaluate(run, numbers, arguments.runs, out, arguments.data, how, shown, params.runs)
 
 
 def data_command(argv: Sequence[str]) -> int:

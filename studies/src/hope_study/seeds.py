@@ -15,11 +15,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -39,6 +40,11 @@ EVERY = 8.0  # seconds between lines of progress
 GRACE = 60.0  # seconds that a training has to save
 KEPT = ("tokens_per_s", "flops_per_token", "parameters")  # of a training's numbers
 SHOWN, TOKENS = 3, 768  # test documents with a page of their own, and their tokens
+# What an evaluation costs in tokens of training, and an adaptation in evaluations: means of reports/results.md.
+EVALUATION, ADAPTATION = 155_000, 0.7
+PASS = re.compile(
+    r"([\d,]+) of about ([\d,]+) tokens, .*; (\d+) of (\d+)$"
+)  # as hope_eval.progress writes it
 FINISHED, RESUMABLE = 0, os.EX_TEMPFAIL
 
 
@@ -50,12 +56,35 @@ class Task:
         seed: its number, as text.
         command: script and arguments.
         done: share that is finished, by whatever the command writes.
+        weight: how long it takes beside the others.
     """
 
     seed: str
     command: list[str]
     done: Callable[[], float]
+    weight: float = 1.0
     process: ForkServerProcess | None = field(default=None, repr=False)
+
+    def share(self) -> float:
+        """Return what is finished, from 0 to 1."""
+        if self.process is not None and self.process.exitcode == FINISHED:
+            return 1.0
+        return min(1.0, self.done())
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What the pipeline does after the tasks that are shown.
+
+    Attributes:
+        names: for the display.
+        multiple: its time in units of theirs.
+        seconds: further time that is known.
+    """
+
+    names: Sequence[str] = ()
+    multiple: float = 0.0
+    seconds: float = 0.0
 
 
 def at_a_time(seeds: int, cores: int) -> int:
@@ -66,7 +95,14 @@ def at_a_time(seeds: int, cores: int) -> int:
     return -(-seeds // max(1, seeds // max(1, cores)))
 
 
-def train(run: str, seeds: Sequence[str], runs: Path, metrics: Path, of: Sequence[str]) -> int:
+def train(
+    run: str,
+    seeds: Sequence[str],
+    runs: Path,
+    metrics: Path,
+    of: Sequence[str],
+    how: Evaluation | None = None,
+) -> int:
     """Train every seed of a run, or resume it.
 
     Args:
@@ -75,6 +111,7 @@ def train(run: str, seeds: Sequence[str], runs: Path, metrics: Path, of: Sequenc
         runs: folder of all runs.
         metrics: file for the means over seeds; those of other runs are beside it.
         of: all runs of the pipeline, for the display.
+        how: they are evaluated, for the display.
 
     Returns:
         Exit status: 0 finished, 75 stopped with everything saved.
@@ -84,20 +121,26 @@ def train(run: str, seeds: Sequence[str], runs: Path, metrics: Path, of: Sequenc
     tasks = []
     for seed in seeds:
         folder = home / seed
+        same = (folder / "config.yaml").is_file() and (folder / "config.yaml").read_bytes() == _with_seed(
+            config, seed
+        )
         write_atomic(folder / "config.yaml", _with_seed(config, seed))
         command = ["hope-train", "run", str(folder / "config.yaml"), "--fresh-on-mismatch"]
         command += ["--out", str(folder), "--json", str(folder / "train.json")]
         (folder / "train.json").unlink(missing_ok=True)
-        tasks.append(Task(seed, command, _steps(folder / "log.jsonl", config.steps)))
+        tasks.append(
+            Task(seed, command, _steps(folder / "log.jsonl", config.steps, 0.0 if same else time.time()))
+        )
     for other in home.iterdir():  # the result shall be that of the present parameters alone
         if other.is_dir() and other.name not in seeds:
             shutil.rmtree(other)
     later = [name for name in of if name != run and not _finished(runs / name, seeds)]
-    begin, total = (len(of) - len(later) - 1) * len(seeds) + 1, len(of) * len(seeds)
-    title = f"{run}, trainings {begin} to {begin + len(seeds) - 1} of {total}"
-    status = side_by_side(
-        title, tasks, runs / run, config.device, _relative_times(run, later, metrics.parent)
-    )
+    times = {run: 1.0} | _relative_times(run, later, metrics.parent)
+    evaluation = EVALUATION / (config.steps * config.batch_size * config.length)
+    work = sum(times[name] * (1 + evaluation * _passes(how, name)) for name in times) - 1
+    title = f"{run}, {_numbered('training', len(of) - len(later), len(of), len(seeds))}"
+    rest = Rest(["evaluations", *later], work) if how else Rest(later, sum(times.values()) - 1)
+    status = side_by_side(title, tasks, runs / run, config.device, rest)
     if status == FINISHED:
         numbers = [json.loads((home / seed / "train.json").read_text()) for seed in seeds]
         write_json(metrics, {run: _means(numbers)})
@@ -106,6 +149,17 @@ def train(run: str, seeds: Sequence[str], runs: Path, metrics: Path, of: Sequenc
             link.unlink(missing_ok=True)
             link.symlink_to(Path("seeds", seeds[0], "checkpoint"))
     return status
+
+
+def _numbered(what: str, place: int, runs: int, seeds: int) -> str:
+    """Say which of all seeds' trainings or evaluations those of the run at `place`, counted from 1, are."""
+    first, last = (place - 1) * seeds + 1, place * seeds
+    return f"{what}s {first} to {last} of {runs * seeds}" if seeds > 1 else f"{what} {first} of {runs}"
+
+
+def _passes(how: Evaluation | None, run: str) -> float:
+    """Return how long evaluating a run takes, in evaluations without adaptations."""
+    return 1 + ADAPTATION * len(how.adapt.get(run, [])) if how else 0.0
 
 
 def _with_seed(config: configuration.TrainConfig, seed: str) -> bytes:
@@ -141,10 +195,27 @@ def _means(numbers: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: int(value) if key == "parameters" else float(f"{value:.4g}") for key, value in means.items()}
 
 
-def _steps(log: Path, steps: int) -> Callable[[], float]:
+def _steps(log: Path, steps: int, since: float) -> Callable[[], float]:
+    """Return what tells the share of a training's steps; a log of before `since` is of another configuration."""
+
     def done() -> float:
         with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
-            return float(json.loads(log.read_bytes().splitlines()[-1])["step"]) / steps
+            if log.stat().st_mtime >= since:
+                return float(json.loads(log.read_bytes().splitlines()[-1])["step"]) / steps
+        return 0.0
+
+    return done
+
+
+def _passed(output: Path) -> Callable[[], float]:
+    """Return what tells the share of an evaluation's passes over its text."""
+
+    def done() -> float:
+        with contextlib.suppress(OSError):
+            for line in reversed(output.read_text(errors="replace").splitlines()):
+                if found := PASS.search(line):
+                    tokens, of, number, passes = (int(part.replace(",", "")) for part in found.groups())
+                    return (number - 1 + min(1.0, tokens / of)) / passes
         return 0.0
 
     return done
@@ -180,6 +251,7 @@ def evaluate(
     data: Path,
     how: Evaluation = Evaluation(),
     corpora: Sequence[str] = (),
+    of: Sequence[str] = (),
 ) -> int:
     """Evaluate every seed of a run on the same items.
 
@@ -191,6 +263,7 @@ def evaluate(
         data: folder of `shards` and `tokenizer`.
         how: see `Evaluation`.
         corpora: whose test documents get a page, each the first that is long enough.
+        of: all runs of the pipeline, for the display.
     """
     out.mkdir(parents=True, exist_ok=True)
     for other in out.glob("*.*"):
@@ -204,7 +277,9 @@ def evaluate(
         command += ["--shards", str(data / "shards"), "--tokenizer", str(data / "tokenizer")]
         command += ["--limit", str(how.limit)] if how.limit else []
         command += [f"--adapt={text}" for text in adapt] + (["--adapt-tasks=perplexity"] if adapt else [])
-        tasks.append(Task(seed, command, lambda: 0.0))
+        output = runs / run / f"hope-eval-{seed}.txt"
+        output.unlink(missing_ok=True)
+        tasks.append(Task(seed, command, _passed(output)))
     checkpoint = runs / run / "seeds" / seeds[0] / "checkpoint"
     own = not config.model.variant.startswith("transformer")
     for corpus, text in _test_documents(data, corpora if own or adapt else ()):
@@ -213,10 +288,24 @@ def evaluate(
         command = ["hope-eval", "surprise", str(checkpoint), str(file), "--tokens", str(TOKENS)]
         command += ["--html", str(out / f"surprise-{corpus}.html"), "--tokenizer", str(data / "tokenizer")]
         tasks.append(
-            Task(f"surprise-{corpus}", command + ([] if own else ["--adapt", adapt[0]]), lambda: 0.0)
+            Task(f"surprise-{corpus}", command + ([] if own else ["--adapt", adapt[0]]), lambda: 0.0, 0.1)
         )
-    title = f"{run}, evaluation of {len(seeds)} seeds" + (f", {len(adapt)} adaptations" if adapt else "")
-    return side_by_side(title, tasks, runs / run, "auto", {})
+    later = [name for name in of if name != run and not _finished(runs / name, seeds)]
+    title = f"{run}, {_numbered('evaluation', max(1, len(of) - len(later)), max(1, len(of)), len(seeds))}"
+    times = _relative_times(run, later, out.parent.parent / "metrics")
+    evaluations = sum(times[name] * _passes(how, name) for name in later) / _passes(how, run)
+    rest = Rest(later, evaluations, _seconds(runs / run, seeds) * sum(times.values()))
+    return side_by_side(title, tasks, runs / run, "auto", rest)
+
+
+def _seconds(folder: Path, seeds: Sequence[str]) -> float:
+    """Return how long a run's trainings took side by side, 0 if unknown."""
+    each = []
+    for seed in seeds:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            each.append(float(json.loads((folder / "seeds" / seed / "train.json").read_text())["seconds"]))
+    turns = -(-len(seeds) // at_a_time(len(seeds), len(os.sched_getaffinity(0))))
+    return turns * max(each, default=0.0)
 
 
 def _test_documents(data: Path, corpora: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -231,9 +320,7 @@ def _test_documents(data: Path, corpora: Sequence[str]) -> Iterator[tuple[str, s
         yield corpus, tokenizer.decode(long[:TOKENS].tolist())
 
 
-def side_by_side(
-    title: str, tasks: Sequence[Task], folder: Path, device: str, later: Mapping[str, float]
-) -> int:
+def side_by_side(title: str, tasks: Sequence[Task], folder: Path, device: str, rest: Rest = Rest()) -> int:
     """Run console scripts, each with one thread, as many at a time as `at_a_time` says.
 
     Args:
@@ -241,7 +328,7 @@ def side_by_side(
         tasks: of the seeds, in order.
         folder: of the run; gets `.seeds.lock` and what each script prints.
         device: of the trainings; on a GPU they take turns.
-        later: times of what comes after them, as multiples of theirs, by run.
+        rest: what comes after them.
 
     Returns:
         Exit status: 0 finished, 75 stopped with everything saved.
@@ -257,7 +344,7 @@ def side_by_side(
     for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(kind) is not signal.SIG_IGN:
             signal.signal(kind, lambda number, _: stop.append(number))
-    display = Display(title, tasks, later)
+    display = Display(title, tasks, rest)
     # Processes of a start that was killed keep the lock until they end; then this one resumes.
     with locked(folder / ".seeds.lock", say=display.say) as lock:
         waiting, running, failed = list(tasks), list[Task](), list[Task]()
@@ -303,14 +390,16 @@ def _end(running: Sequence[Task]) -> None:
 
 
 class Display:
-    """A line on stderr now and then: how far the seeds are, and the time left, also of the runs still to come."""
+    """A line on stderr now and then: how far the seeds are, and the time left, also of what is still to come."""
 
-    def __init__(self, title: str, tasks: Sequence[Task], later: Mapping[str, float]) -> None:
-        self._title, self._tasks, self._later = title, tasks, later
+    def __init__(self, title: str, tasks: Sequence[Task], rest: Rest) -> None:
+        self._title, self._tasks, self._rest = title, tasks, rest
         self._start, self._before, self._last = time.monotonic(), self._share(), 0.0
 
     def _share(self) -> float:
-        return sum(task.done() for task in self._tasks) / len(self._tasks)
+        return sum(task.weight * task.share() for task in self._tasks) / sum(
+            task.weight for task in self._tasks
+        )
 
     def update(self) -> None:
         """Say where things stand, unless that was said a moment ago."""
@@ -322,16 +411,21 @@ class Display:
         if share < self._before:  # the logs of a former experiment are gone
             self._start, self._before = now, share
         seconds = now - self._start
-        text = f"{self._title}: " + (f"{share:.0%}, " if share else "") + f"{seconds:.0f} s"
+        text = f"{self._title}: {int(100 * share)} %, {duration(seconds)}"
         if share > self._before:
             whole = seconds / (share - self._before)
-            text += f", {whole * (1 - share):.0f} s left"
-            if self._later:
-                rest = whole * (1 - share + sum(self._later.values()))
-                text += f"; {rest:.0f} s with {', '.join(self._later)}"
+            text += f", {duration(whole * (1 - share))} left"
+            if self._rest.names:
+                rest = whole * (1 - share + self._rest.multiple) + self._rest.seconds
+                text += f"; about {duration(rest)} with {', '.join(self._rest.names)}"
         self.say(text)
 
     def say(self, text: str) -> None:
         """Print a line."""
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Return seconds, or minutes from two on."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

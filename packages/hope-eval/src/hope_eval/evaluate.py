@@ -78,6 +78,7 @@ def evaluate(request: Request, task: Task) -> Results:
         check_same(request.json, existing, loaded.about.sha256)
         scorer = Scorer(loaded.model, request.device, request.batch_tokens, display.advance)
         scorer.begin = display.begin
+        display.passes = task.passes(len(request.adapt)) * (2 if request.memorize else 1)
         tasks, differences = _run(request, task, loaded, scorer)
     seconds = round(time.monotonic() - start, 3)
     result = Results(schema.SCHEMA, loaded.about, evaluator(request.device), tasks, seconds, differences)

@@ -34,7 +34,11 @@ class _Count(ProgressColumn):
 
 
 class Display:
-    """Counts tokens fed to the model, or another unit, task by task."""
+    """Counts tokens fed to the model, or another unit, task by task.
+
+    Attributes:
+        passes: how many tasks with a known number of tokens will begin; 0: not known.
+    """
 
     def __init__(self, unit: str = "tokens") -> None:
         console = Console(stderr=True)
@@ -49,6 +53,7 @@ class Display:
         self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
         self._current: TaskID | None = None
         self._unit, self._name, self._done = unit, "", 0
+        self.passes = self._pass = 0
         self._total: int | None = None
         self._start = self._line = time.monotonic()
 
@@ -67,6 +72,7 @@ class Display:
         The task that is under way, named again, gets a new total and begins anew.
         """
         name = printable(name)
+        self._pass += tokens is not None
         if self._current is not None and name != self._name:
             self._bars.update(self._current, total=self._bars.tasks[-1].completed, refresh=True)
             self._current = None
@@ -90,4 +96,5 @@ class Display:
         if not self._total or not self._done:
             return f"{self._name}: {self._done:,} {self._unit}"
         left = max(0.0, seconds * (self._total - self._done) / self._done)
-        return f"{self._name}: {self._done:,} of about {self._total:,} {self._unit}, {left:.0f} s left"
+        text = f"{self._name}: {self._done:,} of about {self._total:,} {self._unit}, {left:.0f} s left"
+        return f"{text}; {self._pass} of {self.passes}" if self.passes else text

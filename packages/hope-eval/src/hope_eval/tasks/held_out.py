@@ -89,6 +89,10 @@ class HeldOut(Task):
             elif name == passkey.NAME:
                 passkey.refuse(memorize)
 
+    def passes(self, adaptations: int) -> int:
+        """Return one for each task, plain and adapted."""
+        return len(self.tasks) + adaptations * len(self.adapt_tasks or self.tasks)
+
     def adapted(self) -> Task:
         return replace(self, tasks=self.adapt_tasks or self.tasks)
 
