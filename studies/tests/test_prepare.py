@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from hope_data.files import sha256_bytes
+from hope_model.errors import InputError
 from hope_study import prepare
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return 0
 
     monkeypatch.setattr(prepare.cli, "main", main)
+    monkeypatch.setattr(prepare, "_check_questions", lambda *_: None)
 
     def prepared(**changes: object) -> list[str]:
         params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"corpora": ["code", "torch"]} | changes
@@ -90,3 +93,32 @@ def test_a_step_that_fails_ends_all_and_is_not_done(run: Run, monkeypatch: pytes
         run()
     failing.clear()
     assert run()[0] == "filter code"
+
+
+def test_text_without_questions_stops_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five pieces of 16,000 bytes give one test document; the message's remedy is a key of conf/evaluate.yaml."""
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    draw = random.Random(0)
+    words = ["".join(draw.choices("aeioulmnrst", k=draw.randint(2, 7))) for _ in range(900)]
+    text = "\n\n".join(" ".join(draw.choices(words, k=40)) + "." for _ in range(400))
+    (tmp_path / "book.txt").write_text(text)
+    manifest = {
+        "kind": "text",
+        "files": [str(tmp_path / "book.txt")],
+        "chunk_bytes": 16_000,
+        "filter": {"near_duplicate": 0},
+    }
+    (tmp_path / "conf/corpus/mine.yaml").write_text(yaml.safe_dump(manifest))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params |= {"corpora": ["mine"], "scale": "tiny", "evaluation": str(tmp_path / "conf/evaluation")}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    given = tmp_path / "params.yaml", tmp_path / "conf", tmp_path / "data"
+    with pytest.raises(
+        InputError, match=r"no corpus has 4 test documents of 144 tokens; .*`tasks` in conf/evaluate\.yaml"
+    ):
+        prepare.prepare(*given)
+    assert capsys.readouterr().out.count("so no document is dropped") == 1
+    (tmp_path / "conf/evaluate.yaml").write_text("tasks: [perplexity]\n")
+    assert prepare.prepare(*given) == 0

@@ -18,6 +18,7 @@ from rich.console import Console
 from suites import arms, project
 
 from hope_eval.progress import Display
+from hope_eval.tasks.held_out import USUAL
 from hope_study import experiments, seeds
 from hope_train import config as configuration
 
@@ -134,16 +135,21 @@ def test_the_line_of_progress_has_the_time_of_everything(
     monkeypatch.setattr(seeds.time, "monotonic", lambda: clock[0])
     tasks = [seeds.Task(str(n), [], lambda n=n: shares[n], weight) for n, weight in enumerate((1, 1, 0.5))]
     display = seeds.Display("hope, evaluations 1 to 3 of 12", tasks, seeds.Rest(["titans"], 2.0, 100.0))
+    display.update()
     clock[0], shares[:] = 110.0, [0.25, 0.25, 0.0]
     display.update()
     clock[0] = 111.0
     display.update()  # too soon
-    clock[0], shares[:] = 130.0, [1.2, 1.0, 1.0]
+    clock[0], shares[:] = 120.0, [0.5, 0.5, 0.0]
     display.update()
-    # 20 % in 10 s: 40 s more; titans takes twice 50 s and 100 s.
-    first, last = capsys.readouterr().err.splitlines()
-    assert first == "hope, evaluations 1 to 3 of 12: 20 %, 10 s, 40 s left; about 4 min with titans"
-    assert last == "hope, evaluations 1 to 3 of 12: 100 %, 30 s, 0 s left; about 3 min with titans"
+    clock[0], shares[:] = 140.0, [1.2, 1.0, 1.0]
+    display.update()
+    start, first, second, last = (line.split(": ")[1] for line in capsys.readouterr().err.splitlines())
+    assert (start, first) == ("0 %, 0 s", "20 %, 10 s")  # how much of it was imports?
+    assert (
+        second == "40 %, 20 s, 30 s left; about 4 min with titans"
+    )  # 20 % in 10 s; then twice 50 s and 100 s
+    assert last == "100 %, 40 s, 0 s left; about 3 min with titans"
     assert seeds._numbered("training", 2, 4, 3) == "trainings 4 to 6 of 12"
     assert seeds._numbered("evaluation", 2, 4, 1) == "evaluation 2 of 4"
 
@@ -165,6 +171,12 @@ def test_work_that_follows_a_training(tmp_path: Path, monkeypatch: pytest.Monkey
     assert rests[0].multiple == pytest.approx(each + 3 * (1 + each * 1.7))
     (tmp_path / "runs/delta/seeds/0/train.json").write_text('{"seconds": 20.0}')
     out = tmp_path / "reports/results/delta"
+    out.mkdir(parents=True)
+    (out / "0.json").write_text('{"seconds": 30.0}')
+    seeds.train("delta", ["0"], tmp_path / "runs", metrics, ["delta", "slow"], how)
+    assert rests.pop().multiple == pytest.approx(each + 3 * (1 + each * 1.7))
+    (tmp_path / "runs/delta/seeds/0/train.json").write_text('{"seconds": 20.0}')
+    assert seeds._evaluation_cost(["slow", "delta"], "0", tmp_path / "runs", out.parent, how) == 1.5
     seeds.evaluate("delta", ["0"], tmp_path / "runs", out, tmp_path, how, [], ["delta", "slow"])
     assert rests[1] == seeds.Rest(["slow"], pytest.approx(3 * 1.7), 60.0)
 
@@ -174,10 +186,11 @@ def test_an_evaluation_adapts_its_run_and_shows_test_documents(
 ) -> None:
     prepare(tmp_path, 20)
     (tmp_path / "evaluate.yaml").write_text("limit: 30\nadapt: {delta: ['writes:scale=0.5', neural_cache]}\n")
+    assert seeds.TASKS == USUAL
     how = seeds.evaluation(tmp_path / "evaluate.yaml")
     assert how == seeds.Evaluation(30, {"delta": ["writes:scale=0.5", "neural_cache"]})
     assert seeds.evaluation(tmp_path / "absent.yaml") == seeds.Evaluation()
-    for text in ("limits: 3\n", "adapt: {delta: writes}\n", "limit: -1\n"):
+    for text in ("limits: 3\n", "adapt: {delta: writes}\n", "limit: -1\n", "tasks: [choice]\n"):
         (tmp_path / "evaluate.yaml").write_text(text)
         with pytest.raises(seeds.InputError, match=r"evaluate\.yaml: "):
             seeds.evaluation(tmp_path / "evaluate.yaml")
@@ -194,6 +207,7 @@ def test_an_evaluation_adapts_its_run_and_shows_test_documents(
         *("--limit", "30"),
         *("--adapt=writes:scale=0.5", "--adapt=neural_cache", "--adapt-tasks=perplexity"),
     ]
+    assert "--tasks" not in started[1].command
     assert started[2].command[:2] == ["hope-eval", "surprise"]
     assert "--adapt" not in started[2].command  # the model has a memory of its own
     assert (tmp_path / "runs/delta/surprise/code.txt").read_text() == "text"

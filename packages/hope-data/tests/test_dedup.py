@@ -185,7 +185,7 @@ def test_a_folder_without_evaluation_text_is_said_and_an_absent_one_stops(
     assert "absent: no .jsonl or .txt file" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
     assert main([*given, str(tmp_path / "eval")]) == 0
-    assert "eval: no evaluation text here, so none is looked for" in capsys.readouterr().out
+    assert "eval: no .jsonl or .txt file here, so no document is dropped" in capsys.readouterr().out
     assert documents.provenance(tmp_path / "a") == documents.provenance(data / "clean" / "a")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from hope_data.commands import parser_of
 from hope_eval import results as schema
-from hope_eval.cli import main
+from hope_eval.cli import _told_apart, main
 from hope_eval.commands import COMMANDS
 from hope_eval.suite import Sizes, pieces
 
@@ -149,6 +149,23 @@ def test_compare_prints_paired_differences(
     assert ("unigram_bits_per_byte", "all") not in rows
     text = capsys.readouterr().out
     assert f"{row['difference']['value']:.3f} ± {row['difference']['stderr']:.3f}" in text
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("results/hope/0.json", "results/titans/0.json"), ("hope/0", "titans/0")),
+        (("hope/0.json", "hope/1.json"), ("hope/0", "hope/1")),
+        (
+            ("one/results/hope/0.json", "two/results/hope/0.json"),
+            ("one/results/hope/0", "two/results/hope/0"),
+        ),
+        (("good.json", "bad.json"), ("good", "bad")),
+        (("good.json", "good.json"), ("good", "good")),
+    ],
+)
+def test_columns_of_compare_name_run_and_seed(paths: tuple[str, str], names: tuple[str, str]) -> None:
+    assert _told_apart(*map(Path, paths)) == names
 
 
 def test_compare_refuses_other_items(

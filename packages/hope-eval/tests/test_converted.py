@@ -25,6 +25,7 @@ from hope_eval import results
 from hope_eval.cli import main
 from hope_eval.lm_eval_bridge.model import HopeLM
 from hope_eval.scoring.load import find_tokenizer, load
+from hope_eval.scoring.scorer import Scorer
 from hope_model import llama
 
 MADE = ("piqa", "hellaswag", "lambada_openai")
@@ -177,3 +178,32 @@ def test_another_tokenizer_is_one_line(
     assert main(["run", "--checkpoint", str(converted), *options]) == 2
     assert "run `hope-data shard` with this tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+def test_what_cannot_be_asked_is_refused_before_anything_is_scored(
+    converted: Path,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = type(load(converted, None, "cpu").tokenizer.data)
+    encode = kind.encode
+    monkeypatch.setattr(kind, "encode", lambda self, text: encode(self, "7" if text.isdigit() else text))
+    monkeypatch.setattr(Scorer, "token_logp", lambda *_: pytest.fail("scored"))
+    command = [
+        "run",
+        "--checkpoint",
+        str(converted),
+        "--shards",
+        str(shards),
+        "--json",
+        str(tmp_path / "x.json"),
+    ]
+    command += ["--domains", "left,right", "--length", "64"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert (
+        "passkey: the tokenizer joins digits into one token; leave `passkey` out: --tasks perplexity,choice"
+        in said
+    )

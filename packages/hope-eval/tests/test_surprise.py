@@ -69,6 +69,7 @@ def test_an_attached_memory_stands_beside_the_plain_model(
     assert "has no memory of its own; attach one with --adapt writes" in capsys.readouterr().err
     assert not out.exists()
     assert main([*command, "--html", str(out), "--adapt", "writes:scale=0,period=4"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
     page = out.read_text()
     assert "bits saved so far by writing: +0 in all" in page or "writing: -0 in all" in page
     rows = re.findall(r"<td>(?:with writes|without)</td><td>([\d.]+)</td>", page)

@@ -1,4 +1,4 @@
-"""Contracts of the whole model, for every variant (model.md 7): float64, one small size."""
+"""Contracts of the whole model, for every variant: float64, one small size."""
 
 import dataclasses
 from pathlib import Path

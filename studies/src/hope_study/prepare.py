@@ -11,11 +11,18 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hope_data import cli
+from hope_data.decontaminate import NO_TEXT, holding_text
 from hope_data.files import sha256_bytes, write_json
+from hope_data.shards import Split
+from hope_data.tokenizer import Tokenizer
+from hope_eval.results import questions
+from hope_model.errors import InputError
+from hope_study import seeds
 from hope_train import facts
 
 # The file of each folder that holds the hashes of all others.
@@ -37,6 +44,11 @@ def prepare(params: Path, conf: Path, data: Path) -> int:
     corpora, [scale], [evaluation] = values["corpora"], values["scale"], values["evaluation"]
     [worse], [vocabulary] = values["coverage_loss"], values["vocab_size"]
     steps = _Steps(data / "steps.json")
+    # Said here once, not by `filter` for every corpus.
+    sources = ["--evaluation", evaluation] if holding_text([Path(evaluation)]) else []
+    if not sources:
+        sys.stdout.write(f"{evaluation}: {NO_TEXT}\n")
+        sys.stdout.flush()
     clean = [data / "clean" / name / TEXT for name in corpora]
     guard = conf / "coverage" / f"{scale}.json"
     for name in corpora:
@@ -46,7 +58,7 @@ def prepare(params: Path, conf: Path, data: Path) -> int:
             [manifest],
             raw / TEXT,
         )
-        command = ["filter", str(raw), "--evaluation", evaluation, "--out", str(data / "clean" / name)]
+        command = ["filter", str(raw), *sources, "--out", str(data / "clean" / name)]
         steps.run(command, [raw / TEXT, Path(evaluation)], data / "clean" / name / TEXT)
     folder = data / "tokenizer"
     command = ["tokenizer", str(data / "clean"), "--corpora", *corpora, "--vocab-size", vocabulary]
@@ -61,7 +73,22 @@ def prepare(params: Path, conf: Path, data: Path) -> int:
     steps.run(command, [data / "shards" / name / SHARDS for name in corpora], data / "shards.json")
     if not steps.status:
         steps.forget(data, corpora)
+        _check_questions(data, corpora, seeds.evaluation(conf / "evaluate.yaml"))
     return steps.status
+
+
+def _check_questions(data: Path, corpora: Sequence[str], how: seeds.Evaluation) -> None:
+    """Refuse test documents of which the evaluation could make no question, before anything is trained."""
+    if "choice" not in how.tasks:
+        return
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    splits = [Split.open(data / "shards" / name, "test", tokenizer) for name in corpora]
+    lengths = [[len(split.document(n)) for n in range(split.n_documents)] for split in splits]
+    if max(sum(length >= questions.TOKENS for length in one) for one in lengths) < questions.DOCUMENTS:
+        raise InputError(
+            f"choice: no corpus has {questions.DOCUMENTS} test documents of {questions.TOKENS} tokens; give it more "
+            "text or a smaller `chunk_bytes` (conf/corpus), or take `choice` from `tasks` in conf/evaluate.yaml"
+        )
 
 
 class _Steps:

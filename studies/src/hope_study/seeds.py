@@ -30,7 +30,7 @@ from hope_data.publishing import write_atomic
 from hope_data.shards import Split
 from hope_data.tokenizer import Tokenizer
 from hope_model.errors import InputError
-from hope_model.ranges import check_ranges, within
+from hope_model.ranges import check_ranges, shown, within
 from hope_study.locks import locked
 from hope_study.worker import IMPORTED, Workers, last_line
 from hope_train import config as configuration
@@ -38,6 +38,7 @@ from hope_train.values import read_yaml, strict
 
 EVERY = 8.0  # seconds between lines of progress
 GRACE = 60.0  # seconds that a training has to save
+TASKS = ("perplexity", "choice", "passkey")  # as hope_eval.tasks.held_out has them
 KEPT = ("tokens_per_s", "flops_per_token", "parameters")  # of a training's numbers
 SHOWN, TOKENS = 3, 768  # test documents with a page of their own, and their tokens
 # What an evaluation costs in tokens of training, and an adaptation in evaluations: means of reports/results.md.
@@ -136,7 +137,10 @@ def train(
             shutil.rmtree(other)
     later = [name for name in of if name != run and not _finished(runs / name, seeds)]
     times = {run: 1.0} | _relative_times(run, later, metrics.parent)
-    evaluation = EVALUATION / (config.steps * config.batch_size * config.length)
+    tokens = config.steps * config.batch_size * config.length
+    evaluation = (
+        _evaluation_cost(of, seeds[0], runs, metrics.parents[1] / "results", how) or EVALUATION / tokens
+    )
     work = sum(times[name] * (1 + evaluation * _passes(how, name)) for name in times) - 1
     title = f"{run}, {_numbered('training', len(of) - len(later), len(of), len(seeds))}"
     rest = Rest(["evaluations", *later], work) if how else Rest(later, sum(times.values()) - 1)
@@ -160,6 +164,18 @@ def _numbered(what: str, place: int, runs: int, seeds: int) -> str:
 def _passes(how: Evaluation | None, run: str) -> float:
     """Return how long evaluating a run takes, in evaluations without adaptations."""
     return 1 + ADAPTATION * len(how.adapt.get(run, [])) if how else 0.0
+
+
+def _evaluation_cost(
+    of: Sequence[str], seed: str, runs: Path, results: Path, how: Evaluation | None
+) -> float | None:
+    """Return what an evaluation without adaptations costs in trainings, by the first run that had both."""
+    for name in of:
+        with contextlib.suppress(OSError, ValueError, KeyError, ZeroDivisionError):
+            trained = json.loads((runs / name / "seeds" / seed / "train.json").read_text())["seconds"]
+            evaluated = json.loads((results / name / f"{seed}.json").read_text())["seconds"]
+            return float(evaluated / trained / _passes(how, name))
+    return None
 
 
 def _with_seed(config: configuration.TrainConfig, seed: str) -> bytes:
@@ -228,14 +244,20 @@ class Evaluation:
     Attributes:
         limit: `hope-eval run --limit`; 0: none.
         adapt: by run, adaptations at test time as `hope-eval run --adapt` takes them, for bits per byte alone.
+        tasks: of `TASKS`, `perplexity` among them.
     """
 
     limit: int = field(default=0, metadata=within(0, 2**40))
     adapt: dict[str, list[str]] = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         check_ranges(self, "")
+        if not {TASKS[0]} <= set(self.tasks) <= set(TASKS):
+            raise InputError(
+                f"tasks is {shown(self.tasks)}; name {TASKS[0]} and any of {', '.join(TASKS[1:])}"
+            )
 
 
 def evaluation(path: Path) -> Evaluation:
@@ -275,6 +297,7 @@ def evaluate(
         folder, path = runs / run / "seeds" / seed, out / f"{seed}.json"
         command = ["hope-eval", "run", "--checkpoint", str(folder / "checkpoint"), "--json", str(path)]
         command += ["--shards", str(data / "shards"), "--tokenizer", str(data / "tokenizer")]
+        command += [] if how.tasks == list(TASKS) else ["--tasks", ",".join(how.tasks)]
         command += ["--limit", str(how.limit)] if how.limit else []
         command += [f"--adapt={text}" for text in adapt] + (["--adapt-tasks=perplexity"] if adapt else [])
         output = runs / run / f"hope-eval-{seed}.txt"
@@ -345,6 +368,7 @@ def side_by_side(title: str, tasks: Sequence[Task], folder: Path, device: str, r
         if signal.getsignal(kind) is not signal.SIG_IGN:
             signal.signal(kind, lambda number, _: stop.append(number))
     display = Display(title, tasks, rest)
+    display.update()
     # Processes of a start that was killed keep the lock until they end; then this one resumes.
     with locked(folder / ".seeds.lock", say=display.say) as lock:
         waiting, running, failed = list(tasks), list[Task](), list[Task]()
@@ -394,7 +418,8 @@ class Display:
 
     def __init__(self, title: str, tasks: Sequence[Task], rest: Rest) -> None:
         self._title, self._tasks, self._rest = title, tasks, rest
-        self._start, self._before, self._last = time.monotonic(), self._share(), 0.0
+        self._begin = self._start = time.monotonic()
+        self._before, self._moved, self._last = self._share(), False, -EVERY
 
     def _share(self) -> float:
         return sum(task.weight * task.share() for task in self._tasks) / sum(
@@ -408,12 +433,13 @@ class Display:
             return
         self._last = now
         share = self._share()
-        if share < self._before:  # the logs of a former experiment are gone
+        # Time is measured from the first progress on: before it imports are under way.
+        if share <= self._before or not self._moved:
+            self._moved = share > self._before
             self._start, self._before = now, share
-        seconds = now - self._start
-        text = f"{self._title}: {int(100 * share)} %, {duration(seconds)}"
+        text = f"{self._title}: {int(100 * share)} %, {duration(now - self._begin)}"
         if share > self._before:
-            whole = seconds / (share - self._before)
+            whole = (now - self._start) / (share - self._before)
             text += f", {duration(whole * (1 - share))} left"
             if self._rest.names:
                 rest = whole * (1 - share + self._rest.multiple) + self._rest.seconds

@@ -55,7 +55,7 @@ def _filter(args: argparse.Namespace) -> None:
     evaluation = decontaminate.holding_text(args.evaluation or [])
     for path in args.evaluation or []:
         if path not in evaluation:
-            print(f"{path}: no evaluation text here, so none is looked for")
+            print(f"{path}: {decontaminate.NO_TEXT}")
     record = filters.run(
         args.raw,
         args.out,

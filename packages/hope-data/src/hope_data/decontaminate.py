@@ -49,6 +49,10 @@ def find(paths: list[Path]) -> list[tuple[str, Path]]:
     return found
 
 
+# What a folder without evaluation text means.
+NO_TEXT = "no .jsonl or .txt file here, so no document is dropped for sharing text with an evaluation"
+
+
 def _files(root: Path) -> list[Path]:
     inside = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
     return [p for p in inside if p.is_file() and _plain(p).endswith(_SUFFIXES)]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hope_data.commands import parser_of
@@ -195,6 +196,7 @@ def _surprise(arguments: argparse.Namespace) -> None:
     from hope_eval.report.surprise import run
 
     run(arguments)
+    print(terminal(str(arguments.html)))
 
 
 def _suite(arguments: argparse.Namespace) -> None:
@@ -213,7 +215,16 @@ def _compare(arguments: argparse.Namespace) -> None:
     rows = compare(schema.load(arguments.a), schema.load(arguments.b))
     if arguments.json:
         write_atomic(arguments.json, schema.dumps([asdict(row) for row in rows]).encode())
-    print(comparison_table(arguments.a.stem, arguments.b.stem, rows))
+    print(comparison_table(*_told_apart(arguments.a, arguments.b), rows))
+
+
+def _told_apart(a: Path, b: Path) -> tuple[str, str]:
+    """Return the shortest ends of two paths that differ; a number alone, as of a seed, comes with its folder."""
+    parts = [path.absolute().with_suffix("").parts for path in (a, b)]
+    least = 2 if any(one[-1].isdecimal() for one in parts) else 1
+    lengths = range(least, max(map(len, parts)))
+    length = next((n for n in lengths if parts[0][-n:] != parts[1][-n:]), least)
+    return "/".join(parts[0][-length:]), "/".join(parts[1][-length:])
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -274,7 +274,13 @@ SURPRISE = Command(
     (
         option("checkpoint", "ours, or a folder of transformers", Path),
         option("text", "UTF-8 text, .gz and .zst too", Path),
-        option("--html", "default: %(default)s", Path, "FILE", default=Path("surprise.html")),
+        option(
+            "--html",
+            "where to write it, here by default: %(default)s",
+            Path,
+            "FILE",
+            default=Path("surprise.html"),
+        ),
         _path("--tokenizer", "default: beside the checkpoint"),
         option("--adapt", "e.g. writes, neural_cache", metavar="NAME[:DIAL=VALUE,...]", default=""),
         option("--tokens", "of the text; default: %(default)s", positive, "N", default=2048),

@@ -1,4 +1,4 @@
-"""The teach signal: what each token's loss asks of the continuum memory (model.md 5).
+"""The teach signal: what each token's loss asks of the continuum memory (docs/model.md, "The teach signal").
 
 Letters: B sequences, n tokens of one segment, D width, V vocabulary.
 """

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hope_data.errors import InputError
 from hope_eval.results import Items, TaskResult
+from hope_eval.results import questions as needed
 from hope_eval.scoring.scorer import Scorer, Tokens
 from hope_eval.tasks.base import Context, Stopwatch
 
@@ -38,9 +39,9 @@ class Settings:
     """
 
     items: int = 420
-    prefix: int = 129
-    continuation: int = 16
-    choices: int = 4
+    prefix: int = needed.PREFIX
+    continuation: int = needed.CONTINUATION
+    choices: int = needed.DOCUMENTS
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def build(context: Context, settings: Settings) -> tuple[list[Item], list[str]]:
         needed = settings.prefix - 1 + settings.continuation
         raise InputError(
             f"choice: no domain has {settings.choices} test documents of {needed} tokens; "
-            "use larger shards or leave `choice` out of --tasks"
+            "use larger shards or leave `choice` out: --tasks perplexity,passkey"
         )
     return questions, notes
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,11 @@ TASKS: dict[str, Callable[[Context], list[TaskResult]]] = {
     choice.NAME: lambda context: [choice.run(context, choice.Settings())],
     passkey.NAME: lambda context: [passkey.run(context, passkey.Settings())],
     SHUFFLED: lambda context: perplexity.run_all(context, perplexity.Settings(shuffle=perplexity.SHUFFLE)),
+}
+# Of tasks that not every tokenizer and every text can be asked.
+CHECKS: dict[str, Callable[[Context], Any]] = {
+    choice.NAME: lambda context: choice.build(context, choice.Settings()),
+    passkey.NAME: passkey.check,
 }
 USUAL = (perplexity.NAME, choice.NAME, passkey.NAME)
 TEXTS = 8  # windows of each domain's training text, for statistics of gradients
@@ -80,6 +86,9 @@ class HeldOut(Task):
         for folder in self._folders(loaded):
             for name in self.splits:
                 Split.open(folder, name, inner)
+        context = self.context(loaded, Scorer(loaded.model))
+        for name in CHECKS.keys() & set(self.tasks):  # before the first of them takes minutes
+            CHECKS[name](context)
         return loaded
 
     def refuse(self, memorize: Memorize) -> None:

@@ -57,6 +57,11 @@ def refuse(memorize: Memorize | None) -> None:
     refuse_oracle(memorize, "passkey: an oracle would be told the number")
 
 
+def check(context: Context) -> None:
+    """Raise InputError where the tokenizer merges digits."""
+    _overhead(context, Settings())
+
+
 def run(context: Context, settings: Settings) -> TaskResult:
     """Ask every prompt twice: by generation and by choice, from one pass over its text."""
     refuse(context.scorer.memorize)
@@ -147,7 +152,9 @@ def _overhead(context: Context, settings: Settings) -> int:
     encode = context.tokenizer.encode
     key = "".join(str(n % 10) for n in range(settings.digits))
     if len(encode(key)) != settings.digits:
-        raise InputError("passkey: the tokenizer does not split digits; leave `passkey` out of --tasks")
+        raise InputError(
+            "passkey: the tokenizer joins digits into one token; leave `passkey` out: --tasks perplexity,choice"
+        )
     return 1 + len(encode(BEFORE)) + len(encode(AFTER)) + len(encode(QUESTION)) + 2 * settings.digits
 
 

@@ -3,8 +3,9 @@
     with attach_memory(model, periods=32, scale=0.3) as memory:
         logits, state = memory(tokens)  # or model(...), model.generate(...)
 
-The write rule is the CMS's (model.md 4 and 5, eq. 71), put into the down projections of a model that never saw a
-write in training: ad-hoc level stacking (arXiv 2512.24695, section 7.3). Without a write it is the trained model.
+The write rule is the CMS's (arXiv 2512.24695, eq. 71; hope_model/ops/cms/README.md), put into the down projections
+of a model that never saw a write in training: ad-hoc level stacking (section 7.3). Without a write it is the trained
+model.
 """
 
 from hope_model.adapt.attach import AttachedMemory, attach_memory

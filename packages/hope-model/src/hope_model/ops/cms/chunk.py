@@ -15,7 +15,7 @@ from hope_model.ops.gated_delta import gated_delta
 
 
 class _FastLinear(torch.autograd.Function):
-    """x (theta + delta)^T with a delta per sequence that is a constant: first order (model.md 5).
+    """x (theta + delta)^T with a delta per sequence that is a constant: first order.
 
     theta's gradient needs no per-sequence copy: it is one product over all tokens.
     """

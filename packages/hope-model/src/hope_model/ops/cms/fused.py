@@ -109,7 +109,7 @@ def _written(
 
 
 class _Levels(torch.autograd.Function):
-    """The chain of levels whose output is known; deltas are constants (model.md 5)."""
+    """The chain of levels whose output is known; deltas are constants."""
 
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, y_BTD: Tensor, levels: Sequence[LevelRun], *theta: Tensor) -> Tensor:

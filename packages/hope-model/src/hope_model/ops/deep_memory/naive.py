@@ -1,4 +1,4 @@
-"""Deep memories as one time loop, the equations as they stand (model.md 2 and 3).
+"""Deep memories as one time loop, the equations of the README beside it.
 
 Letters: N leading dimensions (batch, heads), R memories, d head width, m hidden width, T tokens.
 """

@@ -50,7 +50,7 @@ class Readout(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """The named choices of model.md 2 and 3."""
+    """The choices of the README beside this file, by the names of `hope_model.config.MemoryConfig`."""
 
     chunk: int = 64
     bank_chunk: int = 0  # of all memories but the last (eq. 90 has two); 0: the same

@@ -77,7 +77,7 @@ def chunk_writes(
     recalled_NVC: Tensor | None = None,
     held_NVC: Tensor | None = None,
 ) -> Writes:
-    """Solve (I + L) U = W - diag(b gamma_{t-1}) K S_0^T of one chunk, transposed (model.md 1).
+    """Solve (I + L) U = W - diag(b gamma_{t-1}) K S_0^T of one chunk, transposed (README beside this file).
 
     Args:
         S_NVK: State before the chunk.
