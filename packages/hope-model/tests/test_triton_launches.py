@@ -8,13 +8,16 @@ from hope_model.cli import main
 from hope_model.launches import Pilot, launches
 
 CEILINGS = {"titans": 6_000, "hope": 12_000}  # in torch's operators 313,963 and 517,481
+DECODING = 25  # of a token, a layer; in torch's operators 230 and 192
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="counting needs a C++ compiler (g++)")
 def test_a_microbatch_starts_few_kernels() -> None:
-    counts = {row["variant"]: row["launches"] for row in launches(list(CEILINGS), Pilot())}
+    rows = launches(list(CEILINGS), Pilot())
+    counts = {row["variant"]: row["launches"] for row in rows}
     assert counts.keys() == CEILINGS.keys()
     assert all(1_000 < count <= CEILINGS[variant] for variant, count in counts.items()), counts
+    assert all(10 < row["decode_per_layer"] <= DECODING for row in rows), rows
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hope_model.ops import one_token
 from hope_model.ops.triton.areas import EVERY
 from hope_model.ops.triton.launch import OPTIONS
 
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.skipif(
     find_spec("triton") is None, reason="Triton is not installed (pip install triton)"
 )
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program may have on an A100, an H100
-KINDS = {"H": "i32", "T": "i32", "slope": "fp32", "eta_max": "fp32"}  # the other arguments are tensors
+# The other arguments are tensors.
+KINDS = dict.fromkeys(("H", "T", "width", "hidden"), "i32") | {"slope": "fp32", "eta_max": "fp32"}
 # Widths of head and hidden layer, chunk; bytes of stack a thread: what is spilt, and what calls of steps save.
 KERNELS = {
     "titans_forward": (64, 32, 32, 0),
@@ -30,15 +32,22 @@ KERNELS = {
 def usage(
     name: str, sizes: tuple[int, int, int], arch: int, precision: str, cubin: Path
 ) -> tuple[int, int, int]:
+    """Of a kernel of chunks."""
+    d, m, C = sizes
+    constants = {"D": d, "M": m, "C": C, "B": C, "L": max(d, m) * C, "EVERY": EVERY, "P": precision}
+    constants |= {"R": 5, "F": 5, "OWN": 1} if "self_modifying" in name else {}
+    return compiled_usage(name, name, constants, arch, cubin)
+
+
+def compiled_usage(
+    module: str, name: str, constants: dict[str, Any], arch: int, cubin: Path
+) -> tuple[int, int, int]:
     """Registers and stack of a thread, shared memory of a program."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = getattr(import_module(f"hope_model.ops.triton.jit.{name}"), name)
-    d, m, C = sizes
-    constants = {"D": d, "M": m, "C": C, "B": C, "L": max(d, m) * C, "EVERY": EVERY, "P": precision}
-    constants |= {"R": 5, "F": 5, "OWN": 1} if "self_modifying" in name else {}
+    kernel = getattr(import_module(f"hope_model.ops.triton.jit.{module}"), name)
     types = {x: "constexpr" if x in constants else KINDS.get(x, "*fp32") for x in kernel.arg_names}
     aligned = [n for n, x in enumerate(types) if types[x] == "*fp32" or x == "T"]
     source = ASTSource(kernel, types, constants, {(n,): [["tt.divisibility", 16]] for n in aligned})
@@ -73,6 +82,25 @@ def test_a_kernel_fits(
     registers, stack, shared = usage(name, tuple(sizes), arch, "tf32", tmp_path / "cubin")
     record_property("usage", f"{registers} registers, {stack} B of stack, {shared} B shared")
     assert stack <= most
+    assert shared <= SHARED[arch]
+
+
+STEPS = {
+    "step_convolution": {"J": 4, "B": 256},
+    "step_self_modifying": {"R": 5, "D": 64, "M": 64},
+    "step_titans": {"D": 64, "M": 32, "UNIT": 1},
+    "step_deltanet": {"D": 64},
+    "step_cms_up": {"DELTAS": 1, "I": one_token.ROWS, "K": one_token.COLUMNS},
+    "step_cms_down": {"DELTAS": 1, "LAST": 1, "I": one_token.ROWS, "K": one_token.COLUMNS},
+}
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("name", STEPS)
+def test_a_kernel_of_one_token_fits(name: str, arch: int, tmp_path: Path) -> None:
+    constants = STEPS[name] | {"P": "tf32"}
+    _, stack, shared = compiled_usage("step", name, constants, arch, tmp_path / "cubin")
+    assert stack == 0
     assert shared <= SHARED[arch]
 
 

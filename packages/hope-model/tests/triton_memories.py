@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 
-from hope_model import CMSConfig, LanguageModel, ModelConfig
+from hope_model import CMSConfig, LanguageModel, MemoryConfig, ModelConfig
 from hope_model.ops.cms.fused import _written
 from hope_model.ops.deep_memory import (
     FastWeights,
@@ -247,3 +247,64 @@ def test_others_take_the_torch_form(declined: str, launches: list[str]) -> None:
         state = MemoryState(state, state, state, 0)
     titans_memory(q, k, v, gates, state, rules, origin)
     assert launches == []
+
+
+STEPS = {
+    "hope": {"step_convolution": 1, "step_self_modifying": 1, "step_cms_up": 2, "step_cms_down": 2},
+    "titans": {"step_convolution": 1, "step_titans": 1},
+    "hope_deltanet": {"step_convolution": 1, "step_deltanet": 1, "step_cms_up": 2, "step_cms_down": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype", "bound"),
+    [*((variant, torch.float64, 1e-12) for variant in STEPS), ("titans", torch.float32, 1e-5)],
+)
+def test_decoding_by_kernels_is_the_stream(
+    variant: str, dtype: torch.dtype, bound: float, launches: list[str]
+) -> None:
+    """One token a call over chunks' and segments' ends, two sequences: logits and states of the torch form."""
+    torch.manual_seed(0)
+    memory = MemoryConfig(chunk=4, hidden=16)
+    if dtype == torch.float64:  # numbers that float32 holds exactly, as kernels take them
+        memory = MemoryConfig(chunk=4, hidden=16, activation="relu", eta_max=0.125)
+    levels = CMSConfig(periods=[4, 8], teach_scale=0.5)
+    sizes = {"vocab_size": 64, "dim": 32, "layers": 1, "head_dim": 16, "hidden": 40}
+    model = LanguageModel(ModelConfig(variant=variant, memory=memory, cms=levels, **sizes)).to(dtype)
+    for name, weight in model.named_parameters():
+        if weight.dim() < 3:  # gates and biases that differ between heads
+            weight.data += 0.1 * torch.randn(weight.shape, dtype=dtype) * (name.count("norm") + 1)
+    tokens, forms = torch.randint(64, (2, 10)), []
+    with torch.no_grad():
+        _, first = model(tokens[:, :3])
+        launches.clear()
+        for switch in ("1", "0"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(launch.SWITCH, switch)
+                state, logits = first, []
+                for token in tokens[:, 3:].T:
+                    row, state = model(token[:, None], state)
+                    logits.append(row)
+            forms.append([*logits, *tensors(state.blocks)])
+    assert Counter(launches) == {name: 7 * count for name, count in STEPS[variant].items()}
+    for x, y in zip(*forms, strict=True):
+        assert x.dtype == y.dtype
+        assert (x - y).abs().max() < bound * (1e-3 + y.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("variant", "tokens", "history"),
+    [("titans", 1, True), ("titans", 2, False), ("hope_paper", 1, False), ("hope_attention", 1, False)],
+)
+def test_other_calls_are_not_by_steps(
+    variant: str, tokens: int, launches: list[str], *, history: bool
+) -> None:
+    """Those of a training or a prompt, of other rules, of levels side by side."""
+    torch.manual_seed(0)
+    cms = CMSConfig(wiring="independent")
+    model = LanguageModel(
+        ModelConfig(variant=variant, vocab_size=64, dim=32, layers=1, head_dim=16, conv=1, cms=cms)
+    )
+    with torch.set_grad_enabled(history):
+        model(torch.zeros(1, tokens, dtype=torch.int64))
+    assert not [name for name in launches if name.startswith("step_")]

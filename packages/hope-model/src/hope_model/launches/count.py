@@ -104,9 +104,12 @@ def training(network: LanguageModel, work: dict[str, Any]) -> tuple[int, int]:
 
 
 def decoding(network: LanguageModel) -> int:
-    """Of a token inside a memory's chunk and a segment, as most are: the third of a stream."""
+    """Of a token inside a memory's chunk and a segment, as most are: the third of a stream.
+
+    Not in inference mode, where an operator that may return its input (a cast, a copy) is not seen.
+    """
     state, token, count = None, torch.zeros(1, 1, dtype=torch.int64, device="cuda"), 0
-    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         for _ in range(3):
             with Launches() as seen:
                 _, state = network(token, state)

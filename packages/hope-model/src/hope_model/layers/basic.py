@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hope_model.layers.recording import Linear
+from hope_model.ops import one_token
 from hope_model.ops.activations import l2norm
 from hope_model.ops.deep_memory.written_parts import normalise, normalise_back
 from hope_model.ops.native.convolution import convolution, convolution_applies
@@ -146,6 +147,8 @@ class CausalConv(nn.Module):
 
     def forward(self, x_BTD: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over j of weight_j * x_{t-width+1+j}."""
+        if len(self.weight) > 1 and one_token.applies(x_BTD, tail):
+            return one_token.convolution(x_BTD, tail, self.weight)
         tail, weight_WD = tail.to(x_BTD.dtype), _single(self.weight)
         if not self.twice and convolution_applies(x_BTD, tail, weight_WD):
             return convolution(x_BTD, tail, weight_WD)
@@ -202,6 +205,11 @@ class GatedOutput(nn.Module):
             o_BTHd, self.norm.normalized_shape, weight_d.to(o_BTHd.dtype), self.norm.eps
         ).flatten(-2)
         return self._out(_SILU_PRODUCT(o_BTD.to(x_BTD.dtype), gate_BTD))
+
+    def by(self, read: Callable[[Tensor, Tensor], tuple[Tensor, Any]], x_BTD: Tensor) -> tuple[Tensor, Any]:
+        """The same of a read that norms and gates itself: from gates and the norm's weight to [B, T, D] and a state."""
+        y_BTD, state = read(self.gate(x_BTD), self.norm.weight)
+        return self._out(y_BTD), state
 
     def _out(self, y_BTD: Tensor) -> Tensor:
         projected: Tensor = self.out(y_BTD)

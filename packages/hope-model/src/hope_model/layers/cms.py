@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hope_model.config import CMSConfig, ModelConfig
+from hope_model.layers.recording import is_recording
+from hope_model.ops import one_token
 from hope_model.ops.cms import LevelWeights, cms_bounded, cms_delta_rule, cms_gradient, cms_level, cms_written
 from hope_model.ops.cms.fused import LevelRun, levels_read
 from hope_model.precision import full_precision
@@ -72,16 +74,24 @@ class CMS(nn.Module):
         """The levels' output, without the residual; with `teach` the inputs are kept until their signal is known."""
         if isinstance(state, CMSRun):
             return (state.whole if torch.is_grad_enabled() else state.read)(x_BTD), state
+        if self.mix_LH is None and not is_recording() and one_token.applies(x_BTD):
+            chain = [(self._theta(n), old.delta) for n, old in enumerate(state)]
+            y, given = one_token.cms_chain(x_BTD, chain)
+            return y, tuple(map(self._kept, state, given)) if teach else state
         u = x_BTD
         states = []
         for n, old in enumerate(state):
             inputs = u if self.mix_LH is None else x_BTD
-            if teach:
-                kept = inputs if self.config.second_order else inputs.detach()
-                old = old._replace(waiting=kept if old.waiting is None else torch.cat((old.waiting, kept), 1))
-            states.append(old)
+            states.append(self._kept(old, inputs) if teach else old)
             u = u + self._mixed(n, cms_level(inputs, self._theta(n), old.delta, ACTIVATION))
         return u - x_BTD, tuple(states)
+
+    def _kept(self, level: LevelState, inputs: Tensor) -> LevelState:
+        """These inputs wait for their signal too."""
+        kept = inputs if self.config.second_order else inputs.detach()
+        if level.waiting is not None:
+            kept = torch.cat((level.waiting, kept), 1)
+        return level._replace(waiting=kept)
 
     def _mixed(self, n: int, y_BTD: Tensor) -> Tensor:
         if self.mix_LH is None:

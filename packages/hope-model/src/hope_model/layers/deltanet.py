@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import RetentionGate
-from hope_model.layers.recording import remembered
+from hope_model.layers.recording import is_recording, remembered
+from hope_model.ops import one_token
 from hope_model.ops.gated_delta import gated_delta
 from hope_model.precision import full_precision, half_products
 
@@ -47,6 +48,9 @@ class GatedDeltaNet(nn.Module):
         """Read and write; with `write=False` only read. The rule is the same at any `chunk`."""
         del chunk
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
+        if write and self._by_token(x_BTD, state.S_BHdd):
+            y, S = self.output.by(partial(self._token, x_BTD, qkv, state.S_BHdd), x_BTD)
+            return y, DeltaState(S, tail)
         log_a, beta, half = self.retention(x_BTD), self.beta(x_BTD), half_products(x_BTD)
         with full_precision(x_BTD) as cast:
             q, k, v = split_heads(qkv, self.heads, parts=3, unit=2, silu=True, twice=self.twice)
@@ -57,6 +61,17 @@ class GatedDeltaNet(nn.Module):
             rule = partial(self._rule, half)
             o, S = remembered(self, rule, (q, k, v, log_a, strength), tuple, state.S_BHdd)
         return self.output(o, x_BTD), DeltaState(S, tail)
+
+    def _by_token(self, x_BTD: Tensor, S_BHdd: Tensor) -> bool:
+        """Whether the kernel of one token applies."""
+        known = self.head_dim in one_token.WIDTHS and S_BHdd.dtype in one_token.STATES and not is_recording()
+        return known and one_token.applies(x_BTD, S_BHdd)
+
+    def _token(
+        self, x: Tensor, qkv: Tensor, S_BHdd: Tensor, gate: Tensor, norm: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        retention = self.retention
+        return one_token.deltanet(qkv, retention.project(x), retention.bias, self.beta(x), gate, norm, S_BHdd)
 
     def _rule(
         self, half: bool, tokens: tuple[Tensor, ...], shared: tuple[()], S_BHdd: Tensor

@@ -185,6 +185,11 @@ def recording(tape: Tape | None) -> Iterator[None]:
         _TAPES.pop()
 
 
+def is_recording() -> bool:
+    """Whether a tape keeps what layers compute."""
+    return bool(_TAPES)
+
+
 class Linear(nn.Linear):
     """A matrix whose products can be kept."""
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import retention_bias
-from hope_model.layers.recording import remembered
+from hope_model.layers.recording import is_recording, remembered
 from hope_model.layers.titans import MemoryWeights, TitansState, memory_rules, rules_of_call, unwritten
+from hope_model.ops import one_token
 from hope_model.ops.deep_memory import (
     BANK,
     FastWeights,
@@ -72,6 +73,10 @@ class SelfModifyingTitans(nn.Module):
         x_half = for_products(x_BTD)
         q, rules = self.query(x_half), rules_of_call(self.rules, chunk, x_BTD)
         raw = None if self.strengths is None else self.strengths(x_half)
+        if write and raw is not None and self._by_token(x_BTD, rules, state.memory):
+            by = partial(self._token, x_BTD, q, raw, rules, state.memory)
+            y, memory = self.output.by(by, x_half)
+            return y, TitansState(memory, tail)
         with full_precision(x_BTD) as cast:
             units = ((x_BTD, int(rules.unit_values)), (q, 1))
             x, q = (split_heads(part, self.heads, unit=n, twice=rules.twice)[0] for part, n in units)
@@ -83,6 +88,23 @@ class SelfModifyingTitans(nn.Module):
             shared, rule = partial(self._shared, cast, len(x)), partial(self._rule, rules)
             o, memory = remembered(self, rule, (x, q, *strengths), shared, state.memory)
         return self.output(o, x_BTD, x_half), TitansState(memory, tail)
+
+    def _by_token(self, x_BTD: Tensor, rules: Rules, memory: MemoryState) -> bool:
+        """Whether the kernel of one token applies."""
+        if self.output_share_H4 is None or self.erase or self.momentum or is_recording():
+            return False
+        origin = self.decay_to == "initial"
+        return rules.unit_values and one_token.memory_applies(x_BTD, rules, memory, origin=origin)
+
+    def _token(
+        self, x: Tensor, q: Tensor, raw: Tensor, rules: Rules, memory: MemoryState, gate: Tensor, norm: Tensor
+    ) -> tuple[Tensor, MemoryState]:
+        assert self.eta_scale_HR is not None  # noqa: S101
+        assert self.output_share_H4 is not None  # noqa: S101
+        eta = (self.eta_Hd, self.eta_bias_H, self.eta_scale_HR)
+        alpha = (self.alpha_Hd, self.alpha_bias_H, self.output_share_H4)
+        first = FastWeights(self.memory.W2_HRmd, self.memory.W1_HRdm)
+        return one_token.self_modifying(x, q, raw, gate, (*eta, *alpha), norm, memory, first, rules)
 
     def _rule(
         self,

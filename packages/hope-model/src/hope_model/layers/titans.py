@@ -4,6 +4,7 @@ Letters: B sequences, T tokens, D width, H heads, d head width, m hidden width.
 """
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from hope_model.config import ModelConfig
 from hope_model.layers.basic import CausalConv, GatedOutput, linear, split_heads
 from hope_model.layers.gates import RetentionGate
+from hope_model.layers.recording import is_recording
 from hope_model.observe import note
+from hope_model.ops import one_token
 from hope_model.ops.deep_memory import FastWeights, Gates, MemoryState, Rules, read_memory, titans_memory
 from hope_model.precision import full_precision, half_products
 from hope_model.tree import tree_map
@@ -119,8 +122,11 @@ class Titans(nn.Module):
     ) -> tuple[Tensor, TitansState]:
         """Read and write; with `write=False` only read. `chunk`: another length than the configuration's."""
         qkv, tail = self.conv(self.qkv(x_BTD), state.tail)
-        log_a, raw = self.retention(x_BTD), self.gates(x_BTD)
         rules = rules_of_call(self.rules, chunk, x_BTD)
+        if write and self._by_token(x_BTD, rules, state.memory):
+            y, memory = self.output.by(partial(self._token, x_BTD, qkv, rules, state.memory), x_BTD)
+            return y, TitansState(memory, tail)
+        log_a, raw = self.retention(x_BTD), self.gates(x_BTD)
         with full_precision(x_BTD) as cast:
             unit = 3 if rules.unit_values else 2
             q, k, v = split_heads(qkv, self.heads, parts=3, unit=unit, silu=True, twice=self.rules.twice)
@@ -130,6 +136,20 @@ class Titans(nn.Module):
             origin = self.memory.first() if self.decay_to == "initial" else None
             o, memory = titans_memory(q, k, v, gates, state.memory, rules, origin)
         return self.output(o, x_BTD), TitansState(memory, tail)
+
+    def _by_token(self, x_BTD: Tensor, rules: Rules, memory: MemoryState) -> bool:
+        """Whether the kernel of one token applies."""
+        if not self.momentum or self.erase or is_recording():
+            return False
+        return one_token.memory_applies(x_BTD, rules, memory, origin=self.decay_to == "initial")
+
+    def _token(
+        self, x: Tensor, qkv: Tensor, rules: Rules, memory: MemoryState, gate: Tensor, norm: Tensor
+    ) -> tuple[Tensor, MemoryState]:
+        retention, first = self.retention, FastWeights(self.memory.W2_HRmd, self.memory.W1_HRdm)
+        return one_token.titans(
+            qkv, retention.project(x), retention.bias, self.gates(x), gate, norm, memory, first, rules
+        )
 
     def _gates(self, log_a: Tensor, raw: Tensor) -> Gates:
         eta, output, theta, *erasing = torch.split(raw.transpose(1, 2), self.heads, 1)

@@ -40,7 +40,8 @@ def _launch(
     constants: list[int],
     how: str,
 ) -> None:
-    module = "cms" if function.startswith("cms_") else function
+    family = function.split("_", maxsplit=1)[0]
+    module = family if family in ("cms", "step") else function
     kernel = getattr(import_module(f"hope_model.ops.triton.jit.{module}"), function)
     N, *rest = whole
     options = dict(zip(names, constants, strict=True)) | {"P": how} | OPTIONS
