@@ -49,7 +49,7 @@ def test_page_holds_the_text_and_the_bits_of_both_readings(
         with torch.no_grad():
             logp = model(ids[:, :-1], model.initial(1, settings))[0][0, :, : inner.vocab_size].log_softmax(-1)
         bits = -float(logp.gather(1, ids[0, 1:, None]).double().sum()) / np.log(2)
-        row = re.search(rf"<td>{label}</td><td>([\d.]+)</td>", page)
+        row = re.search(rf'<th scope="row">{label}</th><td>([\d.]+)</td>', page)
         assert row is not None
         assert float(row[1]) == pytest.approx(bits / len(text.encode()), abs=6e-4)
 
@@ -72,7 +72,7 @@ def test_an_attached_memory_stands_beside_the_plain_model(
     assert capsys.readouterr().out == f"{out}\n"
     page = out.read_text()
     assert "bits saved so far by writing: +0 in all" in page or "writing: -0 in all" in page
-    rows = re.findall(r"<td>(?:with writes|without)</td><td>([\d.]+)</td>", page)
+    rows = re.findall(r"<th scope=.row.>(?:with writes|without)</th><td>([\d.]+)</td>", page)
     assert rows[0] == rows[1]
 
 

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 
 from hope_eval import results as schema
 from hope_eval.cli import main
+from hope_eval.report.looks import contrast, ink
+from hope_eval.report.surprise import BALANCE, HEAT
 from hope_eval.results import Items, PairedDifference, TaskResult
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
@@ -35,10 +38,26 @@ PROBE_END = """<script>addEventListener("load", () => {
   const pictures = [...document.querySelectorAll("svg")].map((s) => s.getAttribute("role") === "img"
     && s.getAttribute("aria-label").length > 20 && s.querySelectorAll("title").length
     && s.getBoundingClientRect().width);
+  const channel = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = (rgb) => { const [r, g, b] = rgb.map((c) => channel(c / 255));
+    return 0.05 + 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const rgba = (text) => text.match(/[\\d.]+/g).map(Number);
+  const paper = (node) => { for (; node; node = node.parentElement) {
+    const found = rgba(getComputedStyle(node).backgroundColor);
+    if (found.length < 4 || found[3] === 1) return found.slice(0, 3); }
+    return [255, 255, 255]; };
+  const texts = [...document.querySelectorAll("body *")].filter((node) => !node.closest("svg, script")
+    && [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()));
+  const contrasts = texts.map((node) => { const a = light(rgba(getComputedStyle(node).color).slice(0, 3)),
+    b = light(paper(node)); return Math.max(a, b) / Math.min(a, b); });
+  const legends = [...document.querySelectorAll('svg [id*="legend"]')].map((g) => g.getBoundingClientRect().right);
+  const heads = [...document.querySelectorAll("th")].every((head) => ["col", "row"].includes(head.scope));
+  const scrolling = [...document.querySelectorAll(".wide")].every((node) => node.tabIndex === 0);
   const fits = document.documentElement.scrollWidth <= innerWidth;
   const fetched = performance.getEntriesByType("resource").map((e) => e.name).filter((n) => !n.startsWith("data:"));
   const out = document.createElement("pre"); out.id = "outcome";
-  out.textContent = JSON.stringify({ up, down, shown, pictures, fits, fetched, problems });
+  out.textContent = JSON.stringify({ up, down, shown, pictures, fits, fetched, problems,
+    contrasts, legends, heads, scrolling, lang: document.documentElement.lang });
   document.body.append(out); });</script>"""
 
 
@@ -154,6 +173,17 @@ def test_studies_and_texts_have_pages_that_the_report_links(
     assert "<img" not in pages["pages/study-parity.html"]
 
 
+def test_text_can_be_read_on_every_colour() -> None:
+    assert contrast("w", "k") == pytest.approx(21.0)
+    assert contrast("#777777", "#ffffff") == pytest.approx(
+        4.48, abs=0.01
+    )  # WCAG's own example of just too little
+    cells = [mpl.colormaps["viridis"](n / 255) for n in range(256)]
+    assert min(contrast(ink(cell), cell) for cell in cells) >= 4.5
+    assert min(contrast("#1b1b1b", paper) for paper in (*HEAT, *BALANCE)) >= 4.5
+    assert contrast("#0b57a4", "#ffffff") >= 4.5
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 def test_page_works_in_a_browser(page: Path, tmp_path: Path) -> None:
     text = (
@@ -183,6 +213,13 @@ def test_page_works_in_a_browser(page: Path, tmp_path: Path) -> None:
     assert outcome["fetched"] == []
     assert len(outcome["pictures"]) == 6
     assert all(outcome["pictures"])  # as wide as they should be, with an alternative text and values to hover
+    assert len(outcome["contrasts"]) > 100
+    assert min(outcome["contrasts"]) >= 4.5  # WCAG 2.2, AA
+    assert outcome["heads"]
+    assert outcome["scrolling"]  # by keyboard, too
+    assert outcome["lang"] == "en"
+    assert outcome["legends"]
+    assert max(outcome["legends"]) <= 390
     assert outcome["fits"]  # what is wider than a phone scrolls by itself
     assert len(outcome["up"]) > 20
     assert outcome["up"] == sorted(outcome["up"])

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from hope_eval.report.looks import WIDTH, Looks, tip
+from hope_eval.report.looks import LEGEND, WIDTH, Looks, tip
 from hope_eval.report.seeds import Seeds, interval
 from hope_eval.report.select import Named, plain
 from hope_eval.report.tables import table
@@ -103,7 +103,7 @@ def summary(shown: Sequence[Row]) -> str:
                 row.title,
                 f"{row.parameters / 1e6:.2f} M",
                 *(bits(row, column) for column in QUALITY),
-                cost(row.flops and row.flops / 1e12, ",.1f"),
+                cost(row.flops and row.flops / 1e12, ",.1f" if row.flops and row.flops >= 1e12 else ".2g"),
                 cost(row.seconds, ",.0f"),
                 cost(row.ms, ".2f"),
             ]
@@ -146,7 +146,7 @@ def cost(shown: Sequence[Row]) -> Figure | None:
     figure.axes[0].set_ylabel("bits per byte, 95 % interval")
     figure.suptitle("Cost against quality: lower and further left is better", x=0.01, ha="left", fontsize=12)
     handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3)
+    figure.legend(handles, names, **LEGEND)
     return figure
 
 
@@ -183,7 +183,7 @@ def differences(first: str, compared: Compared) -> Figure | None:
         _forest(axes, points, labels, look, named)
         axes.set_title(title, fontsize=11)
     figure.suptitle(f"{first} minus each other run, 95 % intervals", x=0.01, ha="left", fontsize=12)
-    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3)
+    figure.legend(list(named.values()), list(named), **LEGEND)
     return figure
 
 

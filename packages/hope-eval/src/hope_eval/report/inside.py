@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
+from hope_eval.report.looks import LEGEND
 from hope_eval.report.training import Curve
 
 # Title, and whether its axis is logarithmic; a panel shows every key of the log that begins with the name.
@@ -41,7 +42,7 @@ def inside(curves: Sequence[Curve], look: Mapping[str, tuple[str, str]]) -> Figu
     for axes in panels[-COLUMNS:]:
         axes.set_xlabel("million tokens")
         axes.locator_params(axis="x", nbins=5)
-    figure.legend(list(labels.values()), list(labels), loc="outside lower center", ncols=4)
+    figure.legend(list(labels.values()), list(labels), **LEGEND)
     return figure
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.colors
 from matplotlib.figure import Figure
 
 from hope_data.publishing import write_atomic
@@ -39,6 +40,8 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hope",
 }
+# On a phone only the left of a picture is seen without scrolling.
+LEGEND: dict[str, Any] = {"loc": "outside lower left", "ncols": 2}
 WIDTH, DPI = 9.0, 110
 _TIP = "tip:"
 
@@ -76,6 +79,22 @@ class Looks:
         colour, marker = self._models[model]
         fill = FILLS[(self.adaptations.index(adaptation) + 1) % len(FILLS)] if adaptation else "full"
         return {"color": colour, "marker": marker, "fillstyle": fill, "markerfacecoloralt": "white"}
+
+
+def contrast(a: Any, b: Any) -> float:
+    """Return how much two colours differ in lightness, 1 to 21 (WCAG 2.2, "contrast ratio"); text needs 4.5."""
+    light = sorted(0.05 + _luminance(mpl.colors.to_rgb(colour)) for colour in (a, b))
+    return light[1] / light[0]
+
+
+def _luminance(rgb: Iterable[float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def ink(paper: Any) -> str:
+    """Return black or white, whichever is read more easily on a colour; of the two one always has 4.5."""
+    return max("wk", key=lambda colour: contrast(colour, paper))
 
 
 def tip(artist: Any, text: str) -> None:

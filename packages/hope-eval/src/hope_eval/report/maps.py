@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hope_eval.escape import printable
-from hope_eval.report.looks import STYLE, WIDTH, Looks, save, tip
+from hope_eval.report.looks import LEGEND, STYLE, WIDTH, Looks, ink, save, tip
 from hope_eval.report.select import Named
 from hope_eval.report.suites import base
 from hope_eval.results import TaskResult
@@ -129,7 +129,7 @@ def positions(named: Named) -> Figure:
         xlabel="tokens read before",
         ylabel="nats/token",
     )
-    axes.legend()
+    figure.legend(**LEGEND)
     return figure
 
 
@@ -143,16 +143,13 @@ def _map(
     title: str = "",
 ) -> None:
     values = np.array(cells)
-    axes.imshow(values, aspect="auto", cmap=colours, vmin=bounds[0], vmax=bounds[1])
+    image = axes.imshow(values, aspect="auto", cmap=colours, vmin=bounds[0], vmax=bounds[1])
     axes.grid(visible=False)
     axes.set_xticks(range(len(across)), across)
     axes.set_yticks(range(len(down)), down)
-    middle = (bounds[0] + bounds[1]) / 2
     for i, j in np.ndindex(values.shape):
-        dark = (values[i, j] < middle) != colours.endswith("_r")
-        text = axes.text(
-            j, i, f"{values[i, j]:.2f}", ha="center", va="center", color="w" if dark else "k", fontsize=9
-        )
+        colour = ink(image.to_rgba(values[i, j])[:3])
+        text = axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=9)
         tip(text, f"{title}: {down[i]}, {across[j]}: {values[i, j]:.3f}")
 
 

@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hope_eval.report import glance
 from hope_eval.report.inside import inside
-from hope_eval.report.looks import STYLE, WIDTH, looks, save, tip
+from hope_eval.report.looks import LEGEND, STYLE, WIDTH, looks, save, tip
 from hope_eval.report.training import Curve
 from hope_eval.report.verdicts import Compared
 
@@ -62,7 +62,7 @@ def loss(curves: Sequence[Curve], look: Mapping[str, tuple[str, str]]) -> Figure
     left.set_title("Loss by tokens (lower is better; axis cut)")
     right.set_title("Loss by time")
     left.plot([], [], "o", color="#666666", label="validation")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    figure.legend(*left.get_legend_handles_labels(), **LEGEND)
     return figure
 
 

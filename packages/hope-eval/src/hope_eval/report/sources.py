@@ -7,7 +7,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from hope_eval.report.looks import STYLE, WIDTH, Looks, save, tip
+from hope_eval.report.looks import LEGEND, STYLE, WIDTH, Looks, save, tip
 from hope_eval.report.select import Done, Named, plain
 from hope_eval.report.suites import base
 from hope_eval.report.tables import table
@@ -109,7 +109,7 @@ def _lines(panels: dict[str, Done], note: str) -> Figure:
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     handles, names = figure.axes[0].get_legend_handles_labels()
     named = dict(zip(names, handles, strict=True))
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4)
+    figure.legend(named.values(), named.keys(), **LEGEND)
     return figure
 
 

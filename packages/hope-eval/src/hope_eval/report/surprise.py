@@ -57,12 +57,13 @@ label { margin-right: 1.2rem; }
 </style>
 </head>
 <body>
+<main>
 <h1>What the memory learned while it read</h1>
 <p>{{ model }} on {{ name }}: {{ count }} tokens. {{ compared }} Hover a token for its bits. Lower is better.</p>
 <table>
-<tr><th></th><th>bits per byte</th><th>first half</th><th>second half</th></tr>
+<tr><td></td><th scope="col">bits per byte</th><th scope="col">first half</th><th scope="col">second half</th></tr>
 {% for label, numbers in summary %}
-<tr><td>{{ label }}</td>{% for x in numbers %}<td>{{ "%.3f" | format(x) }}</td>{% endfor %}</tr>
+<tr><th scope="row">{{ label }}</th>{% for x in numbers %}<td>{{ "%.3f" | format(x) }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
 <svg viewBox="0 0 640 190" role="img" aria-label="Bits saved so far, {{ "%.0f" | format(total) }} at the end">
@@ -86,6 +87,7 @@ label { margin-right: 1.2rem; }
 <div class="text">{% for text, classes, title in tokens -%}
 <span class="{{ classes }}" title="{{ title }}">{{ text }}</span>
 {%- endfor %}</div>
+</main>
 </body>
 </html>
 """

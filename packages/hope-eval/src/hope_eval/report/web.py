@@ -36,22 +36,23 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem
 h1, h2 { line-height: 1.2; margin-top: 2.2rem; }
 img { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
-.wide svg { width: 100%; min-width: 40rem; height: auto; }
+.wide svg { width: 100%; min-width: 36rem; height: auto; }
 a { color: #0b57a4; }
 ul.pages { columns: 14rem; padding-left: 1.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; margin: 1rem 0; }
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
-tbody td:first-child { position: sticky; left: 0; background: #fff; }
+tbody th { position: sticky; left: 0; background: #fff; font-weight: normal; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid #0072b2; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 tbody tr:hover { background: #f3f6f9; }
-@media (max-width: 40rem) { tbody td:first-child { white-space: normal; min-width: 7rem; } }
+@media (max-width: 40rem) { tbody th { white-space: normal; min-width: 7rem; } }
 input { font: inherit; padding: 0.3rem 0.6rem; width: 20rem; max-width: 100%; }
 </style>
 </head>
 <body>
+<main>
 {% if back %}
 <p><a href="{{ back }}">Results</a></p>
 {% endif %}
@@ -106,6 +107,7 @@ filter.addEventListener("input", () => {
 });
 </script>
 {% endif %}
+</main>
 </body>
 </html>
 """
@@ -178,13 +180,15 @@ def _drawn(body: str, images: dict[str, Path]) -> str:
             return f'<img src="data:image/png;base64,{data}" alt="{found[2]}" />'
         head, rest = vector.read_text().split(">", 1)
         head = re.sub(r' (width|height)="[^"]*"', "", head)
-        return f'<div class="wide">{head} role="img" aria-label="{found[2]}">{rest}</div>'
+        return f'<div class="wide" tabindex="0">{head} role="img" aria-label="{found[2]}">{rest}</div>'
 
     return re.sub(r'<img src="([^"]+)" alt="([^"]*)" />', drawn, body)
 
 
 def _wide(text: str) -> str:
-    """Have tables scroll where a screen is narrow."""
+    """Have tables scroll where a screen is narrow, and heads say what they are heads of."""
+    text = text.replace("<th", '<th scope="col"').replace('<th scope="col"ead', "<thead")
+    text = re.sub(r"<tr>\n<td(.*?)</td>", r'<tr>\n<th scope="row"\1</th>', text)
     return text.replace("<table>", '<div class="wide" tabindex="0"><table>').replace(
         "</table>", "</table></div>"
     )

@@ -74,6 +74,8 @@ class HeldOut(Task):
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
         context = self.context(loaded, scorer)
+        for name in CHECKS.keys() & set(self.tasks):  # before the first of them takes minutes
+            CHECKS[name](context)
         return [result for name in self.tasks for result in TASKS[name](context)]
 
     def load(self, checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
@@ -86,9 +88,6 @@ class HeldOut(Task):
         for folder in self._folders(loaded):
             for name in self.splits:
                 Split.open(folder, name, inner)
-        context = self.context(loaded, Scorer(loaded.model))
-        for name in CHECKS.keys() & set(self.tasks):  # before the first of them takes minutes
-            CHECKS[name](context)
         return loaded
 
     def refuse(self, memorize: Memorize) -> None:
