@@ -14,7 +14,7 @@ from hope_data.files import check_name, dump_sealed, sha256_bytes, sha256_file
 from hope_data.manifest import check_scale, load_manifest
 from hope_data.progress import track
 from hope_data.repair import valid
-from hope_data.source_files import Found
+from hope_data.source_files import FileList
 from hope_data.work import Work, open_work
 
 # Text per part: what is fetched again after an interruption, and what one process filters at a time.
@@ -35,8 +35,8 @@ def _limited(rows: Iterator[Document], limits: Limits, n: int, size: int) -> Ite
 class _Run:
     """One acquisition: parts that are finished, then the rest."""
 
-    def __init__(self, name: str, manifest: Manifest, limits: Limits, work: Work, found: Found):
-        self.name, self.manifest, self.limits, self.work, self.found = name, manifest, limits, work, found
+    def __init__(self, name: str, manifest: Manifest, limits: Limits, work: Work, listed: FileList):
+        self.name, self.manifest, self.limits, self.work, self.listed = name, manifest, limits, work, listed
         self.done: list[dict[str, Any]] = []
         for i in count():
             part = work.result("part", i, check=True)
@@ -51,7 +51,7 @@ class _Run:
         """Fetch what is missing, sealing each part with the place where the source then stood."""
         if self.done and self.done[-1]["last"]:
             return
-        source = sources.Source(self.manifest, self.done[-1]["state"] if self.done else None, self.found)
+        source = sources.Source(self.manifest, self.done[-1]["state"] if self.done else None, self.listed)
         left = max(0, self.limits.bytes - self.total("bytes"))
         limited = _limited(source, self.limits, self.total("documents"), self.total("bytes"))
         rows = track(limited, left, f"acquire {self.name}")
@@ -113,11 +113,11 @@ def acquire(manifest_path: Path, scale: str, out: Path) -> dict[str, Any]:
     name = check_name("corpus", manifest_path.stem)
     check_kind(out, "raw")
     limits = manifest.at(check_scale(manifest_path, manifest, scale))
-    found = sources.files_of(manifest)
-    hashes = _source_hashes(manifest, found)
+    listed = sources.files_of(manifest)
+    hashes = _source_hashes(manifest, listed)
     job = {"step": "acquire 3", "manifest": manifest.to_dict(), "scale": scale, "sources": hashes}
     with open_work(out, PROVENANCE, job) as work:
-        run = _Run(name, manifest, limits, work, found)
+        run = _Run(name, manifest, limits, work, listed)
         run.fetch()
         files = {name: sha for part in run.done for name, sha in part["hashes"].items()}
         record = {
@@ -161,9 +161,9 @@ def remarks(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _source_hashes(manifest: Manifest, found: Found) -> dict[str, str]:
+def _source_hashes(manifest: Manifest, listed: FileList) -> dict[str, str]:
     if manifest.kind == "hf" and (folder := Path(manifest.hub.path).expanduser()).is_dir():
         return {
             p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()
         }
-    return {name: sha256_file(path) for path, name in found.files}
+    return {name: sha256_file(path) for path, name in listed.files}

@@ -32,12 +32,12 @@ _SIMILARITY, _EDITED = 0.65, 0.05
 
 def _seconds(work: Callable[[], Any], repeats: int) -> float:
     """Median wall-clock time of some calls."""
-    found = []
+    times = []
     for _ in range(repeats):
         began = time.perf_counter()
         work()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
 def _texts(clean: Path) -> list[str]:
@@ -182,17 +182,17 @@ def near_duplicates(texts: list[str], count: int, folder: Path, repeats: int, se
         return {"recall": recall, "recall_se": (recall * (1 - recall) / copies) ** 0.5,
                 "false": sum(i < distinct for i in dropped)}  # fmt: skip
 
-    found = {"ours": score(ours()), "distinct": distinct, "planted": copies}
+    record = {"ours": score(ours()), "distinct": distinct, "planted": copies}
     seconds = _seconds(ours, repeats)
-    found["documents_per_s"] = len(every) / seconds
+    record["documents_per_s"] = len(every) / seconds
     try:
         theirs: set[int] = set()
         reference = _seconds(lambda: theirs.update(_datatrove_dedup(every, folder)), 1)
-        found |= {"datatrove": score(theirs), "datatrove_documents_per_s": len(every) / reference,
+        record |= {"datatrove": score(theirs), "datatrove_documents_per_s": len(every) / reference,
                   "ratio": reference / seconds}  # fmt: skip
     except InputError:
-        found["datatrove"] = None
-    return found
+        record["datatrove"] = None
+    return record
 
 
 def loading(shards: Path, length: int, batch_size: int, repeats: int) -> dict[str, float]:

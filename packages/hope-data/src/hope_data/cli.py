@@ -83,7 +83,7 @@ def _clean_folders(folders: list[Path], names: list[str] | None) -> dict[str, Pa
     """Clean corpora that are given, or lie in the given folders; `names` chooses among them."""
     from hope_data.documents import PROVENANCE
 
-    found: dict[str, Path] = {}
+    corpora: dict[str, Path] = {}
     for folder in folders:
         inner = (
             [folder]
@@ -93,11 +93,11 @@ def _clean_folders(folders: list[Path], names: list[str] | None) -> dict[str, Pa
         if not inner:
             raise InputError(f"{folder}: no clean corpus here; run `hope-data filter` first")
         for path in (path for path in inner if not path.name.startswith(".")):
-            if found.setdefault(path.name, path) != path:
-                raise InputError(f"{path}: is named as {found[path.name]}; give one of them, or rename it")
-    if missing := sorted(set(names or []) - set(found)):
+            if corpora.setdefault(path.name, path) != path:
+                raise InputError(f"{path}: is named as {corpora[path.name]}; give one of them, or rename it")
+    if missing := sorted(set(names or []) - set(corpora)):
         raise InputError(f"{folders[0]}: no clean corpus {', '.join(missing)}; run `hope-data filter` for it")
-    return {name: found[name] for name in sorted(names or found)}
+    return {name: corpora[name] for name in sorted(names or corpora)}
 
 
 def _weights(given: list[str] | None) -> dict[str, float]:

@@ -40,13 +40,13 @@ def find(paths: list[Path]) -> list[tuple[str, Path]]:
     Raises:
         InputError: a path without any.
     """
-    found: list[tuple[str, Path]] = []
+    named: list[tuple[str, Path]] = []
     for root in paths:
         files = _files(root)
         if not files:
             raise InputError(f"{root}: no .jsonl or .txt file of evaluation text (also .gz, .zst) here")
-        found += [(_name(root, path), path) for path in files]
-    return found
+        named += [(_name(root, path), path) for path in files]
+    return named
 
 
 # What a folder without evaluation text means.
@@ -105,11 +105,11 @@ def build(paths: list[Path], folder: Path) -> list[str]:
     Raises:
         InputError: no evaluation text, or a damaged file.
     """
-    found = find(paths)
-    sets = sorted({name for name, _ in found})
+    named = find(paths)
+    sets = sorted({name for name, _ in named})
     vocabulary: dict[str, int] = {}
     rows: list[npt.NDArray[np.uint64]] = []
-    for name, path in found:
+    for name, path in named:
         ids: list[int] = []
         weights: list[Weights] = []
         for text in _texts(path):

@@ -37,12 +37,12 @@ def minhashes(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint16], npt.NDArray
     """
     from rensa import RMinHash  # noqa: PLC0415
 
-    found = [units(text) for text in texts]
-    tokens = RMinHash.hash_token_sets([row for row, _ in found])
-    counts = np.array([weights.sum() // WORD for _, weights in found], np.uint32)
+    pieces = [units(text) for text in texts]
+    tokens = RMinHash.hash_token_sets([row for row, _ in pieces])
+    counts = np.array([weights.sum() // WORD for _, weights in pieces], np.uint32)
     shingles = [
         hashed(np.array(row, np.uint64), *spans(weights, _SHINGLE))
-        for row, (_, weights) in zip(tokens, found, strict=True)
+        for row, (_, weights) in zip(tokens, pieces, strict=True)
     ]
     ends = np.cumsum([0] + [len(row) for row in shingles])
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(

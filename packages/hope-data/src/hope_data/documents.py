@@ -120,8 +120,8 @@ def provenance(folder: Path, kind: str = "") -> dict[str, Any]:
     remedy = "run `hope-data acquire` (raw) or `hope-data filter` (clean) for it"
     record = load_sealed(folder / PROVENANCE, remedy)
     conform(folder / PROVENANCE, record, _FORM, remedy)
-    if kind and kind != (found := _kind(record)):
-        raise InputError(f"{folder}: is a {found} corpus where a {kind} one is needed; {remedy}")
+    if kind and kind != (actual := _kind(record)):
+        raise InputError(f"{folder}: is a {actual} corpus where a {kind} one is needed; {remedy}")
     for name in [*record["files"], *record.get("signatures", ())]:
         plain_name(folder / PROVENANCE, name)
     return record
@@ -135,12 +135,12 @@ def _kind(record: dict[str, Any]) -> str:
 def check_kind(out: Path, kind: str) -> None:
     """Raise InputError if a corpus of the other kind, perhaps the one that is read, stands where `kind` is written."""
     try:
-        found = _kind(provenance(out))
+        existing = _kind(provenance(out))
     except InputError:
         return
-    if found != kind:
+    if existing != kind:
         raise InputError(
-            f"{out}: holds a {found} corpus, which a {kind} one shall not replace; name another --out"
+            f"{out}: holds a {existing} corpus, which a {kind} one shall not replace; name another --out"
         )
 
 

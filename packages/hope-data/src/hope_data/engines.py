@@ -62,8 +62,8 @@ def _uninterrupted() -> Iterator[None]:
     signal from this process, where another thread (a library's) can receive it; holding it back does.
     """
     main = threading.current_thread() is threading.main_thread()  # no other may set handlers, nor gets Ctrl-C
-    came: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
+    interrupts: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number)) if main else None
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -71,7 +71,7 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if main:
             signal.signal(signal.SIGINT, handler)
-    if came:
+    if interrupts:
         signal.raise_signal(signal.SIGINT)
 
 

@@ -24,4 +24,4 @@ def harmless(text: object, keep: str = "") -> str:
         text: of anybody's.
         keep: control characters to leave, such as line ends; without them it is one line.
     """
-    return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], str(text))
+    return _UNSAFE.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], str(text))

@@ -102,10 +102,10 @@ class _Judge:
         # Code may name broken text on purpose.
         passed = sieve.keep(rows if self.code else _repaired(rows, changed))
         writer, signatures = Writer(folder, 0, text), [np.empty(0, dedup.SIGNATURE)]
-        found = [np.empty(0, passages.PASSAGE)]
+        repeated = [np.empty(0, passages.PASSAGE)]
         for batch in documents.batches(passed):
             if size := self.config.passage_lines:
-                found.append(passages.table([row.text for row in batch], size, writer.documents))
+                repeated.append(passages.table([row.text for row in batch], size, writer.documents))
             for row in batch:
                 writer.write(row)
             signatures.append(self._sign(batch))
@@ -114,7 +114,7 @@ class _Judge:
         files = [text, signed]
         if self.config.passage_lines:
             files.append(f"passages-{i:05d}.npy")
-            np.save(folder / files[-1], np.concatenate(found))
+            np.save(folder / files[-1], np.concatenate(repeated))
         return {"files": files, "repaired": changed["documents"], **sieve.record()}
 
     def _sign(self, batch: list[Document]) -> dedup.Signatures:
@@ -191,7 +191,7 @@ class _Keep:
             return {}
         owner = np.load(folder / f"passages-{i:05d}.npy")["document"]
         marks = np.split(np.load(folder / f"again-{i:05d}.npy"), np.searchsorted(owner, np.arange(1, count)))
-        return {k: found for k, found in enumerate(marks) if found.any()}
+        return {k: marked for k, marked in enumerate(marks) if marked.any()}
 
 
 def _merged(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -212,13 +212,13 @@ def _thresholds(path: Path) -> FilterConfig:
 
 
 def _signatures(folder: Path) -> list[Path]:
-    found = documents.provenance(folder).get("signatures")
-    if found is None:
+    names = documents.provenance(folder).get("signatures")
+    if names is None:
         raise InputError(f"{folder}: has no signatures; run `hope-data filter` for it again")
-    for name, promised in found.items():
+    for name, promised in names.items():
         if not (folder / name).is_file() or sha256_file(folder / name) != promised:
             raise InputError(f"{folder / name}: is missing or damaged (sha256 differs); filter it again")
-    return [folder / name for name in found]
+    return [folder / name for name in names]
 
 
 def run(
@@ -290,8 +290,8 @@ def _unlike(work: Work, count: int, others: dict[str, list[Path]], config: Filte
     for name, verdict in zip(names, verdicts, strict=True):
         np.save(work.folder / name, verdict)
     if config.passage_lines:
-        found = [work.folder / f"passages-{i:05d}.npy" for i in range(count)]
-        again = passages.repeated(found, [verdict == 0 for verdict in verdicts])
+        files = [work.folder / f"passages-{i:05d}.npy" for i in range(count)]
+        again = passages.repeated(files, [verdict == 0 for verdict in verdicts])
         for i, marks in enumerate(again):
             np.save(work.folder / f"again-{i:05d}.npy", marks)
     return _Keep(names, reasons, config)

@@ -103,12 +103,12 @@ def _about(top: str) -> dict[str, Any]:
 def _files(root: Path, skip: list[str]) -> list[Path]:
     if root.is_file():
         return [root]
-    found = []
+    paths = []
     for folder, inner, names in os.walk(root):
         inner[:] = [name for name in inner if name not in skip]
-        found += [Path(folder, name) for name in names if name.endswith((".py", ".rst")) and name not in skip]
+        paths += [Path(folder, name) for name in names if name.endswith((".py", ".rst")) and name not in skip]
     # By hash, so that whatever a limit leaves is a fair sample.
-    return sorted(found, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
+    return sorted(paths, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
 
 
 def _from_file(

@@ -70,9 +70,9 @@ class Batch(NamedTuple):
 
 def segments(tokens: npt.NDArray[np.int64], eos_id: int) -> npt.NDArray[np.int32]:
     """Number the documents of each packed row from its end-of-text tokens: [B, T] to [B, T]."""
-    found = np.zeros(tokens.shape, np.int32)
-    np.cumsum(tokens[:, :-1] == eos_id, axis=1, dtype=np.int32, out=found[:, 1:])
-    return found
+    numbers = np.zeros(tokens.shape, np.int32)
+    np.cumsum(tokens[:, :-1] == eos_id, axis=1, dtype=np.int32, out=numbers[:, 1:])
+    return numbers
 
 
 def resets(segments: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:

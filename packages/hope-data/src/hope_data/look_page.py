@@ -78,7 +78,7 @@ def _gather(folder: Path, count: int, width: int) -> dict[str, Any]:
     return {"record": record, "lengths": lengths, "languages": languages, "samples": samples}
 
 
-def _plots(name: str, found: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
+def _plots(name: str, gathered: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     """Draw the histograms; file names with what they show."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415
@@ -91,7 +91,7 @@ def _plots(name: str, found: dict[str, Any], folder: Path) -> list[tuple[str, st
         figure.savefig(folder / f"{name}-{kind}.png", dpi=110, metadata={"Software": None})
         drawn.append((f"{name}-{kind}.png", caption))
 
-    lengths = np.maximum(1, found["lengths"])
+    lengths = np.maximum(1, gathered["lengths"])
     figure = Figure(figsize=(4.2, 2.9), layout="constrained")
     axes = figure.subplots()
     low, high = np.log10(lengths.min()), np.log10(lengths.max())
@@ -102,13 +102,13 @@ def _plots(name: str, found: dict[str, Any], folder: Path) -> list[tuple[str, st
     axes.xaxis.set_minor_formatter(NullFormatter())
     median = f"median {np.median(lengths):,.0f} bytes, longest {lengths.max():,}"
     save(figure, "length", f"{len(lengths):,} documents, {median}")
-    sampled = sum(found["languages"].values())
+    sampled = sum(gathered["languages"].values())
     bars = (
-        ("language", "Language", found["languages"].most_common(8), f"py3langid on {sampled} documents"),
+        ("language", "Language", gathered["languages"].most_common(8), f"py3langid on {sampled} documents"),
         (
             "dropped",
             "Dropped",
-            Counter(found["record"].get("dropped", {})).most_common(10),
+            Counter(gathered["record"].get("dropped", {})).most_common(10),
             "documents by reason",
         ),
     )
@@ -151,8 +151,8 @@ def write(folders: list[Path], out: Path, count: int, width: int) -> Path:
     corpora = []
     with new_folder(out, PAGE) as work:
         for folder in steps(folders, len(folders), "look"):
-            name, found = folder.resolve().name, _gather(folder, count, width)
-            corpora.append((name, found["record"], found["samples"], _plots(name, found, work)))
+            name, gathered = folder.resolve().name, _gather(folder, count, width)
+            corpora.append((name, gathered["record"], gathered["samples"], _plots(name, gathered, work)))
         template = Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
         page = template.render(corpora=corpora)
         (work / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")

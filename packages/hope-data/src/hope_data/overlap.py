@@ -23,16 +23,16 @@ Runs = npt.NDArray[np.uint64]
 
 def runs(split: Split, limit: int = LIMIT) -> tuple[Runs, npt.NDArray[np.int64]]:
     """Distinct sampled runs of the split's first `limit` tokens, hashed and sorted, and how often each occurs."""
-    found: list[Runs] = [np.empty(0, np.uint64)]
+    parts: list[Runs] = [np.empty(0, np.uint64)]
     left = limit
     for shard in split.shards:
         for at in range(0, min(left, len(shard.tokens)), _CHUNK):
             tokens = np.asarray(shard.tokens[at : min(at + _CHUNK + RUN - 1, left)], np.uint32)
-            found.append(_hashed(tokens, split.eos_id))
+            parts.append(_hashed(tokens, split.eos_id))
         left -= len(shard.tokens)
         if left <= 0:
             break
-    return _counted(np.sort(np.concatenate(found)))
+    return _counted(np.sort(np.concatenate(parts)))
 
 
 def _counted(hashes: Runs) -> tuple[Runs, npt.NDArray[np.int64]]:
@@ -82,14 +82,14 @@ def table(splits: dict[str, dict[str, Split]], limit: int = LIMIT) -> dict[str, 
         {"run": 16, "limit", "between": {A: {B: share of A's train runs that B's train has; B = A: share that
         A has more than once}}, "held_out": {A: share of A's val and test runs that any corpus's train has}}.
     """
-    train = {name: runs(found["train"], limit) for name, found in splits.items()}
+    train = {name: runs(opened["train"], limit) for name, opened in splits.items()}
     between: dict[str, dict[str, Any]] = {}
     for name, (own, counts) in train.items():
         between[name] = {other: share(own, theirs) for other, (theirs, _) in train.items() if other != name}
         between[name][name] = share(own, own[counts > 1])
     every = _distinct([own for own, _ in train.values()])
     held_out = {
-        name: share(_distinct([runs(found[s], limit)[0] for s in ("val", "test")]), every)
-        for name, found in splits.items()
+        name: share(_distinct([runs(opened[s], limit)[0] for s in ("val", "test")]), every)
+        for name, opened in splits.items()
     }
     return {"run": RUN, "limit": limit, "between": between, "held_out": held_out}

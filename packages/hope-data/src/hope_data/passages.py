@@ -24,7 +24,7 @@ Passages = npt.NDArray[Any]
 
 def keys(text: str, size: int) -> npt.NDArray[np.uint64]:
     """Hash of every `size` lines in a row, blank ones left out: [lines - size + 1], 0 for the short ones."""
-    rows = [found for line in text.split("\n") if (found := " ".join(line.split()))]
+    rows = [plain for line in text.split("\n") if (plain := " ".join(line.split()))]
     count = len(rows) - size + 1
     if count < 1:
         return np.empty(0, np.uint64)
@@ -40,10 +40,10 @@ def keys(text: str, size: int) -> npt.NDArray[np.uint64]:
 
 def table(texts: Sequence[str], size: int, first: int) -> Passages:
     """Passages of documents at the positions `first`, `first + 1`, …: [N] of PASSAGE."""
-    found = [keys(text, size) for text in texts]
-    rows = np.empty(sum(map(len, found)), PASSAGE)
-    rows["document"] = np.repeat(np.arange(first, first + len(texts)), [len(row) for row in found])
-    rows["key"] = np.concatenate([*found, np.empty(0, np.uint64)])
+    hashes = [keys(text, size) for text in texts]
+    rows = np.empty(sum(map(len, hashes)), PASSAGE)
+    rows["document"] = np.repeat(np.arange(first, first + len(texts)), [len(row) for row in hashes])
+    rows["key"] = np.concatenate([*hashes, np.empty(0, np.uint64)])
     return rows
 
 
@@ -63,9 +63,9 @@ def repeated(parts: Sequence[Path], keep: Sequence[npt.NDArray[np.bool_]]) -> li
     order = np.argsort(key, kind="stable")
     begins = np.flatnonzero(np.concatenate([[True], np.diff(key[order]) != 0])[: len(order)])
     first = document[order[np.repeat(begins, np.diff([*begins, len(order)]))]]
-    found = np.zeros(len(key), bool)
-    found[order] = (key[order] != 0) & (document[order] > first)
-    return np.split(found, np.cumsum([len(row) for row in rows])[:-1])
+    again = np.zeros(len(key), bool)
+    again[order] = (key[order] != 0) & (document[order] > first)
+    return np.split(again, np.cumsum([len(row) for row in rows])[:-1])
 
 
 def cut(text: str, size: int, again: npt.NDArray[np.bool_]) -> str:

@@ -109,5 +109,5 @@ def slurm(todo: Todo, workers: int, options: dict[str, str]) -> None:
 
 
 def _queued(job: str) -> bool:
-    found = subprocess.run(["squeue", "-h", "-j", str(job)], capture_output=True, text=True, check=False)
-    return bool(found.stdout.strip())
+    listing = subprocess.run(["squeue", "-h", "-j", str(job)], capture_output=True, text=True, check=False)
+    return bool(listing.stdout.strip())

@@ -68,10 +68,10 @@ def _stamps(folder: Path, names: Mapping[str, str]) -> dict[str, _Stamp]:
     stamps = {}
     for name in names:
         try:
-            found = (folder / name).stat()
+            status = (folder / name).stat()
         except OSError as error:
             raise InputError(f"{folder / name}: {error.strerror}") from None
-        stamps[name] = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
+        stamps[name] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
     return stamps
 
 
@@ -85,8 +85,8 @@ def _load(folder: Path) -> dict[str, Any]:
     try:
         path = _place(folder)
         for place in (path.parent, path):
-            found = place.lstat()
-            if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            status = place.lstat()
+            if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 return {}
         return load_sealed(path, "")
     except (OSError, RuntimeError, InputError):  # RuntimeError: there is no home

@@ -60,10 +60,10 @@ class _ShardWriter:
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
     """Loaded once for the many parts that a process tokenises; the hash is there to notice another one."""
-    found = Tokenizer.load(folder)
-    if found.sha256 != sha256:
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.sha256 != sha256:
         raise InputError(f"{folder}: changed while it was in use; run `hope-data shard` again")
-    return found
+    return tokenizer
 
 
 @dataclass(frozen=True)

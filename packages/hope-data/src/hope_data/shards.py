@@ -83,10 +83,12 @@ def corpora(folder: Path, names: list[str] | None = None) -> list[Path]:
         return [folder / name for name in names]
     if (folder / INDEX).is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{INDEX}") if not path.parent.name.startswith("."))
-    if not found:
+    folders = sorted(
+        path.parent for path in folder.glob(f"*/{INDEX}") if not path.parent.name.startswith(".")
+    )
+    if not folders:
         raise InputError(f"{folder}: no shards here; run `hope-data shard` first")
-    return found
+    return folders
 
 
 def open_array(path: Path, dtype: npt.DTypeLike) -> np.memmap[Any, np.dtype[Any]]:
@@ -126,13 +128,13 @@ class Tokens:
         """A copy-free view where the slice lies in one shard, else a new array."""
         start, stop, step = where.indices(len(self))
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        found = []
+        parts = []
         for k in range(first, len(self._pieces)):
             at = int(self._starts[k])
             if at >= stop:
                 break
-            found.append(self._pieces[k][max(0, start - at) : stop - at])
-        whole = found[0] if len(found) == 1 else np.concatenate([*found, np.empty(0, self.dtype)])
+            parts.append(self._pieces[k][max(0, start - at) : stop - at])
+        whole = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, self.dtype)])
         return np.asarray(whole[::step])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
@@ -226,9 +228,9 @@ class Split:
         files = [plain_name(folder / INDEX, file) for file in counts["files"]]
         names = sorted(f.removesuffix(".docs.bin") for f in files if f.endswith(".docs.bin"))
         self.shards = [Shard(folder, shard, dtype) for shard in names]
-        found = [sum(len(array) for array in arrays) for arrays in (self._tokens(), self._ends())]
-        if found != [self.n_tokens, self.n_documents]:
-            raise InputError(f"{folder}: {name} holds {found}, not what {INDEX} promises; {REMEDY}")
+        actual = [sum(len(array) for array in arrays) for arrays in (self._tokens(), self._ends())]
+        if actual != [self.n_tokens, self.n_documents]:
+            raise InputError(f"{folder}: {name} holds {actual}, not what {INDEX} promises; {REMEDY}")
         self._starts = np.cumsum([0] + [len(shard.ends) for shard in self.shards])
 
     def _tokens(self) -> list[npt.NDArray[Any]]:

@@ -16,7 +16,7 @@ _SUFFIXES = {
 }
 
 
-class Found(NamedTuple):
+class FileList(NamedTuple):
     """What the paths of a manifest lead to.
 
     Attributes:
@@ -29,7 +29,7 @@ class Found(NamedTuple):
     skipped: Counter[str]
 
 
-def find(patterns: list[str], kind: str) -> Found:
+def find(patterns: list[str], kind: str) -> FileList:
     """Find the files of a manifest.
 
     Args:
@@ -39,16 +39,16 @@ def find(patterns: list[str], kind: str) -> Found:
     Raises:
         InputError: a pattern that finds nothing, or a folder that may not be read.
     """
-    skipped, found = Counter[str](), dict[Path, int]()
+    skipped, depths = Counter[str](), dict[Path, int]()
     for pattern in patterns:
         paths, inside = _expand(pattern, kind, skipped)
         # How many of the last parts of a path are its name.
         for path in paths:
-            found.setdefault(path, len(path.parts) - inside if inside else 1)
-    once = _once(list(found))
-    if again := len(found) - len(once):
+            depths.setdefault(path, len(path.parts) - inside if inside else 1)
+    once = _once(list(depths))
+    if again := len(depths) - len(once):
         skipped["same file by another name"] += again
-    return Found(_named({path: found[path] for path in once}), skipped)
+    return FileList(_named({path: depths[path] for path in once}), skipped)
 
 
 def _expand(pattern: str, kind: str, skipped: Counter[str]) -> tuple[list[Path], int]:

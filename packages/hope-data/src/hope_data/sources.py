@@ -12,7 +12,7 @@ from hope_data.compressed import LONGEST_LINE, check_growth, lines
 from hope_data.config import Manifest
 from hope_data.documents import Document, json_of, text_of, utf8_length
 from hope_data.errors import InputError
-from hope_data.source_files import Found, find
+from hope_data.source_files import FileList, find
 
 _GUTENBERG_START = re.compile(r"\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE)
 _GUTENBERG_END = re.compile(r"(?:\*\*\* ?)?END OF (?:THE |THIS )?PROJECT GUTENBERG", re.IGNORECASE)
@@ -25,7 +25,7 @@ class Source(Iterator[Document]):
     Args:
         manifest: of the corpus.
         state: of an earlier run.
-        found: files of the manifest, if they have been looked for.
+        listed: files of the manifest, if they have been looked for.
 
     Attributes:
         skipped: files left out so far, by reason.
@@ -34,9 +34,11 @@ class Source(Iterator[Document]):
         InputError: a file is missing or damaged, a line is no JSON, a field is missing, no hub in reach.
     """
 
-    def __init__(self, manifest: Manifest, state: dict[str, Any] | None = None, found: Found | None = None):
-        found = found or files_of(manifest)
-        self.skipped = Counter(found.skipped)
+    def __init__(
+        self, manifest: Manifest, state: dict[str, Any] | None = None, listed: FileList | None = None
+    ):
+        listed = listed or files_of(manifest)
+        self.skipped = Counter(listed.skipped)
         self._count = state["documents"] if state else 0
         # A hub's rows are not fetched twice; elsewhere, and between the pieces of a row, reading past them is cheap.
         self._hub: hub.Rows | None = None
@@ -47,7 +49,7 @@ class Source(Iterator[Document]):
             rows: Iterable[Document] = self._hub
             skip = 0 if exact else self._count
         else:
-            rows, skip = _local(manifest, found.files, self.skipped), self._count
+            rows, skip = _local(manifest, listed.files, self.skipped), self._count
         if manifest.chunk_bytes:
             rows = (piece for row in rows for piece in _chunks(row, manifest.chunk_bytes))
         self._rows = islice(rows, skip, None)
@@ -67,9 +69,9 @@ def documents(manifest: Manifest) -> Iterator[Document]:
     return Source(manifest)
 
 
-def files_of(manifest: Manifest) -> Found:
+def files_of(manifest: Manifest) -> FileList:
     """Files that a manifest's documents are read from; none if it names no files of its own."""
-    return find(manifest.files, manifest.kind) if manifest.kind in _READ else Found([], Counter())
+    return find(manifest.files, manifest.kind) if manifest.kind in _READ else FileList([], Counter())
 
 
 def _local(manifest: Manifest, files: list[tuple[Path, str]], skipped: Counter[str]) -> Iterator[Document]:

@@ -257,16 +257,16 @@ def train(
     except _Unfit as error:
         raise _with_remedy(error, vocab_size, learn) from None
     tokenizer = Tokenizer(model)
-    found = {name: coverage(tokenizer, sample.held_out) for name, sample in samples.items()}
+    coverages = {name: coverage(tokenizer, sample.held_out) for name, sample in samples.items()}
     if guard:
-        guard.check(found)
+        guard.check(coverages)
     meta = {
         "sha256": tokenizer.sha256,
         "vocab_size": vocab_size,
         "threads": threads,
         "weights": given,
         "sample_bytes": {n: sum(len(t.encode()) for t in s.train) for n, s in samples.items()},
-        "coverage": found,
+        "coverage": coverages,
         "sentencepiece": sentencepiece.__version__,
     }
     with new_folder(out, META) as folder:

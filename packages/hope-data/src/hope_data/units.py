@@ -77,9 +77,9 @@ def _cut(text: str, within: int) -> tuple[list[str], Weights]:
     first = (alone & ~mark) | (running & ~np.concatenate([[False], running[:-1]]))
     starts, stops = np.flatnonzero(first), np.append(np.flatnonzero(first | ~inside), len(kinds))
     ends = stops[np.searchsorted(stops, starts, "right")]
-    found = [text[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+    pieces = [text[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
     of = kinds[starts]
-    return found, np.where(of & _LETTER, 1, np.where(of & _IDEOGRAPH, 2, WORD))
+    return pieces, np.where(of & _LETTER, 1, np.where(of & _IDEOGRAPH, 2, WORD))
 
 
 def units(text: str) -> tuple[list[str], Weights]:
@@ -136,12 +136,12 @@ def spans(weights: Weights, n_words: int) -> tuple[npt.NDArray[np.int64], npt.ND
 
 def hashed(values: Hashes, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Hashes:
     """Hash of every run of values: [runs]."""
-    found, lengths = values[starts], ends - starts
+    hashes, lengths = values[starts], ends - starts
     shortest = lengths.min(initial=len(values))
     for k in range(1, int(lengths.max(initial=0))):
         if k < shortest:
-            found = found * _MIX[(k - 1) % 2] + values[starts + k]
+            hashes = hashes * _MIX[(k - 1) % 2] + values[starts + k]
         else:
             longer = np.flatnonzero(lengths > k)
-            found[longer] = found[longer] * _MIX[(k - 1) % 2] + values[starts[longer] + k]
-    return found
+            hashes[longer] = hashes[longer] * _MIX[(k - 1) % 2] + values[starts[longer] + k]
+    return hashes

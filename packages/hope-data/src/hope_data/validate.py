@@ -41,20 +41,20 @@ def validate(
         path.name: {name: Split.open(path, name, tokenizer, reread=True) for name in SPLITS}
         for path in steps(folders, len(folders), "validate")
     }
-    found = {name: _check(splits, tokenizer) for name, splits in opened.items()}
+    checked = {name: _check(splits, tokenizer) for name, splits in opened.items()}
     if len(shas := {load_index(path)["tokenizer_sha256"] for path in folders}) > 1:
         raise InputError(
             f"{folder}: corpora were made with {len(shas)} different tokenizers; shard them again"
         )
     total = {
-        key: sum(stats[key] for stats in found.values())
+        key: sum(stats[key] for stats in checked.values())
         for key in ("documents", "tokens", "bytes", "dropped")
     }
-    train = sum(stats["train_tokens"] for stats in found.values())
-    for stats in found.values():
+    train = sum(stats["train_tokens"] for stats in checked.values())
+    for stats in checked.values():
         stats["share"] = stats["train_tokens"] / train
     return {
-        "corpora": found,
+        "corpora": checked,
         "total": {**total, "bytes_per_token": total["bytes"] / total["tokens"]},
         "overlap": overlap.table(opened),
     }

@@ -51,7 +51,7 @@ def cpu_name() -> str:
     try:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
         rows = (line.partition(":")[::2] for line in first.splitlines())
-        told = {key.strip(): value.strip() for key, value in rows}
-        return f"{told['model name']} ({told['cpu family']}/{told['model']})"
+        fields = {key.strip(): value.strip() for key, value in rows}
+        return f"{fields['model name']} ({fields['cpu family']}/{fields['model']})"
     except (OSError, KeyError):
         return platform.processor() or platform.machine()

@@ -139,14 +139,14 @@ def _differences(theirs: Any, ours: dict[str, Any], name: str = "model") -> list
     """Keys of two configurations that differ, with both values."""
     if not isinstance(theirs, dict):
         return [f"{name} {shown(theirs)}"]
-    found: list[str] = []
+    differences: list[str] = []
     for key in {**theirs, **ours}:
         one, other = theirs.get(key), ours.get(key)
         if isinstance(other, dict):
-            found += _differences(one, other, f"{name}.{key}")
+            differences += _differences(one, other, f"{name}.{key}")
         elif one != other:
-            found.append(f"{name}.{str(key)[:40]} {shown(one)} instead of {shown(other)}")
-    return found
+            differences.append(f"{name}.{str(key)[:40]} {shown(one)} instead of {shown(other)}")
+    return differences
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor], kinds: Mapping[str, Any]) -> Any:

@@ -144,8 +144,8 @@ def _optimizer_step(run: Run, name: str, world: World) -> _Clock:
 def _median(timed: Callable[[], _Clock | float], times: int = 7) -> _Clock:
     """Of each of its numbers, the first time left out."""
     timed()
-    found: _Clock = np.median([timed() for _ in range(times)], axis=0)
-    return found
+    medians: _Clock = np.median([timed() for _ in range(times)], axis=0)
+    return medians
 
 
 def _now(world: World) -> _Clock:

@@ -31,11 +31,11 @@ def revision(results: Path | None = None) -> str:
         return done.stdout.strip()
 
     try:
-        top, found = Path(git("rev-parse", "--show-toplevel")), git("rev-parse", "HEAD")
+        top, commit = Path(git("rev-parse", "--show-toplevel")), git("rev-parse", "HEAD")
         where = [":(top)", *(f":(top,exclude){name}" for name in WRITTEN)]
         if results and results.resolve().is_relative_to(top):
             where.append(f":(top,exclude){results.resolve().relative_to(top)}")
-        return found + ("-dirty" if git("diff", "--name-only", "HEAD", "--", *where) else "")
+        return commit + ("-dirty" if git("diff", "--name-only", "HEAD", "--", *where) else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

@@ -17,7 +17,7 @@ from hope_model.errors import InputError
 from hope_model.precision import pick_precision
 from hope_train import files, initial, provenance
 from hope_train.checkpoint import resume, state
-from hope_train.checkpoint.resume import Former
+from hope_train.checkpoint.resume import Existing
 from hope_train.checkpoint.state import Identity, Progress, Saved
 from hope_train.config import TrainConfig, fingerprint
 from hope_train.data import Data, open_data
@@ -91,20 +91,20 @@ def _train(
     folder = out / "checkpoint"
     display = Display(config.run, config.steps, quiet=not world.main)
     with world.agreed():
-        former = _former(config, identity, out, fresh, display, world)
-    if former.saved and former.finished:
-        display.say(f"{config.run}: finished at step {former.saved.progress.step}; nothing to do")
-        return _finish(former.saved.progress.metrics, report, world)
+        existing = _existing(config, identity, out, fresh, display, world)
+    if existing.saved and existing.finished:
+        display.say(f"{config.run}: finished at step {existing.saved.progress.step}; nothing to do")
+        return _finish(existing.saved.progress.metrics, report, world)
 
-    run = build(config, data, world, resuming=former.saved is not None)
+    run = build(config, data, world, resuming=existing.saved is not None)
     progress, flags = Progress(), provenance.flags(config, run.precision, world)
-    if former.saved:
-        progress = _resume(run, former, folder, flags, display)
+    if existing.saved:
+        progress = _resume(run, existing, folder, flags, display)
     meta = _meta(run, identity)
     for line in _headlines(run, progress, meta, flags):
         display.say(line)
     with world.agreed():
-        log, sinks = _open_sinks(run, former, out, progress) if world.main else (None, [])
+        log, sinks = _open_sinks(run, existing, out, progress) if world.main else (None, [])
 
     def save() -> None:
         loader, logged = run.data.loader.state_dict(), log.sha256 if log else ""
@@ -180,26 +180,28 @@ def build(config: TrainConfig, data: Data, world: World, *, resuming: bool = Fal
     )
 
 
-def _former(
+def _existing(
     config: TrainConfig, identity: Identity, out: Path, fresh: bool, display: Display, world: World
-) -> Former:
+) -> Existing:
     """The checkpoint to resume from, if it is this run's."""
     folder = out / "checkpoint"
     if world.main:
         recover_folder(folder)
     world.barrier()
-    former = resume.find(config, identity, folder, fresh_on_mismatch=fresh)
-    if former.replaced:
-        display.say(f"{config.run}: starting afresh: the former run differs in {', '.join(former.replaced)}")
-    if former.saved and world.main:
-        if former.finished:  # nobody else would look at its tensors again
-            state.check_files(folder, former.saved)
-        step = former.saved.progress.step
+    existing = resume.find(config, identity, folder, fresh_on_mismatch=fresh)
+    if existing.replaced:
+        display.say(
+            f"{config.run}: starting afresh: the former run differs in {', '.join(existing.replaced)}"
+        )
+    if existing.saved and world.main:
+        if existing.finished:  # nobody else would look at its tensors again
+            state.check_files(folder, existing.saved)
+        step = existing.saved.progress.step
         if not (out / LOG).exists():
             display.say(f"{out / LOG}: is not there; its rows begin after step {step}")
-        rows(out / LOG, step, former.saved.log)
+        rows(out / LOG, step, existing.saved.log)
         _keep(config, out, step)
-    return former
+    return existing
 
 
 def _keep(config: TrainConfig, out: Path, step: int) -> None:
@@ -212,14 +214,14 @@ def _keep(config: TrainConfig, out: Path, step: int) -> None:
         files.keep(folder, out / "milestones", name, config.milestones)
 
 
-def _resume(run: Run, former: Former, folder: Path, flags: dict[str, Any], display: Display) -> Progress:
+def _resume(run: Run, existing: Existing, folder: Path, flags: dict[str, Any], display: Display) -> Progress:
     """Put everything back, and say what is not as it was."""
-    saved, name = former.saved, run.config.run
+    saved, name = existing.saved, run.config.run
     assert saved is not None  # noqa: S101
     state.restore(folder, saved, run.optimizer, run.world)
     run.data.loader.load_state_dict(saved.loader)
     saved.progress.metrics = {}
-    changes = dict(former.changes)
+    changes = dict(existing.changes)
     if changes.pop("steps", None):
         display.say(f"{name}: {resume.trained_on(saved, run.config)}")
     if changes.pop("code", None):
@@ -232,17 +234,17 @@ def _resume(run: Run, former: Former, folder: Path, flags: dict[str, Any], displ
     return saved.progress
 
 
-def _open_sinks(run: Run, former: Former, out: Path, progress: Progress) -> tuple[Jsonl, list[Sink]]:
+def _open_sinks(run: Run, existing: Existing, out: Path, progress: Progress) -> tuple[Jsonl, list[Sink]]:
     """The log and the trackers; a former run is removed when nothing else can be refused."""
     trackers = open_trackers(run.config, out, progress.attempt)
-    if former.replaced:
+    if existing.replaced:
         for folder in (
             out / "milestones",
             out / "checkpoint",
         ):  # a kill in between finds it another run still
             if folder.exists():
                 files.remove(folder)
-    log = Jsonl(out / LOG, progress.step, former.saved.log if former.saved else "")
+    log = Jsonl(out / LOG, progress.step, existing.saved.log if existing.saved else "")
     return log, [log, *trackers]
 
 

@@ -155,9 +155,9 @@ class MLflow:
         try:
             mlflow.set_tracking_uri(config.log.mlflow)
             mlflow.set_experiment(config.log.project)
-            found = mlflow.search_runs(filter_string=f"tags.attempt = '{attempt}'", output_format="list")
-            if found:
-                mlflow.start_run(run_id=found[0].info.run_id)
+            runs = mlflow.search_runs(filter_string=f"tags.attempt = '{attempt}'", output_format="list")
+            if runs:
+                mlflow.start_run(run_id=runs[0].info.run_id)
             else:
                 mlflow.start_run(run_name=config.run, tags={"attempt": attempt})
                 # Parameters, not a file: for a database MLflow would keep files in ./mlruns.

@@ -104,11 +104,11 @@ def write(
         text = page(named, curves, images, shown, compared, seeds, changes)
         write_atomic(out, text.encode())
         if web_page:
-            found = [
+            coloured = [
                 page for path in results if path.is_dir() for page in sorted(path.glob("*/surprise-*.html"))
             ]
             links = web.pages(
-                web_page.parent / "pages", studies, [one for one in found if one.parent.name in seeds]
+                web_page.parent / "pages", studies, [one for one in coloured if one.parent.name in seeds]
             )
             whole = web.page(text, suites.everything(named), {quote(k): v for k, v in files.items()}, links)
             write_atomic(web_page, whole.encode())
@@ -137,14 +137,14 @@ def page(
 ) -> str:
     """Return the Markdown page; `images` is the Markdown of every picture by file name."""
     many = max(map(len, seeds.values())) > 1
-    said = "\n".join(f"- {text}" for text in verdicts.sentences(named, compared))
+    findings = "\n".join(f"- {text}" for text in verdicts.sentences(named, compared))
     parts = ["# Results"]
     if changes is not None:
         different = "; ".join(map(markdown, changes)) or "nothing"
         parts.append(f"**What differs from the defaults**: {different}.")
     parts += ["## At a glance", glance.summary(shown), images.get("cost.png", ""), GLANCE]
     parts += [MANY_SEEDS if many else ONE_SEED, WRITTEN]
-    parts += ["## What the numbers say", said]
+    parts += ["## What the numbers say", findings]
     if compared:
         first = named[0][0]
         parts += ["## Differences", images.get("differences.png", ""), DIFFERENCES]

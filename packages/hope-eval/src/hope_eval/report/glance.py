@@ -58,18 +58,18 @@ class Row:
 
 def rows(named: Named, seeds: Seeds, curves: Sequence[Curve]) -> list[Row]:
     """Return a row for every run, and one for each of its adaptations that bits per byte were measured with."""
-    made = []
+    listed = []
     for name, result in named:
         logs = [curve for curve in curves if curve.run == name]
         flops = [curve.flops for curve in logs if curve.flops is not None]
         for task in (one for one in result.tasks if one.task.split("+")[0] == NAME):
             suffix = task.task.removeprefix(NAME)
             quality = {
-                column: found
+                column: estimate
                 for column, (of, group) in QUALITY.items()
-                if (found := interval(seeds[name], of + suffix, BITS, group))
+                if (estimate := interval(seeds[name], of + suffix, BITS, group))
             }
-            made.append(
+            listed.append(
                 Row(
                     f"{name}{suffix.replace('+', ' + ').replace('_', ' ')}",
                     result.checkpoint.parameters,
@@ -79,18 +79,18 @@ def rows(named: Named, seeds: Seeds, curves: Sequence[Curve]) -> list[Row]:
                     task.ms_per_token if task.tokens else None,
                 )
             )
-    return made
+    return listed
 
 
 def summary(shown: Sequence[Row]) -> str:
     """The page's first table."""
 
     def bits(row: Row, column: str) -> str:
-        found = row.quality.get(column)
-        if found is None:
+        estimate = row.quality.get(column)
+        if estimate is None:
             return ""
-        bounds = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"
-        return f"{found.value:.3f}{bounds}"
+        bounds = "" if estimate.low is None else f" ({estimate.low:.2f} to {estimate.high:.2f})"
+        return f"{estimate.value:.3f}{bounds}"
 
     def cost(number: float | None, form: str) -> str:
         return "" if number is None else format(number, form)
@@ -130,11 +130,19 @@ def cost(shown: Sequence[Row]) -> Figure | None:
     ):
         for n, (row, x) in enumerate(points):
             # Adaptations cost no training: a few per cent aside, else they would hide each other's intervals.
-            found, aside = row.quality[column], 1.012 ** (n - len(points) / 2) if "training" in label else 1.0
-            bar = axes.errorbar(
-                [x * aside], [found.value], _errors([found]), label=row.title, **look.of(row.title), **BARS
+            estimate, aside = (
+                row.quality[column],
+                1.012 ** (n - len(points) / 2) if "training" in label else 1.0,
             )
-            tip(bar.lines[0], f"{row.title}: {measured(found, sign='')} bits per byte, {label} {x:.3g}")
+            bar = axes.errorbar(
+                [x * aside],
+                [estimate.value],
+                _errors([estimate]),
+                label=row.title,
+                **look.of(row.title),
+                **BARS,
+            )
+            tip(bar.lines[0], f"{row.title}: {measured(estimate, sign='')} bits per byte, {label} {x:.3g}")
         axes.set_xscale("log")
         low, high = min(x for _, x in points) / 1.3, max(x for _, x in points) * 1.3
         axes.set_xlim(low, high)
@@ -225,8 +233,8 @@ def _label(metric: str, group: str) -> str:
     return "all text" if group == "all" else plain(group)
 
 
-def _errors(found: Sequence[Difference]) -> np.ndarray | None:
+def _errors(estimates: Sequence[Difference]) -> np.ndarray | None:
     """Half widths, down and up, as errorbar takes them; None where there are none."""
-    if any(one.low is None or one.high is None for one in found):
+    if any(one.low is None or one.high is None for one in estimates):
         return None
-    return np.array([[one.value - one.low, one.high - one.value] for one in found]).T  # type: ignore[operator]
+    return np.array([[one.value - one.low, one.high - one.value] for one in estimates]).T  # type: ignore[operator]

@@ -85,7 +85,7 @@ def _varies(curves: Sequence[Curve], name: str) -> bool:
 
 
 def _keys(curve: Curve, name: str) -> list[str]:
-    found = {
+    keys = {
         key for row in curve.rows for key in row if key == name or (name[-1] == "_" and key.startswith(name))
     }
-    return sorted(found)
+    return sorted(keys)

@@ -21,20 +21,22 @@ Grid = Sequence[Sequence[float]]
 
 def draw_all(named: Named, folder: Path) -> dict[str, str]:
     """Draw what the results allow: file names in `folder`, and what each shows."""
-    made: dict[str, str] = {}
+    captions: dict[str, str] = {}
     with mpl.rc_context(STYLE):
         if maps := _needles(named):
             save(heat_maps(maps), folder / "needles.png")
-            made["needles.png"] = "Hidden values found, by their depth and the length of the text, per run"
+            captions["needles.png"] = (
+                "Hidden values found, by their depth and the length of the text, per run"
+            )
         for name, result in named:
             for task in (task for task in result.tasks if task.task.startswith("continual_")):
                 file = f"{task.task}_{name}.png"
                 save(matrix(name, task), folder / file)
-                made[file] = f"{name}: {task.task}, R by stage and domain"
+                captions[file] = f"{name}: {task.task}, R by stage and domain"
         if any(result.task("books_position") for _, result in named):
             save(positions(named), folder / "books.png")
-            made["books.png"] = "Loss by position in whole texts, per run"
-    return made
+            captions["books.png"] = "Loss by position in whole texts, per run"
+    return captions
 
 
 def _needles(named: Named) -> dict[str, list[tuple[str, TaskResult, str]]]:
@@ -117,10 +119,12 @@ def positions(named: Named) -> Figure:
         if task is None:
             continue
         places = list(dict.fromkeys(task.items.labels["position"]))
-        found = [(int(place.split("-")[0]), task.find("token_nats", f"position={place}")) for place in places]
-        at = [max(1, start) for start, _ in found]
-        y = [metric.value if metric else np.nan for _, metric in found]
-        error = [metric.stderr or 0.0 if metric else 0.0 for _, metric in found]
+        metrics = [
+            (int(place.split("-")[0]), task.find("token_nats", f"position={place}")) for place in places
+        ]
+        at = [max(1, start) for start, _ in metrics]
+        y = [metric.value if metric else np.nan for _, metric in metrics]
+        error = [metric.stderr or 0.0 if metric else 0.0 for _, metric in metrics]
         bar = axes.errorbar(at, y, error, **look.of(name), label=name, capsize=2)
         tip(bar.lines[0], f"{name}: {y[0]:.3f} nats per token at the beginning, {y[-1]:.3f} at the end")
     axes.set_xscale("symlog", base=2, linthresh=128)
@@ -154,8 +158,8 @@ def _map(
 
 
 def _value(task: TaskResult, metric: str, group: str) -> float:
-    found = task.find(metric, group)
-    return found.value if found else float("nan")
+    number = task.find(metric, group)
+    return number.value if number else float("nan")
 
 
 def _short(tokens: int) -> str:

@@ -21,13 +21,13 @@ def differences(named: Named, compared: Compared) -> dict[str, float | str]:
     for other, rows in compared:
         for row in rows:
             if (row.task, row.metric, row.group) == ("perplexity", "bits_per_byte", "all") and other in cells:
-                found = row.difference
+                estimate = row.difference
                 half = (
                     ""
-                    if found.low is None or found.high is None
-                    else f" ± {(found.high - found.low) / 2:.3f}"
+                    if estimate.low is None or estimate.high is None
+                    else f" ± {(estimate.high - estimate.low) / 2:.3f}"
                 )
-                cells[f"{named[0][0]}-{other}"] = f"{found.value:+.3f}{half}"
+                cells[f"{named[0][0]}-{other}"] = f"{estimate.value:+.3f}{half}"
     return cells
 
 

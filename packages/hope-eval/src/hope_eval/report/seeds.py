@@ -56,7 +56,7 @@ def _pooled_task(tasks: Sequence[TaskResult]) -> TaskResult:
         if one.name in scores and one.group in groups:
             estimate = crossed(*_columns(items, scores[one.name], groups[one.group]))
             return replace(one, value=estimate.value, stderr=estimate.stderr)
-        each = [found for task in tasks if (found := task.find(one.name, one.group))]
+        each = [other for task in tasks if (other := task.find(one.name, one.group))]
         pooled = combined([m.value for m in each], [m.stderr for m in each], one.clusters)
         return replace(one, value=pooled.value, stderr=pooled.stderr)
 
@@ -98,12 +98,12 @@ def _pooled_difference(row: PairedDifference, seeds: Sequence[Results]) -> Paire
 
 def interval(seeds: Sequence[Results], task: str, metric: str, group: str = "all") -> Difference | None:
     """Return a run's mean with its 95 % interval over seeds and documents; None where it was not measured."""
-    found = [one for result in seeds if (one := result.task(task)) and metric in one.items.scores]
-    chosen = found[0].items.groups().get(group) if found else None
-    if not chosen or len(found) < len(seeds):
+    measured = [one for result in seeds if (one := result.task(task)) and metric in one.items.scores]
+    chosen = measured[0].items.groups().get(group) if measured else None
+    if not chosen or len(measured) < len(seeds):
         return None
-    rows_SN = np.asarray([one.items.scores[metric] for one in found])
-    return crossed(*_columns(found[0].items, rows_SN, chosen))
+    rows_SN = np.asarray([one.items.scores[metric] for one in measured])
+    return crossed(*_columns(measured[0].items, rows_SN, chosen))
 
 
 def compare(

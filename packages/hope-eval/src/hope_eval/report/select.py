@@ -11,7 +11,7 @@ Done = Sequence[tuple[str, TaskResult]]
 
 def done(results: Named, task: str) -> Done:
     """The runs that have results of a task."""
-    return [(name, found) for name, result in results if (found := result.task(task))]
+    return [(name, finished) for name, result in results if (finished := result.task(task))]
 
 
 def groups(runs: Done, label: str) -> list[str]:
@@ -22,7 +22,7 @@ def groups(runs: Done, label: str) -> list[str]:
 
 def any_of(runs: Done, name: str, group: str) -> Metric | None:
     """The first run's metric, for numbers that are the same for all: unigram, chance, n."""
-    return next((found for _, task in runs if (found := task.find(name, group))), None)
+    return next((metric for _, task in runs if (metric := task.find(name, group))), None)
 
 
 def plain(group: str) -> str:

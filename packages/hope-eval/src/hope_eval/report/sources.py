@@ -28,34 +28,34 @@ TITLES = {"position": "Loss by position in the window", "target": "Loss by class
 
 def draw_all(named: Named, folder: Path) -> dict[str, str]:
     """Draw what the results allow: file names in `folder`, and what each shows."""
-    made = {}
+    captions = {}
     with mpl.rc_context(STYLE):
         for task, file in FILES.items():
             panels = {label: series for label in TITLES if (series := _series(named, f"{task}_{label}"))}
             if panels:
                 save(_lines(panels, "shuffled" if task == SHUFFLED else ""), folder / file)
                 note = ", blocks shuffled between documents" if task == SHUFFLED else ""
-                made[file] = (
+                captions[file] = (
                     f"Loss by position in the window and by class of target{note}, per run and adaptation"
                 )
-    return made
+    return captions
 
 
 def sections(named: Named, pictures: dict[str, str]) -> list[str]:
     """Markdown; `pictures` is Markdown by file name."""
-    made = []
+    parts = []
     tasks = [f"{task}_{label}" for task in (NAME, SHUFFLED) for label in TITLES]
     shown = [task for task in tasks if _series(named, task)]
     if shown:
-        made += ["## Where the loss comes from", SOURCES]
+        parts += ["## Where the loss comes from", SOURCES]
         for task in shown:
-            made.append(_table(named, task))
-        made += [pictures[file] for file in FILES.values() if file in pictures]
+            parts.append(_table(named, task))
+        parts += [pictures[file] for file in FILES.values() if file in pictures]
     if rows := _adapted(named):
         header = ["run", "task", "adaptation", "metric", "plain", "adapted", "difference", "95 % interval"]
         header += ["operations/token", "bytes", "ms/token", "n"]
-        made += ["## Adaptation at test time", ADAPTED, table(header, rows)]
-    return made
+        parts += ["## Adaptation at test time", ADAPTED, table(header, rows)]
+    return parts
 
 
 def _series(named: Named, task: str) -> Done:
@@ -86,14 +86,14 @@ def _lines(panels: dict[str, Done], note: str) -> Figure:
         # The middle of a bucket; numbers stand on a numeric axis.
         places = [2**0.5 * max(16, _start(group)) if position else n for n, group in enumerate(shown)]
         for n, (name, task) in enumerate(series):
-            found = [
+            points = [
                 (x, g, m) for x, g in zip(places, shown, strict=True) if (m := task.find("token_nats", g))
             ]
             aside = 0.7 * ((n + 0.5) / len(series) - 0.5)
-            xs = [x if position else x + aside for x, *_ in found]
+            xs = [x if position else x + aside for x, *_ in points]
             if position:
-                axes.plot(xs, [m.value for *_, m in found], color=look.of(name)["color"], linewidth=1)
-            for x, (_, group, m) in zip(xs, found, strict=True):
+                axes.plot(xs, [m.value for *_, m in points], color=look.of(name)["color"], linewidth=1)
+            for x, (_, group, m) in zip(xs, points, strict=True):
                 style = {**look.of(name), "markersize": 5, "capsize": 2, "linestyle": "", "label": name}
                 bar = axes.errorbar([x], [m.value], [m.stderr or 0.0], **style)
                 tip(bar.lines[0], f"{name}, {plain(group)}: {value(m.value, m.stderr)} nats per token")

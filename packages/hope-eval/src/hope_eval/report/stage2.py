@@ -150,8 +150,8 @@ def _chances(named: Named) -> list[str]:
 
 
 def _counts(named: Named) -> list[str]:
-    found = [_any(named, column) for column in COLUMNS.values()]
-    return ["n", *("-" if m is None else f"{m.n:,}" for m in found), "-"]
+    metrics = [_any(named, column) for column in COLUMNS.values()]
+    return ["n", *("-" if m is None else f"{m.n:,}" for m in metrics), "-"]
 
 
 def _any(named: Named, column: Column) -> Metric | None:
@@ -165,13 +165,13 @@ def _sentences(named: Named) -> Iterator[str]:
     wanted |= PAIRED
     a = named[0][0]
     for b, rows in verdicts.against_first(named, {name: [result] for name, result in named}):
-        said = [
+        parts = [
             f"{title} {verdicts.measured(row.difference)} ({row.difference.clusters})"
             for row in rows
             if (title := wanted.get((row.task, row.metric)))
         ]
-        if said:
-            yield f"{markdown(a)} - {markdown(b)}, these weights: {'; '.join(said)}."
+        if parts:
+            yield f"{markdown(a)} - {markdown(b)}, these weights: {'; '.join(parts)}."
     for name, result in named:
         above = [
             column.title
@@ -206,6 +206,6 @@ def _cost(name: str, result: schema.Results, trained: Mapping[str, float]) -> li
 def _training(folder: Path, name: str) -> dict[str, float]:
     """Finite numbers of a training's metrics."""
     path = folder / f"train_{name}.json"
-    found = read_json(path, "train again, or move it away") if path.is_file() else {}
-    found = found.get(name, found)  # as the pipeline writes it, by run
-    return {k: float(v) for k, v in found.items() if type(v) in (int, float) and -1e300 < v < 1e300}
+    record = read_json(path, "train again, or move it away") if path.is_file() else {}
+    record = record.get(name, record)  # as the pipeline writes it, by run
+    return {k: float(v) for k, v in record.items() if type(v) in (int, float) and -1e300 < v < 1e300}

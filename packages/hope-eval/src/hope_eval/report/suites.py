@@ -33,22 +33,22 @@ def sections(named: Named, pictures: Mapping[str, str]) -> list[str]:
     def drawn(begin: str) -> list[str]:
         return [shown for name, shown in pictures.items() if name.startswith(begin)]
 
-    made = []
+    parts = []
     zero = [task for task in _tasks(named) if not _is_ours(task)]
     if zero:
-        made += ["## Zero-shot", ZERO_SHOT, _by_metric(named, zero, ROWS)]
+        parts += ["## Zero-shot", ZERO_SHOT, _by_metric(named, zero, ROWS)]
     needles = [task for task in _tasks(named) if base(task).startswith(NEEDLES)]
     if needles:
-        made += ["## Needles in a haystack", WANTED, _needles(named, needles), *drawn("needles")]
+        parts += ["## Needles in a haystack", WANTED, _needles(named, needles), *drawn("needles")]
     stories = [task for task in _tasks(named) if task.startswith("babi_")]
     if stories:
-        made += [
+        parts += [
             "## bAbI",
             "Answer picked among all answers of the file, and written greedily.",
             _by_metric(named, stories, ("label_accuracy", "exact_match")),
         ]
     if any(r.task("books_position") for _, r in named):
-        made += [
+        parts += [
             "## Loss by position",
             "Whole texts read once; nats per token.",
             _positions(named),
@@ -56,10 +56,10 @@ def sections(named: Named, pictures: Mapping[str, str]) -> list[str]:
         ]
     streams = [task for task in _tasks(named) if task.startswith("continual_")]
     if streams:
-        made += ["## Continual learning", CONTINUAL, _continual(named, streams), *drawn("continual_")]
+        parts += ["## Continual learning", CONTINUAL, _continual(named, streams), *drawn("continual_")]
     if any(row.mode in MODES for _, r in named for row in r.memorized):
-        made += ["## Memorisation at test time", MEMORIZED, _memorized(named)]
-    return made
+        parts += ["## Memorisation at test time", MEMORIZED, _memorized(named)]
+    return parts
 
 
 def base(task: str) -> str:
@@ -78,13 +78,13 @@ def _is_ours(task: str) -> bool:
 
 
 def _cell(task: TaskResult | None, metric: str, group: str = "all") -> str:
-    found = task.find(metric, group) if task else None
-    return value(found.value, found.stderr) if found else ""
+    number = task.find(metric, group) if task else None
+    return value(number.value, number.stderr) if number else ""
 
 
 def _first(named: Named, task: str, metric: str) -> Metric | None:
     tasks = (result.task(task) for _, result in named)
-    return next((found for one in tasks if one and (found := one.find(metric))), None)
+    return next((number for one in tasks if one and (number := one.find(metric))), None)
 
 
 def _by_metric(named: Named, tasks: Sequence[str], metrics: Sequence[str]) -> str:
@@ -102,7 +102,7 @@ def _needles(named: Named, tasks: Sequence[str]) -> str:
     rows = []
     for task in tasks:
         lengths = dict.fromkeys(
-            x for _, r in named if (found := r.task(task)) for x in found.items.labels["length"]
+            x for _, r in named if (done := r.task(task)) for x in done.items.labels["length"]
         )
         for length in lengths:
             cells = [_cell(r.task(task), "needle_match", f"length={length}") for _, r in named]
@@ -113,7 +113,7 @@ def _needles(named: Named, tasks: Sequence[str]) -> str:
 
 
 def _positions(named: Named) -> str:
-    first = next(found for _, r in named if (found := r.task("books_position")))
+    first = next(done for _, r in named if (done := r.task("books_position")))
     rows = [
         [place, *(_cell(r.task("books_position"), "token_nats", f"position={place}") for _, r in named)]
         for place in dict.fromkeys(first.items.labels["position"])

@@ -73,14 +73,14 @@ def metric_table(results: Named, task: str, names: Sequence[str], label: str, ag
     rows = []
     for metric in names:
         for group in groups(runs, label):
-            found = [finished.find(metric, group) for _, finished in runs]
+            metrics = [finished.find(metric, group) for _, finished in runs]
             common = any_of(runs, against or metric, group)
             reference = common.value if common and against else common.chance if common else None
             title = f"{METRICS[metric].title}: " if len(names) > 1 else ""
             rows.append(
                 [
                     title + plain(group),
-                    *(value(m.value, m.stderr) if m else "" for m in found),
+                    *(value(m.value, m.stderr) if m else "" for m in metrics),
                     ""
                     if reference is None
                     else f"{reference:.3g}"
@@ -158,8 +158,8 @@ def short(revision: str) -> str:
 
 
 def _difference(row: Comparison) -> list[str]:
-    found = row.difference
-    return [value(found.value, found.stderr), row.interval, f"{found.n:,}", f"{found.clusters:,}"]
+    estimate = row.difference
+    return [value(estimate.value, estimate.stderr), row.interval, f"{estimate.n:,}", f"{estimate.clusters:,}"]
 
 
 def _count(number: int | None) -> str:

@@ -46,17 +46,17 @@ class Curve:
 
 def find(paths: Sequence[Path]) -> list[Path]:
     """Log files themselves; of folders `<run>/seeds/<seed>/log.jsonl`, or `<run>/log.jsonl` of runs without seeds."""
-    found: list[Path] = []
+    logs: list[Path] = []
     for path in paths:
         if path.is_dir():
             seeds = sorted(path.glob("*/seeds/*/log.jsonl"))
             runs = {log.parents[2] for log in seeds}
-            found += seeds + [log for log in sorted(path.glob("*/log.jsonl")) if log.parent not in runs]
+            logs += seeds + [log for log in sorted(path.glob("*/log.jsonl")) if log.parent not in runs]
         else:
-            found.append(path)
-    if paths and not found:
+            logs.append(path)
+    if paths and not logs:
         raise InputError(f"{paths[0]}: no <run>/seeds/<seed>/log.jsonl here; train first")
-    return found
+    return logs
 
 
 def load(path: Path) -> Curve:

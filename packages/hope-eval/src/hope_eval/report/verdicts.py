@@ -73,13 +73,15 @@ def _against_others(first: str, compared: Compared) -> Iterator[str]:
             )
             for name, of in compared
         }
-        found = {name: row for name, row in rows.items() if row}
-        if not found or all(row.difference.low == row.difference.high == 0 for row in found.values()):
+        compared_rows = {name: row for name, row in rows.items() if row}
+        if not compared_rows or all(
+            row.difference.low == row.difference.high == 0 for row in compared_rows.values()
+        ):
             continue
-        said = "; ".join(difference(first, name, row) for name, row in found.items())
+        words = "; ".join(difference(first, name, row) for name, row in compared_rows.items())
         missing = [markdown(name) for name, row in rows.items() if row is None and "+" not in name]
         other = f"; not measured on the same items as {_join(missing)}" if missing else ""
-        yield f"**{METRICS[metric].title}**: {said}{other}."
+        yield f"**{METRICS[metric].title}**: {words}{other}."
 
 
 def difference(a: str, b: str, row: Comparison) -> str:
@@ -99,11 +101,11 @@ def verdict(a: str, b: str, row: Comparison) -> str:
     return f"{markdown(a if (high < 0) == METRICS[row.metric].lower_is_better else b)} better"
 
 
-def measured(found: Difference, sign: str = "+") -> str:
+def measured(estimate: Difference, sign: str = "+") -> str:
     """A number with its interval, such as `-0.012 [-0.020, -0.004]`."""
-    if found.low is None or found.high is None:
-        return f"{found.value:{sign}.3f} (too few for an interval)"
-    return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:{sign}.3f} (too few for an interval)"
+    return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
 def _unigram(results: Named) -> Iterator[str]:
@@ -118,25 +120,25 @@ def _unigram(results: Named) -> Iterator[str]:
     low, stderr, run, domain = min(margins)
     margin = f"{value(low, stderr)} bits per byte ({markdown(run)}, {markdown(domain)})"
     clear = all(size > 3 * error for size, error, *_ in margins)
-    said = "more than" if clear else "not everywhere more than"
+    words = "more than" if clear else "not everywhere more than"
     yield (
-        f"**Unigram**: every run is {said} three standard errors below it, on domains of {LEAST} documents "
+        f"**Unigram**: every run is {words} three standard errors below it, on domains of {LEAST} documents "
         f"or more; least margin {margin}."
     )
 
 
 def _chance(results: Named, metric: str, task: str) -> Iterator[str]:
-    said: dict[bool, list[str]] = {True: [], False: []}
+    groups: dict[bool, list[str]] = {True: [], False: []}
     chance = None
     for name, finished in done(results, task):
-        found = finished.find(metric)
-        chance = found.chance if found else None
-        if found and chance is not None and found.stderr and found.clusters >= LEAST:
-            errors = (found.value - chance) / found.stderr
-            said[errors > 3].append(f"{markdown(name)} ({errors:+.1f})")
+        number = finished.find(metric)
+        chance = number.chance if number else None
+        if number and chance is not None and number.stderr and number.clusters >= LEAST:
+            errors = (number.value - chance) / number.stderr
+            groups[errors > 3].append(f"{markdown(name)} ({errors:+.1f})")
     parts = [
         f"{'above' if clear else 'not clearly above'} chance ({chance:g}): {_join(names)}"
-        for clear, names in said.items()
+        for clear, names in groups.items()
         if names
     ]
     if parts:

@@ -170,17 +170,17 @@ def pages(folder: Path, studies: Path | None, surprise: Sequence[Path]) -> dict[
 def _drawn(body: str, images: dict[str, Path]) -> str:
     """Put pictures inside, as SVG where one lies beside the PNG; those that are not there are left out."""
 
-    def drawn(found: re.Match[str]) -> str:
-        path = images.get(html.unescape(found[1]))
+    def drawn(image: re.Match[str]) -> str:
+        path = images.get(html.unescape(image[1]))
         if path is None:
             return ""
         vector = path.with_suffix(".svg")
         if not vector.is_file():
             data = base64.b64encode(path.read_bytes()).decode()
-            return f'<img src="data:image/png;base64,{data}" alt="{found[2]}" />'
+            return f'<img src="data:image/png;base64,{data}" alt="{image[2]}" />'
         head, rest = vector.read_text().split(">", 1)
         head = re.sub(r' (width|height)="[^"]*"', "", head)
-        return f'<div class="wide" tabindex="0">{head} role="img" aria-label="{found[2]}">{rest}</div>'
+        return f'<div class="wide" tabindex="0">{head} role="img" aria-label="{image[2]}">{rest}</div>'
 
     return re.sub(r'<img src="([^"]+)" alt="([^"]*)" />', drawn, body)
 

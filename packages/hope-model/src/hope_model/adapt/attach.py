@@ -175,10 +175,10 @@ class AttachedMemory:
                     module.forward = _reader(module, delta, batch, calls)
             yield
         finally:
-            for module, former in patched:
+            for module, before in patched:
                 del module.forward
-                if former is not None:
-                    module.forward = former
+                if before is not None:
+                    module.forward = before
 
     def select(self, state: AttachedState, rows: Tensor) -> AttachedState:
         """The sequences named by `rows`, each as often as it is named."""

@@ -296,13 +296,13 @@ def _check_layers(layers: list[Any]) -> None:
 
 def _filled(layer: Any, old: Cached) -> Any:
     """A layer of its own that has seen what `old` has; layers replace their tensors, so these can be shared."""
-    made = copy.copy(layer)
+    own = copy.copy(layer)
     if old.k_BHSd is not None:
-        made.lazy_initialization(old.k_BHSd, old.v_BHSd)
-        made.keys, made.values = old.k_BHSd, old.v_BHSd
-        if hasattr(made, "cumulative_length"):
-            made.cumulative_length = old.seen
-    return made
+        own.lazy_initialization(old.k_BHSd, old.v_BHSd)
+        own.keys, own.values = old.k_BHSd, old.v_BHSd
+        if hasattr(own, "cumulative_length"):
+            own.cumulative_length = old.seen
+    return own
 
 
 def _emptied(layer: Any) -> Cached:

@@ -23,7 +23,7 @@ MEASURED = ("eval_windows", "data.eval_lengths")  # they decide the numbers of a
 
 
 @dataclass(frozen=True)
-class Former:
+class Existing:
     """The checkpoint that was found.
 
     Attributes:
@@ -45,7 +45,7 @@ class Former:
         )
 
 
-def find(config: TrainConfig, identity: Identity, folder: Path, *, fresh_on_mismatch: bool) -> Former:
+def find(config: TrainConfig, identity: Identity, folder: Path, *, fresh_on_mismatch: bool) -> Existing:
     """Compare a run with the checkpoint in its folder.
 
     Args:
@@ -59,7 +59,7 @@ def find(config: TrainConfig, identity: Identity, folder: Path, *, fresh_on_mism
     """
     saved = state.read(folder)
     if saved is None:
-        return Former(None)
+        return Existing(None)
     other, changes = _compare(saved, config, alone=fresh_on_mismatch)
     if saved.identity.tokenizer != identity.tokenizer:
         other.append(_pair("the tokenizer", saved.identity.tokenizer[:12], identity.tokenizer[:12]))
@@ -71,13 +71,13 @@ def find(config: TrainConfig, identity: Identity, folder: Path, *, fresh_on_mism
             other.append("the code")
         changes["code"] = "other code"
     if other and fresh_on_mismatch:
-        return Former(None, replaced=other)
+        return Existing(None, replaced=other)
     if other:
         raise InputError(
             f"{folder} belongs to another run: it differs in {', '.join(other)}; "
             f"choose another --out, move it away, or pass --fresh-on-mismatch"
         )
-    return Former(saved, changes=changes)
+    return Existing(saved, changes=changes)
 
 
 def _compare(saved: Saved, config: TrainConfig, *, alone: bool) -> tuple[list[str], dict[str, str]]:
@@ -109,9 +109,9 @@ def _compare(saved: Saved, config: TrainConfig, *, alone: bool) -> tuple[list[st
 
 def _same_so_far(saved: Saved, config: TrainConfig) -> bool:
     """Whether the steps done are those of a run with the new number of steps, by its schedules."""
-    former = strict(TrainConfig, saved.config, "the checkpoint's configuration")
+    before = strict(TrainConfig, saved.config, "the checkpoint's configuration")
     return all(
-        schedule.pace(former, step) == schedule.pace(config, step) for step in range(saved.progress.step)
+        schedule.pace(before, step) == schedule.pace(config, step) for step in range(saved.progress.step)
     )
 
 

@@ -203,11 +203,11 @@ def fit(folder: Path, weights: tensors.Reader, wanted: dict[str, list[int]]) -> 
     Raises:
         InputError: names the parameters.
     """
-    found = weights.shapes()
-    wrong = [f"missing {n}" for n in wanted.keys() - found.keys()]
-    wrong += [f"unknown {n}" for n in found.keys() - wanted.keys()]
-    both = wanted.keys() & found.keys()
-    wrong += [f"{n} has shape {found[n]}, not {wanted[n]}" for n in both if found[n] != wanted[n]]
+    present = weights.shapes()
+    wrong = [f"missing {n}" for n in wanted.keys() - present.keys()]
+    wrong += [f"unknown {n}" for n in present.keys() - wanted.keys()]
+    both = wanted.keys() & present.keys()
+    wrong += [f"{n} has shape {present[n]}, not {wanted[n]}" for n in both if present[n] != wanted[n]]
     if wrong:
         raise InputError(f"{folder / WEIGHTS} is not this model's: {'; '.join(sorted(wrong)[:5])}")
 

@@ -30,14 +30,14 @@ def newton_schulz(matrices: Sequence[Tensor]) -> list[Tensor]:
     for n, matrix in enumerate(matrices):
         rows, columns = sorted(matrix.shape)
         alike.setdefault((rows, columns), []).append(n)
-    found: list[Tensor] = list(matrices)
+    results: list[Tensor] = list(matrices)
     for (rows, columns), places in alike.items():
         several = max(1, SIDE_BY_SIDE // (rows * columns))
         for some in (places[i : i + several] for i in range(0, len(places), several)):
             wide = [matrices[n] if matrices[n].size(0) == rows else matrices[n].T for n in some]
             for n, X in zip(some, _quintic(torch.stack([w.to(precision(w)) for w in wide])), strict=True):
-                found[n] = X if matrices[n].size(0) == rows else X.T
-    return found
+                results[n] = X if matrices[n].size(0) == rows else X.T
+    return results
 
 
 def precision(matrix: Tensor) -> torch.dtype:

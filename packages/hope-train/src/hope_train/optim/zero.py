@@ -148,15 +148,15 @@ class ZeroOptimizer(Optimizer):
         if not self.adamw.state:
             return {}
         step = next(iter(self.adamw.state.values()))["step"]
-        found: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
         for name in self.named:
             for slot in SLOTS:
                 full = self._gather(name, slot)
                 if self._world.main:
-                    found[f"{name}/{slot}"] = full.cpu()
+                    parts[f"{name}/{slot}"] = full.cpu()
             if self._world.main:
-                found[f"{name}/step"] = step.clone()
-        return found
+                parts[f"{name}/step"] = step.clone()
+        return parts
 
     def load_tensors(self, keys: Sequence[str], read: Read) -> None:
         if not keys:

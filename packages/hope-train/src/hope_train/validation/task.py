@@ -66,7 +66,7 @@ class TaskValidation:
         size = max(1, self._batch_size * self._lengths[0] // length)
         tokens = torch.split(torch.from_numpy(examples.tokens), size)
         targets = torch.split(torch.from_numpy(answers(examples)), size)
-        found = np.zeros((2, len(examples.tokens)))
+        sums = np.zeros((2, len(examples.tokens)))
         # Everybody makes as many forward passes: with shared weights each pass is a collective.
         for turn in range(-(-len(tokens) // world.size)):
             number = turn * world.size + world.rank
@@ -75,6 +75,6 @@ class TaskValidation:
                 nats, hits = scores(tokens[part].to(world.device), targets[part].to(world.device))
             if number < len(tokens):
                 rows = slice(number * size, number * size + len(nats))
-                found[:, rows] = torch.stack((nats.double().sum(1), hits.double().sum(1))).cpu().numpy()
-        nats_N, hits_N = np.array(world.sum(found.ravel().tolist())).reshape(2, -1)
+                sums[:, rows] = torch.stack((nats.double().sum(1), hits.double().sum(1))).cpu().numpy()
+        nats_N, hits_N = np.array(world.sum(sums.ravel().tolist())).reshape(2, -1)
         return nats_N, hits_N, examples.mask.sum(1)

@@ -45,7 +45,7 @@ class Validation:
             `val_windows` (their number) and, from two on, `val_bpb_se` (standard error of the pooled ratio).
         """
         parts = torch.split(torch.from_numpy(self._tokens_NT), self._batch_size)
-        found = [0.0] * len(self._tokens_NT)
+        by_window = [0.0] * len(self._tokens_NT)
         # Everybody makes as many forward passes: with shared weights each pass is a collective.
         for turn in range(-(-len(parts) // world.size)):
             number = turn * world.size + world.rank
@@ -53,8 +53,8 @@ class Validation:
             with torch.no_grad():
                 nats = losses(part.to(world.device)).double().sum(1).tolist()
             if number < len(parts):
-                found[number * self._batch_size : number * self._batch_size + len(nats)] = nats
-        nats_N = np.array(world.sum(found))
+                by_window[number * self._batch_size : number * self._batch_size + len(nats)] = nats
+        nats_N = np.array(world.sum(by_window))
         bpb = self._bpb(nats_N, self._bytes_N)
         out = {
             "val_loss": float(nats_N.sum()) / (self._tokens_NT[:, 1:].size),

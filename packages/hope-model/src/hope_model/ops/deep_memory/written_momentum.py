@@ -73,8 +73,8 @@ def _solve(key: Tensor, recalled: Tensor, w: Tensor, gates: MomentumGates) -> tu
     c = gates.output_NC[:, None]
     M = (gates.reach_before_N2CC * c[:, None]).mul_(torch.bmm(t(key), key)[:, None])
     right = torch.bmm(w, M[:, 1]).addcmul_(_weighed(recalled, gates.before_N3C), c).neg_()
-    made = inverse(M[:, 0])
-    return torch.cat((torch.bmm(right, made), w), -1), made
+    inverted = inverse(M[:, 0])
+    return torch.cat((torch.bmm(right, inverted), w), -1), inverted
 
 
 class _SolveBack(NamedTuple):
@@ -86,11 +86,11 @@ class _SolveBack(NamedTuple):
 
 
 def _solve_back(
-    g_uw: Tensor, layer: _Layer, recalled: Tensor, made: Tensor, g_key: Tensor, gates: MomentumGates
+    g_uw: Tensor, layer: _Layer, recalled: Tensor, inverted: Tensor, g_key: Tensor, gates: MomentumGates
 ) -> _SolveBack:
     N, _, C = layer.key.shape
     c, reach = gates.output_NC[:, None], gates.reach_before_N2CC
-    g_right = torch.bmm(g_uw[..., :C], t(made)).neg_()
+    g_right = torch.bmm(g_uw[..., :C], t(inverted)).neg_()
     g_M = torch.bmm(t(layer.columns), g_right).view(N, 2, C, C)
     gram = torch.bmm(t(layer.key), layer.key)
     g_w = torch.baddbmm(g_uw[..., C:], g_right, t(reach[:, 1] * gram * c))
@@ -193,12 +193,12 @@ class _Step(torch.autograd.Function):
         inner, _ = soft_clip(back, a_k, s_k, slope)
         w2 = inner.mul_((gates.share_NC * -gates.eta_NC)[:, None])
         w1 = aim.mul_((gates.share_NC * gates.output_NC)[:, None])
-        uw, made = _solve(a_k, recalled, w1, gates)
+        uw, inverted = _solve(a_k, recalled, w1, gates)
         layer2, layer1 = _Layer(SPO2, k, w2), _Layer(SPO1, a_k, uw)
         a_q, s_q = shrink(_read(layer2, q, gates), slope)
         o = _read(layer1, a_q, gates).add_(q)
         ctx.slope = slope
-        ctx.save_for_backward(*layer2, *layer1, made, v, q, s_k, a_q, s_q, *gates)
+        ctx.save_for_backward(*layer2, *layer1, inverted, v, q, s_k, a_q, s_q, *gates)
         return o, _after(layer2, gates), _after(layer1, gates)
 
     @staticmethod
@@ -207,7 +207,7 @@ class _Step(torch.autograd.Function):
         g_o, g_SPO2_new, g_SPO1_new = grads
         saved = ctx.saved_tensors
         layer2, layer1, gates = _Layer(*saved[:3]), _Layer(*saved[3:6]), MomentumGates(*saved[12:])
-        made, v, q, s_k, a_q, s_q = saved[6:12]
+        inverted, v, q, s_k, a_q, s_q = saved[6:12]
         k, a_k = layer2.key, layer1.key
         read1 = _read_back(g_o, a_q, layer1, gates)
         read2 = _read_back(hidden_back(read1.q, a_q, s_q, ctx.slope), q, layer2, gates)
@@ -221,7 +221,7 @@ class _Step(torch.autograd.Function):
         )
         g_k, g_a_k, g_w2 = read2.key, read1.key, read2.columns
         recalled = _recall(layer1.SPO, a_k)
-        solve = _solve_back(read1.columns, layer1, recalled, made, g_a_k, gates)
+        solve = _solve_back(read1.columns, layer1, recalled, inverted, g_a_k, gates)
         # w1 = share c (v - k); w2 = -share eta soft_clip(s slope W1^T e), e = W1 a - (v - k)
         aim = v - k
         by_aim = (solve.w * aim).sum(-2)

@@ -155,7 +155,7 @@ class Kernel:
     ) -> dict[str, Tensor]:
         """Memory for outputs or gradients: zeros for gradients of what is shared, which kernels add to."""
         state, token = self.kinds(inputs)
-        shapes, made = self.shapes(sizes), {}
+        shapes, memory = self.shapes(sizes), {}
         shared: dict[str, int] = {}
         for name in names:
             whose = name.removeprefix("g_")
@@ -163,13 +163,13 @@ class Kernel:
                 shared[name] = math.prod(shapes[name])
                 continue
             dtype, device = token if whose in self.tokens else state
-            made[name] = torch.empty(shapes[name], dtype=dtype, device=device)
+            memory[name] = torch.empty(shapes[name], dtype=dtype, device=device)
         if shared:  # at once, each at the start of a line of the cache
             starts = [0, *accumulate(-(-count // LINE) * LINE for count in shared.values())]
             zeros = torch.zeros(starts[-1], dtype=state.dtype, device=state.device)
             for (name, count), begin in zip(shared.items(), starts, strict=False):
-                made[name] = zeros[begin : begin + count].view(shapes[name])
-        return made
+                memory[name] = zeros[begin : begin + count].view(shapes[name])
+        return memory
 
     def check(self, sizes: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
         """Raise unless every tensor has its declared shape, the type and device of the others, and is contiguous."""
