@@ -126,23 +126,9 @@ def kept_back1(
     D: tl.constexpr, M: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     kept_back(
-        X,
-        G,
-        S,
-        P_,
-        O,
-        GS,
-        GP,
-        GO,
-        get(tile(G, G_O, L, B), D, B),
-        get(tile(X, A_Q, L, B), M, B),
-        D,
-        M,
-        C,
-        B,
-        L,
-        P,
-    )
+        X, G, S, P_, O, GS, GP, GO,
+        get(tile(G, G_O, L, B), D, B), get(tile(X, A_Q, L, B), M, B), D, M, C, B, L, P,
+    )  # fmt: skip
 
 
 @triton.jit(noinline=True)
@@ -151,23 +137,9 @@ def kept_back2(
     D: tl.constexpr, M: tl.constexpr, C: tl.constexpr, B: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     kept_back(
-        X,
-        G,
-        S,
-        P_,
-        O,
-        GS,
-        GP,
-        GO,
-        get(tile(G, G_READ, L, B), M, B),
-        get(tile(X, QUERY, L, B), D, B),
-        M,
-        D,
-        C,
-        B,
-        L,
-        P,
-    )
+        X, G, S, P_, O, GS, GP, GO,
+        get(tile(G, G_READ, L, B), M, B), get(tile(X, QUERY, L, B), D, B), M, D, C, B, L, P,
+    )  # fmt: skip
 
 
 @triton.jit
