@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_data import console
-from hope_data.commands import Command, Option, option, parser_of
+from hope_data.commands import Command, Option, option, parser_of, share, whole
 from hope_data.errors import InputError
 
 _EPILOG = """\
@@ -208,27 +208,9 @@ def _bench(args: argparse.Namespace) -> None:
     _json(args.json, record)
 
 
-def _count(text: str, most: int) -> int:
-    """A whole number above zero, for argparse."""
-    if not text.isdecimal() or len(text) > 20 or not 0 < int(text) <= most:
-        raise argparse.ArgumentTypeError(f"{text[:30]!r} is no whole number from 1 to {most}")
-    return int(text)
-
-
 def _above_zero(text: str) -> float:
     if not 0 < (number := float(text)) < math.inf:
         raise ValueError
-    return number
-
-
-def _share(text: str) -> float:
-    """A number from 0 to 1, for argparse."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
     return number
 
 
@@ -237,7 +219,7 @@ def _path(flag: str, metavar: str, text: str, **more: Any) -> Option:
 
 
 def _number(flag: str, text: str, default: int | None, most: int = 10**15) -> Option:
-    return option(flag, text, partial(_count, most=most), "N", default=default)
+    return option(flag, text, partial(whole, least=1, most=most), "N", default=default)
 
 
 _OUT = _path("--out", "DIR", "folder to write", required=True)
@@ -312,7 +294,7 @@ _COMMANDS = (
         option(
             "--worse",
             "fail if a corpus has so much fewer bytes per token than in --guard (default 0.02)",
-            _share,
+            share,
             "SHARE",
             default=0.02,
         ),

@@ -1,6 +1,7 @@
 """Command lines as tables: a row for every command, with its texts and options."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,3 +87,21 @@ def parser_of(
                 group.add_argument(inner.flag, **inner.settings)
         row.set_defaults(command=command.name, function=command.function)
     return parser
+
+
+def whole(text: str, least: int, most: int) -> int:
+    """Return a whole number, as the type of an option."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text[:30]!r} is no whole number from {least} to {most}")
+    return int(text)
+
+
+def share(text: str, most: int = 1) -> float:
+    """Return a number from 0 to `most`, as the type of an option."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text[:30]!r} is no number from 0 to {most}")
+    return number

@@ -3,34 +3,24 @@
 import argparse
 import math
 
+from hope_data.commands import share, whole
+
 # numpy and torch would overflow on larger counts.
 MOST = 2**40
 
 
 def positive(text: str) -> int:
-    return _whole(text, 1, MOST)
+    return whole(text, 1, MOST)
 
 
 def seed(text: str) -> int:
     """Return what numpy takes for a seed."""
-    return _whole(text, 0, 2**63 - 1)
-
-
-def _whole(text: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no whole number from {least} to {most}")
-    return int(text)
+    return whole(text, 0, 2**63 - 1)
 
 
 def fraction(text: str) -> float:
     """Return a number from 0 to a million."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no number from 0 to 1e6")
-    return number
+    return share(text, 10**6)
 
 
 def names(text: str) -> list[str]:
@@ -45,7 +35,7 @@ def lengths(text: str) -> list[int]:
         unit = {"k": 1024, "M": 1024**2}.get(part[-1], 1)
         number = part[:-1] if unit > 1 else part
         try:
-            counts.append(_whole(number, 1, MOST) * unit)
+            counts.append(whole(number, 1, MOST) * unit)
         except argparse.ArgumentTypeError:
             raise argparse.ArgumentTypeError(f"{part[:80]!r} is no length; write 512, 8k or 1M") from None
     if not counts:
@@ -61,7 +51,7 @@ def story_lengths(text: str) -> list[int]:
 def relative_length(text: str) -> str:
     """Return tokens as text, or `2x` for twice the training length."""
     try:
-        _whole(text.removesuffix("x"), 1, MOST)
+        whole(text.removesuffix("x"), 1, MOST)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is no length; write 64 or 2x") from None
     return text
