@@ -79,7 +79,10 @@ def refused(command: list[str], message: str, capsys: pytest.CaptureFixture[str]
         (["--lengths", ","], "argument --lengths: no length is given; write 512, 8k or 1M"),
         (["--depths", ","], "argument --depths: no depth is given; write 0,0.5,1"),
         (["--depths", "0,nan"], "argument --depths: 'nan': a depth is a share from 0 to 1"),
-        (["--memorize-threshold", "nan"], "argument --memorize-threshold: 'nan' is no number from 0 to 1000000"),
+        (
+            ["--memorize-threshold", "nan"],
+            "argument --memorize-threshold: 'nan' is no number from 0 to 1000000",
+        ),
         (["--memorize-scale", "-1"], "argument --memorize-scale: "),
         (["--memorize-scale", "inf"], "argument --memorize-scale: 'inf'"),
         (["--memorize-paths", ","], "--memorize-paths: names none"),
