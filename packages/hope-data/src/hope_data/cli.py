@@ -362,5 +362,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 for a mistake of the user's or a failing disk, told in one line on stderr.
     """
     about = "Corpora for language models, step by step."
-    args = parser_of("hope-data", about, _EPILOG, _COMMANDS, "STEP").parse_args(argv)
-    return console.run(lambda: args.function(args), whole_process=argv is None)
+
+    def command() -> None:
+        args = parser_of("hope-data", about, _EPILOG, _COMMANDS, "STEP").parse_args(argv)
+        args.function(args)
+
+    return console.run(command, whole_process=argv is None)

@@ -1,6 +1,7 @@
 """What every command does alike: a mistake is one line and exit status 2, Ctrl-C one line and 130."""
 
 import argparse
+import datetime  # noqa: F401 (numpy, interrupted while it imports this, says something else than Ctrl-C)
 import os
 import signal
 import sys
@@ -32,13 +33,13 @@ def run(command: Callable[[], None], *, whole_process: bool) -> int:
     Returns:
         Exit status: 0, 2 for a mistake of the user's or a failing disk, 130 after Ctrl-C; told in one line on stderr.
     """
-    if whole_process:
-        _end_soon_after_interrupt()
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A terminal or a file's name may be of another encoding than the text.
-        sys.stdout.reconfigure(errors="backslashreplace")
     code, message = 0, ""
     try:
+        if whole_process:
+            _end_soon_after_interrupt()
+        if isinstance(sys.stdout, TextIOWrapper):
+            # A terminal or a file's name may be of another encoding than the text.
+            sys.stdout.reconfigure(errors="backslashreplace")
         command()
         sys.stdout.flush()
         return 0
