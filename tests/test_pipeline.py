@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,29 @@ def errors(said: str) -> list[str]:
 
 def unharmed(folder: Path) -> bool:
     return not list(folder.parent.rglob("F")) and (folder / "conf" / "config.yaml").is_file()
+
+
+def test_dvc_exp_show_prints_the_columns_of_the_docs(clone: Path) -> None:
+    shutil.copy(ROOT / "dvc.lock", clone / "dvc.lock")
+    (clone / "reports").mkdir()
+    shutil.copy(ROOT / "reports/differences.json", clone / "reports/differences.json")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=b@c"]
+    for command in (["add", "-A"], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], cwd=clone, check=True)
+    _, said = dvc(clone, "exp", "show", "--csv")
+    printed = said.splitlines()[0].split(",")
+    text = (
+        (ROOT / "docs/experiments.md")
+        .read_text()
+        .partition("26 columns in all")[2]
+        .partition("All of them")[0]
+    )
+    named = re.findall(r"`([^`]+)`", text)
+    named.remove("runs/RUN/config.yaml")
+    runs = yaml.safe_load((ROOT / "params.yaml").read_text())["runs"]
+    named += [f"runs/{run}/config.yaml" for run in runs]
+    assert set(printed) - {"rev", "typ", "parent"} == set(named)  # those three are in no table
+    assert len(named) == 26
 
 
 HOSTILE = [
