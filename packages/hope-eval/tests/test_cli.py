@@ -151,6 +151,19 @@ def test_compare_prints_paired_differences(
     assert f"{row['difference']['value']:.3f} ± {row['difference']['stderr']:.3f}" in text
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(synthetic: Callable[..., Path]) -> None:
+    a, b = synthetic("good", 2.0, 0.6), synthetic("bad", 2.1, 0.3)
+    code = f"import sys; from hope_eval.cli import main; sys.exit(main(['compare', {str(a)!r}, {str(b)!r}]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as started:
+        assert started.stdout
+        assert started.stderr
+        started.stdout.close()
+        assert started.stderr.read() == b""
+    assert started.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("paths", "names"),
     [

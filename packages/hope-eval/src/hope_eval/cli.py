@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             status: int = entry.load()(argv[1:])
             return status
         _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, ModelInputError) as error:
         return _fail(str(error), 2)
     except OSError as error:
