@@ -33,6 +33,7 @@ ADDED = [
     "init",
     "init_sha256",
     "attach",
+    "data.reset",
     "tf32",
     "model.hidden",
     "model.mlp_bias",

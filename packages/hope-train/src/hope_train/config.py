@@ -38,6 +38,8 @@ class DataConfig:
         weights: share of each corpus in a batch; none given means proportional to tokens.
         task: instead of text, a synthetic task of hope-data by name, with its dials: `{name: mqar, pairs: 16}`.
         eval_lengths: of a task's validation examples; none given means the run's `length`.
+        reset: every document of a row is read as if it stood alone, each padded to the longest: slower. Otherwise a
+            row's state goes on from one to the next.
     """
 
     shards: str = "data/shards"
@@ -46,10 +48,13 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict, metadata=within(0, 1e12, above=True))
     task: dict[str, Any] = field(default_factory=dict)
     eval_lengths: list[int] = field(default_factory=list, metadata=within(1, LENGTH, most=64))
+    reset: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse names that are no folders of `shards`."""
+        """Refuse names that are no folders of `shards`, and a task with documents."""
         check_ranges(self, "data")
+        if self.reset and self.task:
+            raise InputError("data.reset: a task's rows are examples, not documents; leave it out")
         for key, names in {"data.corpora": self.corpora, "data.weights": list(self.weights)}.items():
             for name in names:
                 check_name(key, name)

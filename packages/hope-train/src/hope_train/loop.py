@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from hope_train import schedule
 from hope_train.checkpoint.state import Progress
 from hope_train.config import TrainConfig
 from hope_train.data import Data
+from hope_train.documents import apart
 from hope_train.optim import Optimizer
 from hope_train.parallel import distributed
 from hope_train.parallel.distributed import World
@@ -205,27 +207,30 @@ def forward_backward(
     config = run.config
     cut = config.length // schedule.context(config, step)
     settings = schedule.memory(config, (run.memory or run.model).settings(), step, run.model.levels)
-    columns = (torch.from_numpy(column) for column in (batch.inputs, batch.targets))
-    parts = list(zip(*(c.to(run.world.device).chunk(config.accumulate) for c in columns), strict=True))
+    columns: list[npt.NDArray[Any]] = [batch.inputs, batch.targets]
+    if config.data.reset and isinstance(batch, Batch) and batch.segments is not None:
+        columns.append(batch.segments[:, 1:])
+    on_device = (torch.from_numpy(column).to(run.world.device) for column in columns)
+    parts = list(zip(*(column.chunk(config.accumulate) for column in on_device), strict=True))
     # Stays on the device: a look at every part would wait for it.
     total, inner = torch.zeros((), dtype=torch.float64, device=run.world.device), dict[str, float]()
-    for number, (inputs_BT, targets_BT) in enumerate(parts):
+    for number, part in enumerate(parts):
+        inputs_BT, targets_BT, *documents = (column.reshape(len(column) * cut, -1) for column in part)
+        n_targets = inputs_BT.numel()
+        if documents:
+            inputs_BT, targets_BT = apart(inputs_BT, targets_BT, *documents)
         last = number + 1 == len(parts)
         looking = observe() if measure and last and not config.compile else nullcontext(Observations())
         with distributed.accumulating(run.network, last=last):
             with run.autocast(), looking as seen:
-                losses_BT, state = run.network(
-                    inputs_BT.reshape(len(inputs_BT) * cut, -1),
-                    targets_BT.reshape(len(targets_BT) * cut, -1),
-                    settings,
-                )
+                losses_BT, state = run.network(inputs_BT, targets_BT, settings)
             if measure and last:
                 look = adapt.metrics if run.memory else model_state.metrics
                 inner = look(state) | seen.means()
                 inner |= schedule.logged(config.teach, settings, config.model.cms.lr)
             # A state's views keep whole activations; the backward pass needs the room.
             del state
-            loss = losses_BT.mean() / len(parts) / batch.share
+            loss = losses_BT.mean() * (losses_BT.numel() / n_targets) / len(parts) / batch.share
             distributed.backward(run.network, loss)
         total += loss.detach()
     return total.item(), inner

@@ -85,7 +85,7 @@ def _worth(
     for study in worth.elsewhere(studies):
         page_ = folder / f"{study.name}.md"
         parts += [
-            f"## On other text: [{study.name}]({page_})",
+            f"## With other text or other reading: [{study.name}]({page_})",
             study.definition.question,
             *worth.claims(study),
         ]

@@ -45,7 +45,7 @@ def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
 
 
 def elsewhere(studies: Sequence[StudyResults]) -> list[StudyResults]:
-    """The others, of other text."""
+    """The others, of other text or read in another way."""
     known = adapted(studies)
     measured = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
     return [study for study in measured if study not in known]
@@ -56,8 +56,10 @@ def widest(studies: Sequence[StudyResults]) -> StudyResults:
     return max(studies, key=lambda study: (sum(bool(arm.seeds) for arm in study.arms), _tokens(study)))
 
 
-def _text(study: StudyResults) -> tuple[str, ...]:
-    return tuple(study.arms[0].composed.config.data.corpora)
+def _text(study: StudyResults) -> tuple[object, ...]:
+    """What is read, and whether documents are read apart."""
+    data = study.arms[0].composed.config.data
+    return *data.corpora, data.reset
 
 
 def _tokens(study: StudyResults) -> int:
