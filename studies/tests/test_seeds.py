@@ -19,7 +19,7 @@ from suites import arms, project
 
 from hope_eval.progress import Display
 from hope_eval.tasks.held_out import USUAL
-from hope_study import experiments, seeds
+from hope_study import experiments, seeds, side_by_side
 from hope_train import config as configuration
 
 
@@ -28,7 +28,7 @@ from hope_train import config as configuration
     [(3, 2, 3), (3, 1, 1), (1, 8, 1), (4, 2, 2), (5, 2, 3), (6, 4, 6), (3, 16, 3), (8, 4, 4)],
 )
 def test_no_core_waits_for_the_last_seed(number: int, cores: int, processes: int) -> None:
-    assert seeds.at_a_time(number, cores) == processes
+    assert side_by_side.at_a_time(number, cores) == processes
 
 
 PARAMS = "scale: tiny\nteach_scale: 0.1\nseeds: [0, 1]\nruns: [delta]\n"
@@ -109,7 +109,7 @@ def test_an_old_log_says_nothing_of_a_new_configuration(tmp_path: Path) -> None:
     assert seeds._steps(log, 96, 0.0)() == 0.5
     assert seeds._steps(log, 96, time.time() + 9)() == 0.0
     assert seeds._steps(tmp_path / "none", 96, 0.0)() == 0.0
-    assert seeds.Task("0", [], seeds._steps(log, 40, 0.0)).share() == 1.0  # not 120 %
+    assert side_by_side.Task("0", [], seeds._steps(log, 40, 0.0)).share() == 1.0  # not 120 %
 
 
 def test_an_evaluation_tells_how_far_it_is(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_the_line_of_progress_has_the_time_of_everything(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock, shares = [100.0], [0.0, 0.0, 0.0]
-    monkeypatch.setattr(seeds.time, "monotonic", lambda: clock[0])
-    tasks = [seeds.Task(str(n), [], lambda n=n: shares[n], weight) for n, weight in enumerate((1, 1, 0.5))]
-    display = seeds.Display("hope, evaluations 1 to 3 of 12", tasks, seeds.Rest(["titans"], 2.0, 100.0))
+    monkeypatch.setattr(side_by_side.time, "monotonic", lambda: clock[0])
+    tasks = [side_by_side.Task(str(n), [], lambda n=n: shares[n], weight) for n, weight in enumerate((1, 1, 0.5))]
+    display = side_by_side.Display("hope, evaluations 1 to 3 of 12", tasks, side_by_side.Rest(["titans"], 2.0, 100.0))
     display.update()
     clock[0], shares[:] = 110.0, [0.25, 0.25, 0.0]
     display.update()
@@ -157,7 +157,7 @@ def test_the_line_of_progress_has_the_time_of_everything(
 def test_work_that_follows_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path, 80)
     config = configuration.load(tmp_path / "runs/delta/config.yaml")
-    rests: list[seeds.Rest] = []
+    rests: list[side_by_side.Rest] = []
     monkeypatch.setattr(seeds, "side_by_side", lambda *given: rests.append(given[-1]) or 75)
     monkeypatch.setattr(seeds, "_test_documents", lambda *_: [])
     metrics = tmp_path / "reports/metrics/train_delta.json"
@@ -178,7 +178,7 @@ def test_work_that_follows_a_training(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "runs/delta/seeds/0/train.json").write_text('{"seconds": 20.0}')
     assert seeds._evaluation_cost(["slow", "delta"], "0", tmp_path / "runs", out.parent, how) == 1.5
     seeds.evaluate("delta", ["0"], tmp_path / "runs", out, tmp_path, how, [], ["delta", "slow"])
-    assert rests[1] == seeds.Rest(["slow"], pytest.approx(3 * 1.7), 60.0)
+    assert rests[1] == side_by_side.Rest(["slow"], pytest.approx(3 * 1.7), 60.0)
 
 
 def test_an_evaluation_adapts_its_run_and_shows_test_documents(
@@ -194,7 +194,7 @@ def test_an_evaluation_adapts_its_run_and_shows_test_documents(
         (tmp_path / "evaluate.yaml").write_text(text)
         with pytest.raises(seeds.InputError, match=r"evaluate\.yaml: "):
             seeds.evaluation(tmp_path / "evaluate.yaml")
-    started: list[seeds.Task] = []
+    started: list[side_by_side.Task] = []
     monkeypatch.setattr(seeds, "side_by_side", lambda _title, tasks, *_: started.extend(tasks) or 0)
     monkeypatch.setattr(seeds, "_test_documents", lambda _data, corpora: [(name, "text") for name in corpora])
     out = tmp_path / "results"

@@ -165,7 +165,7 @@ DIALS = {
     config.TrainConfig: "run seed model init init_sha256 attach data optim schedule teach log steps batch_size length "
     "lengths memory_chunks accumulate eval_every eval_windows checkpoint_every milestone_every milestones "
     "parallel precision tf32 compile activation_checkpoint sdpa device",
-    config.DataConfig: "shards tokenizer corpora weights task eval_lengths",
+    config.DataConfig: "shards tokenizer corpora weights task eval_lengths reset",
     config.OptimConfig: "name lr matrix_lr weight_decay beta1 beta2 eps momentum slow_every slow_momentum "
     "slow_share clip groups",
     config.ScheduleConfig: "name warmup decay final",
