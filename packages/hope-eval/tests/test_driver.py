@@ -48,7 +48,8 @@ def test_every_command_has_its_function_and_every_task_its_options() -> None:
 def test_what_would_show_the_answers_is_refused_before_a_model_is_loaded(
     command: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["--checkpoint", str(tmp_path / "nowhere"), "--json", str(tmp_path / "x.json")]
+    (tmp_path / "config.json").write_text("{}")  # no model; without this file nothing else is looked at
+    common = ["--checkpoint", str(tmp_path), "--json", str(tmp_path / "x.json")]
     tokenizer = [] if command[0] == "task" else ["--tokenizer", str(tmp_path)]
     assert main([*command, *common, *tokenizer]) == 2
     assert message in capsys.readouterr().err
