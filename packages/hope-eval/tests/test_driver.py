@@ -41,7 +41,7 @@ def test_every_command_has_its_function_and_every_task_its_options() -> None:
         (["task", "--memorize-steps", "2"], "task: more than one reading would show what is scored"),
         (
             ["continual", "--shards", "s", "--learn", "train", "--memorize"],
-            "continual --learn train: weights",
+            "continual --learn train: it says what learns",
         ),
     ],
 )
