@@ -56,8 +56,8 @@ def overview(
 
 
 LOCKED = """\
-The rule once more, on {count} test documents that were locked away while all of this was written and tuned, and
-opened on {date}, once (`hope-study open`; their hashes are in reports/locked.json)."""
+The rule once more, on {count} of the test documents that were locked away while all of this was written and tuned (as
+many as the usual number of tokens takes). They were opened on {date}, once: `hope-study open`."""
 
 
 def _locked(studies: Sequence[StudyResults], opened: str) -> list[str]:

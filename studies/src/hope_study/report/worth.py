@@ -312,10 +312,10 @@ def _draw_leads(axes: Axes, studies: Sequence[StudyResults]) -> None:
         )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set_xticks([_tokens(study) / 1e6 for study in studies], [millions(study) for study in studies])
+    axes.minorticks_off()
     axes.set(
-        title=f"{ours} minus {theirs}", xlabel="training, M tokens", ylabel="bits per byte (below 0: better)"
+        title=f"{ours} minus {theirs}", xlabel="training, tokens", ylabel="bits per byte (below 0: better)"
     )
     axes.legend(fontsize=8)
 
