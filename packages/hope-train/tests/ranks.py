@@ -48,7 +48,14 @@ def stop(config: configuration.TrainConfig, out: Path) -> int:
         loop.forward_backward = real
 
 
-JOBS = {"train": train, "stop": stop, "copy": copy}
+def groups(config: configuration.TrainConfig, _: Path) -> int:
+    """How many parts of the network gather their weights on their own."""
+    with distributed.join(config.device) as world:
+        run = build(config, open_data(config, world.rank, world.size), world)
+        return sum(map(distributed._is_fsdp, run.network.modules()))
+
+
+JOBS = {"train": train, "stop": stop, "copy": copy, "groups": groups}
 
 
 def meet_once() -> None:

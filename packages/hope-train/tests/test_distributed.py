@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hope_model import CMSConfig
 from hope_model.errors import InputError
 from hope_train import config as configuration
 from hope_train.checkpoint import state
@@ -42,7 +43,8 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 @pytest.fixture(scope="module")
 def configs(tiny: TrainConfig) -> dict[str, TrainConfig]:
-    base = dataclasses.replace(tiny, steps=4, eval_every=0, checkpoint_every=2)
+    model = dataclasses.replace(tiny.model, layers=2)
+    base = dataclasses.replace(tiny, model=model, steps=4, eval_every=0, checkpoint_every=2)
     # AdamW's first steps blow rounding errors of tiny gradients up to whole steps; this epsilon does not.
     adamw = dataclasses.replace(base, optim=OptimConfig(name="adamw", eps=1e-5))
     return {
@@ -63,6 +65,10 @@ def two(configs: dict[str, TrainConfig], tmp_path_factory: pytest.TempPathFactor
     jobs = [["train", f"{root}/{name}.yaml", f"{root}/{name}", 0] for name in configs]
     jobs += [["stop", f"{root}/ddp.yaml", f"{root}/stopped", RESUMABLE]]
     jobs += [["train", f"{root}/ddp.yaml", f"{root}/stopped", 0]]
+    # Two blocks and what is left; one group where a block runs with history once a segment.
+    by_layer = dataclasses.replace(configs["fsdp"].model, cms=CMSConfig(signal="layer"))
+    (root / "layer.yaml").write_text(configuration.dump(dataclasses.replace(configs["fsdp"], model=by_layer)))
+    jobs += [["groups", f"{root}/{name}.yaml", f"{root}", n] for name, n in (("fsdp", 3), ("layer", 1))]
     launch(jobs, root)
     return root
 

@@ -116,15 +116,19 @@ class Block(nn.Module):
             self.channel = SwiGLU(config.dim, hidden, std, out_std, bias=config.mlp_bias)
 
     def initial(self, batch: int) -> BlockState:
-        channel = self.channel.initial(batch) if isinstance(self.channel, CMS) else None
-        return BlockState(self.mixer.initial(batch), channel)  # type: ignore[operator]
+        return self.begin(batch)._replace(mixer=self.mixer.initial(batch))  # type: ignore[operator]
+
+    def begin(self, batch: int) -> BlockState:
+        """`initial` without the mixer's state, which `forward` then makes: there weights are whole under FSDP2."""
+        return BlockState(None, self.channel.initial(batch) if isinstance(self.channel, CMS) else None)
 
     def forward(
         self, x_BTD: Tensor, state: BlockState, settings: MemorySettings
     ) -> tuple[Tensor, BlockState]:
         """Map [B, T, D] to [B, T, D]."""
         write = settings.writes is None or "titans" in settings.writes
-        y, mixer = self.mixer(self.mixer_norm(x_BTD), state.mixer, write=write, chunk=settings.chunk)
+        before = self.mixer.initial(len(x_BTD)) if state.mixer is None else state.mixer  # type: ignore[operator]
+        y, mixer = self.mixer(self.mixer_norm(x_BTD), before, write=write, chunk=settings.chunk)
         x_BTD = x_BTD + y
         u = self.channel_norm(x_BTD)
         if isinstance(self.channel, CMS):

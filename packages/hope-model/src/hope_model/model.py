@@ -39,6 +39,8 @@ class LanguageModel(nn.Module):
         self.levels = len(cms[0].levels) if cms else 0
         self.level_width = cms[0].width if cms else 0
         self.fused = bool(cms) and config.cms.fused
+        # Blocks are called once with history, and touch their weights in their own forward alone.
+        self.by_block = self.fused or not cms
         self.keeps_products = True  # not where blocks are computed again in the backward
 
     def _blocks(self) -> list[Block]:
@@ -58,8 +60,20 @@ class LanguageModel(nn.Module):
         blocks = tuple(block.initial(batch) for block in self._blocks())
         return State(0, blocks, None, None, settings)
 
+    def _begin(self, batch: int, settings: MemorySettings | None) -> State:
+        """`initial`, but where blocks stand alone they make their memories in their forward."""
+        if not self.by_block:
+            return self.initial(batch, settings)
+        settings = self.settings() if settings is None else settings
+        check_settings(settings, self.levels)
+        return State(0, tuple(block.begin(batch) for block in self._blocks()), None, None, settings)
+
     def forward(
-        self, tokens_BT: Tensor, state: State | None = None, hidden: list[tuple[Tensor, ...]] | None = None
+        self,
+        tokens_BT: Tensor,
+        state: State | None = None,
+        hidden: list[tuple[Tensor, ...]] | None = None,
+        settings: MemorySettings | None = None,
     ) -> tuple[Tensor, State]:
         """Logits of every next token, and the state after the last token.
 
@@ -67,6 +81,7 @@ class LanguageModel(nn.Module):
             tokens_BT: int64 tokens; any split of a sequence into calls gives the same logits.
             state: From an earlier call; None begins a sequence.
             hidden: takes every block's output [B, n, D], one tuple for each segment.
+            settings: How memories are written, where a sequence begins; a state has its own.
 
         Raises:
             InputError: The state is of another model, batch, precision or device; the message names the tensor. Or
@@ -74,7 +89,7 @@ class LanguageModel(nn.Module):
         """
         self.check_tokens(tokens_BT)
         if state is None:
-            state = self.initial(len(tokens_BT))
+            state = self._begin(len(tokens_BT), settings)
         elif not torch.compiler.is_compiling():
             self.check(state, len(tokens_BT))
         if not self._teaches(state):

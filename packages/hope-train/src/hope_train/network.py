@@ -58,8 +58,11 @@ class Network(nn.Module):
         A negative target costs nothing. With `hits`, nats and whether the target was the likeliest token, `[2, B, T]`.
         """
         with self._attention():
-            model: Any = self.memory or self.model
-            logits_BTV, state = model(inputs_BT, model.initial(len(inputs_BT), settings))
+            state: Any
+            if self.memory is None:
+                logits_BTV, state = self.model(inputs_BT, settings=settings)
+            else:
+                logits_BTV, state = self.memory(inputs_BT, self.memory.initial(len(inputs_BT), settings))
         losses_BT = token_losses(logits_BTV, targets_BT)
         if hits:
             losses_BT = torch.stack((losses_BT, (logits_BTV.argmax(-1) == targets_BT).to(losses_BT)))

@@ -162,7 +162,8 @@ def build(config: TrainConfig, data: Data, world: World, *, resuming: bool = Fal
         groups = counting.parameter_groups(model)
         network, optimizer = zero.share(network, groups, config, world, precision)
     else:
-        network = distributed.share(network, config.parallel, world)
+        blocks = model.blocks if model.by_block and inner.memory is None else ()
+        network = distributed.share(network, config.parallel, world, blocks)
         optimizer = Optimizer(counting.parameter_groups(model), config.optim)
     return Run(
         config=config,

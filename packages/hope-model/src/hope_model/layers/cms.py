@@ -211,17 +211,15 @@ class CMSRun:
         self, cms: CMS, state: CMSState, like_BTD: Tensor, scales: tuple[float, ...], writes: tuple[bool, ...]
     ) -> None:
         self.cms, self.scales, self.writes = cms, scales, writes
-        self.before = cms.settle(state, scales, 1)
-        self.theta = [cms._theta(n) for n in range(len(state))]
-        self.levels = [
-            LevelRun(theta, level.delta, _times(cms.segment, level.total), torch.empty_like(like_BTD))
-            for theta, level in zip(self.theta, self.before, strict=True)
-        ]
+        self.before, self.like_BTD = cms.settle(state, scales, 1), like_BTD
+        self.levels: list[LevelRun] = []
         self.outputs: list[Tensor] = []
         self.read_tokens = 0
 
     def read(self, x_BnD: Tensor) -> Tensor:
         """The next segment."""
+        if not self.levels:  # not before: under FSDP2 weights are whole in the block's forward
+            self.levels = [self._run(*both) for both in zip(self._thetas(), self.before, strict=True)]
         u = x_BnD
         for level in self.levels:
             u = u + level.read(u, self.read_tokens)
@@ -231,7 +229,14 @@ class CMSRun:
 
     def whole(self, x_BTD: Tensor) -> Tensor:
         """All segments once more, to be differentiated."""
-        return levels_read(x_BTD, torch.cat(self.outputs, 1), self.levels, self.theta)
+        return levels_read(x_BTD, torch.cat(self.outputs, 1), self.levels, self._thetas())
+
+    def _thetas(self) -> list[LevelWeights]:
+        return [self.cms._theta(n) for n in range(len(self.before))]
+
+    def _run(self, theta: LevelWeights, level: LevelState) -> LevelRun:
+        total = _times(self.cms.segment, level.total)
+        return LevelRun(theta, level.delta, total, torch.empty_like(self.like_BTD))
 
     def teach(self, teach_BTD: Tensor, tokens: int, position: int) -> None:
         """Write the levels whose chunk ends at `position`: signals of the first `tokens` tokens are known."""

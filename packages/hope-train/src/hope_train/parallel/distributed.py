@@ -6,7 +6,8 @@ DTensor and FSDP2 are imported by those who share weights: they bring seconds of
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
@@ -121,12 +122,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def share(network: nn.Module, parallel: str, world: World) -> nn.Module:
+def share(network: nn.Module, parallel: str, world: World, groups: Iterable[nn.Module] = ()) -> nn.Module:
     """The network as every process runs it; alone, the network itself.
 
-    FSDP2 gets one group, not one per block: a block with fast weights runs once per segment, and the CMS reads its
-    weights outside the block's forward. So weights are gathered once per pass; gradients, optimiser and the
-    weights at rest are shared out.
+    FSDP2 gets a group for each of `groups`, parts of the network, and one of all that is left. Weights stay whole from
+    a group's first use, since writes of fast weights need them between two segments, to the end of its backward; then
+    its gradients are summed while the next group's backward runs.
     """
     if world.size == 1:
         return network
@@ -134,7 +135,14 @@ def share(network: nn.Module, parallel: str, world: World) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415
         from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
+        # States hold views, and nothing changes them in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(world.device.type, (world.size,))
+        wrapped = [fully_shard(group, mesh=mesh, reshard_after_forward=False) for group in groups]
+        for (
+            group
+        ) in wrapped:  # all are whole already; by default one that is done would be gathered once more
+            group.set_modules_to_backward_prefetch(wrapped[:1])
         fully_shard(network, mesh=mesh, reshard_after_forward=False)
         return network
     return DistributedDataParallel(network, gradient_as_bucket_view=True)
@@ -162,8 +170,9 @@ def backward(network: nn.Module, loss: Tensor) -> None:
 
 def at_rest(network: nn.Module) -> None:
     """Give gathered weights back after a forward without backward."""
-    if _is_fsdp(network):
-        network.reshard()
+    for module in network.modules():
+        if _is_fsdp(module):
+            module.reshard()
 
 
 def _is_fsdp(network: nn.Module) -> TypeGuard[FSDPModule]:
