@@ -133,8 +133,12 @@ def test_the_line_of_progress_has_the_time_of_everything(
 ) -> None:
     clock, shares = [100.0], [0.0, 0.0, 0.0]
     monkeypatch.setattr(side_by_side.time, "monotonic", lambda: clock[0])
-    tasks = [side_by_side.Task(str(n), [], lambda n=n: shares[n], weight) for n, weight in enumerate((1, 1, 0.5))]
-    display = side_by_side.Display("hope, evaluations 1 to 3 of 12", tasks, side_by_side.Rest(["titans"], 2.0, 100.0))
+    tasks = [
+        side_by_side.Task(str(n), [], lambda n=n: shares[n], weight) for n, weight in enumerate((1, 1, 0.5))
+    ]
+    display = side_by_side.Display(
+        "hope, evaluations 1 to 3 of 12", tasks, side_by_side.Rest(["titans"], 2.0, 100.0)
+    )
     display.update()
     clock[0], shares[:] = 110.0, [0.25, 0.25, 0.0]
     display.update()

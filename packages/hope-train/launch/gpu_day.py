@@ -1,9 +1,9 @@
-"""All that a GPU lent for ten minutes should say: kernels against torch, then tokens/s, MFU and memory.
+"""All that a GPU lent for ten minutes should say: kernels against torch, decoding, then tokens/s, MFU and memory.
 
     python packages/hope-train/launch/gpu_day.py
     python packages/hope-train/launch/gpu_day.py --device cpu --dim 32 --layers 1 --lengths 64    # a rehearsal
 
-Rows go to OUT/kernels.json and OUT/bench.json as soon as each is there; a part that fails is a row too.
+Rows go to OUT/kernels.json, decoding.json and bench.json as soon as each is there; a part that fails is a row too.
 """
 
 import argparse
@@ -56,6 +56,29 @@ def kernels(variant: str, settings: BenchSettings) -> dict[str, Any]:
             "seconds_triton": seconds[3], "compiled_in": seconds[2]}  # fmt: skip
 
 
+def decoding(variant: str, settings: BenchSettings) -> dict[str, Any]:
+    """64 tokens one by one, by Triton and by torch: largest difference of logits, and microseconds a token."""
+    logits, microseconds = [], []
+    for switch in ("0", "1"):
+        os.environ[launch.SWITCH] = switch
+        torch.manual_seed(0)
+        model = LanguageModel(model_config(settings, variant)).to(settings.device).eval()
+        tokens = torch.randint(settings.vocab_size, (96, 1, 1)).to(settings.device)
+        state, rows = None, []
+        with torch.inference_mode():
+            for n, token in enumerate(tokens):
+                if n == len(tokens) - 64:  # kernels are compiled
+                    rows[-1].cpu()  # waits for the device
+                    start = time.perf_counter()
+                row, state = model(token, state)
+                rows.append(row)
+            logits.append(torch.cat(rows).cpu())
+        microseconds.append(1e6 * (time.perf_counter() - start) / 64)
+    difference = ((logits[1] - logits[0]).abs().max() / logits[0].abs().max()).item()
+    return {"variant": variant, "triton": launch.available(tokens), "difference": difference,
+            "microseconds_torch": microseconds[0], "microseconds_triton": microseconds[1]}  # fmt: skip
+
+
 def bench(variant: str, settings: BenchSettings) -> dict[str, Any]:
     """A Transformer and a variant in turns, with the share of the device's bf16 peak that training reaches."""
     pair = dataclasses.replace(settings, variants=tuple(dict.fromkeys(("transformer", variant))))
@@ -92,9 +115,10 @@ def main() -> int:
     ]  # fmt: skip
     parts: list[tuple[str, Callable[..., dict[str, Any]], str, BenchSettings]] = [
         *(("kernels", kernels, variant, one) for variant in KERNELS),
+        *(("decoding", decoding, variant, one) for variant in (*KERNELS, "gated_deltanet", "hope_deltanet")),
         *(("bench", bench, variant, settings) for settings in timed for variant in TRAIN_VARIANTS),
     ]
-    rows: dict[str, list[dict[str, Any]]] = {"kernels": [], "bench": []}
+    rows: dict[str, list[dict[str, Any]]] = {"kernels": [], "decoding": [], "bench": []}
     for name, part, variant, settings in parts:
         if time.perf_counter() > end:
             row: dict[str, Any] = {"variant": variant, "length": settings.length, "error": "no time left"}

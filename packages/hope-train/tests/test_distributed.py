@@ -97,7 +97,7 @@ def launch(jobs: list[list[object]], root: Path, size: int = 2, *, together: boo
         )
         for rank in range(size)
     ]
-    errors = [process.communicate(timeout=200)[1] for process in processes]
+    errors = [process.communicate(timeout=400)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)
 
 

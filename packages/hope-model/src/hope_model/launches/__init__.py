@@ -10,9 +10,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hope_model.config import ModelConfig
 from hope_model.errors import InputError
 from hope_model.ranges import within
 
@@ -47,9 +49,26 @@ def launches(variants: Sequence[str], pilot: Pilot) -> list[dict[str, Any]]:
     Raises:
         InputError: There is no C++ compiler, or counting failed.
     """
+    return _counted(json.dumps({"variants": list(variants), **asdict(pilot)}))
+
+
+def training_launches(
+    config: ModelConfig, batch_size: int, length: int, *, bf16: bool = True
+) -> tuple[int, int]:
+    """Launches of a microbatch's forward and backward in this configuration.
+
+    Raises:
+        InputError: There is no C++ compiler, or counting failed.
+    """
+    size = {"batch_size": batch_size, "length": length, "layers": config.layers, "bf16": bf16}
+    (row,) = _counted(json.dumps({"variants": [config.variant], "config": config.to_dict(), **size}))
+    return row["forward"], row["backward"]
+
+
+@cache
+def _counted(work: str) -> list[dict[str, Any]]:
     import torch  # noqa: PLC0415 (slow to import, and --help needs none)
 
-    work = json.dumps({"variants": list(variants), **asdict(pilot)})
     with tempfile.TemporaryDirectory(prefix="hope-model-") as scratch:
         libraries = [] if torch.version.cuda else [_fake_cuda(Path(scratch))]
         rows: list[dict[str, Any]] = json.loads(_run([sys.executable, "-c", COUNT, *libraries, work]))

@@ -4,6 +4,7 @@ from typing import Any
 
 from hope_model import counting
 from hope_model.errors import InputError
+from hope_model.launches import LAUNCH_SECONDS, training_launches
 from hope_train.config import TrainConfig
 from hope_train.planning.hardware import DEVICES, GIB
 from hope_train.planning.peak_memory import KEPT, SLOTS, foresee, measure
@@ -18,7 +19,8 @@ def plan(config: TrainConfig, device: str, count: int) -> dict[str, Any]:
         count: number of devices.
 
     Returns:
-        Flat numbers; memory per device in GiB, `tokens_per_s` of all devices at the assumed share of their peak.
+        Flat numbers; memory per device in GiB, `launches` of one part of a batch on one device (0: not counted),
+        `tokens_per_s` of all devices at the assumed share of their peak, with `LAUNCH_SECONDS` for each launch.
 
     Raises:
         InputError: a device that is not in the table.
@@ -33,7 +35,12 @@ def plan(config: TrainConfig, device: str, count: int) -> dict[str, Any]:
     memory = foresee(config, count, bf16=config.precision != "fp32")
     flops = counting.training_flops_per_token(config.model, config.length)
     again = counting.flops_per_token(config.model, config.length) if config.activation_checkpoint else 0.0
-    speed = count * kind.flops * kind.share / (flops + again)
+    bf16 = config.precision != "fp32"
+    sequences = max(1, config.batch_size // (count * config.accumulate))
+    started = _launches(config, sequences, bf16=bf16)
+    part = sequences * config.length
+    seconds = part * (flops + again) / (kind.flops * kind.share) + started * LAUNCH_SECONDS
+    speed = count * part / seconds
     tokens = config.steps * config.batch_size * config.length
     saved = 4 * (matrix + other) + matrix * SLOTS[config.optim.name] + other * SLOTS["adamw"]
     return {
@@ -52,10 +59,20 @@ def plan(config: TrainConfig, device: str, count: int) -> dict[str, Any]:
         "total_gib": memory.total / GIB,
         "fits": memory.total < 0.92 * kind.memory,
         "share_of_peak": kind.share,
+        "launches": started,
         "tokens_per_s": speed,
         "days": tokens / speed / 86400,
         "checkpoint_gib": saved / GIB,
     }
+
+
+def _launches(config: TrainConfig, sequences: int, *, bf16: bool) -> int:
+    """Of forward, backward, and the forward again where blocks are recomputed; not of the optimiser."""
+    try:
+        forward, backward = training_launches(config.model, sequences, config.length, bf16=bf16)
+    except InputError:
+        return 0
+    return forward * (2 if config.activation_checkpoint else 1) + backward
 
 
 def check(config: TrainConfig) -> dict[str, float]:
@@ -82,7 +99,12 @@ def table(numbers: dict[str, Any]) -> str:
             f"{n['gradients_gib']:.1f}, optimiser {n['optimizer_gib']:.1f}, activations {n['activations_gib']:.1f}; "
             + ("fits" if n["fits"] else "DOES NOT FIT: raise accumulate or set activation_checkpoint"),
             f"  time            {n['days']:.2f} days at {n['tokens_per_s']:,.0f} tokens/s, assuming "
-            f"{n['share_of_peak']:.0%} of the bf16 peak",
+            f"{n['share_of_peak']:.0%} of the bf16 peak and "
+            + (
+                f"{LAUNCH_SECONDS * 1e6:g} µs for each of {n['launches']:,} launches"
+                if n["launches"]
+                else "no time for launches, which are counted where there is a C++ compiler"
+            ),
             f"  checkpoint      {n['checkpoint_gib']:.2f} GiB",
         )
     )
