@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hope_model.config import VARIANTS, ModelConfig
@@ -19,7 +20,7 @@ from hope_model.layers.self_modifying import SelfModifyingTitans
 from hope_model.layers.titans import Titans
 from hope_model.layers.titans_attention import TitansMAC, TitansMAG
 from hope_model.shapes import without_values
-from hope_model.state import BlockState, MemorySettings
+from hope_model.state import BlockState, MemorySettings, detach
 
 MIXERS: dict[str, Callable[[ModelConfig, float, float], nn.Module]] = {
     "attention": Attention,
@@ -127,7 +128,11 @@ class Block(nn.Module):
     ) -> tuple[Tensor, BlockState]:
         """Map [B, T, D] to [B, T, D]."""
         write = settings.writes is None or "titans" in settings.writes
-        before = self.mixer.initial(len(x_BTD)) if state.mixer is None else state.mixer  # type: ignore[operator]
+        before = state.mixer
+        if before is None:
+            before = self.mixer.initial(len(x_BTD))  # type: ignore[operator]
+            # Views of weights that were made without history still ask for gradients: torch's counters refuse them.
+            before = before if torch.is_grad_enabled() else detach(before)
         y, mixer = self.mixer(self.mixer_norm(x_BTD), before, write=write, chunk=settings.chunk)
         x_BTD = x_BTD + y
         u = self.channel_norm(x_BTD)
