@@ -7,7 +7,7 @@ import json
 from pathlib import Path, PurePath
 
 import pytest
-from suites import fake, project
+from suites import ROOT, fake, project
 from test_worth import Documents
 
 from hope_eval import results
@@ -17,6 +17,7 @@ from hope_model.errors import InputError
 from hope_study.opening import OPENED, open_locked
 from hope_study.report import data, worth
 from hope_study.report.page import overview
+from hope_study.store import Store
 
 BITS = {"": 3.0, "neural_cache": 2.5, "writes": 2.8, "off": 3.5}
 
@@ -44,6 +45,19 @@ class Measuring:
         bits = BITS[condition] - (0.1 if "/cms/" in str(out) else 0.0)
         items = Items({"domain": ["a"] * 11}, list(range(11)), [1.0] * 11, {"bits_per_byte": [bits] * 11})
         return TaskResult(name, 1, {}, 0, "", 0, 0.0, items.metrics(), items)
+
+
+def test_the_repositorys_own_were_opened_once() -> None:
+    """For the list in git, on one day, and for the studies whose records are there."""
+    folder = ROOT / "reports/locked"
+    about = json.loads((folder / OPENED).read_text())
+    assert about["list"] == Locked.read(ROOT / "reports/locked.json").sha256
+    assert about["date"] == "2026-12-01"
+    assert (
+        about["studies"] == sorted(path.stem for path in folder.glob("*.jsonl")) == ["worth_1m", "worth_3m"]
+    )
+    counts = {len(record.documents["bytes"]) for record in Store(folder).all()}
+    assert counts == {112}
 
 
 def test_locked_documents_are_opened_once(tmp_path: Path) -> None:
@@ -93,7 +107,7 @@ def test_locked_documents_are_opened_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"opened on 2000-01-01 for \['other'\]; once is all"):
         opening("tiny")
     [whole] = data.collect(runner.ledger)
-    again = data.on_locked(whole, runner.ledger.store.__class__(folder))
+    again = data.on_locked(whole, Store(folder))
     found = worth.difference(again.arms[0], "plain", again.arms[1], "writes")
     assert found is not None
     assert (found.value, found.clusters) == (pytest.approx(2.9 - 2.8), 11)
@@ -102,4 +116,4 @@ def test_locked_documents_are_opened_once(tmp_path: Path) -> None:
     assert "| cms | base | **-0.100 [-0.100, -0.100]** | **-0.100 [-0.100, -0.100]** | +0.100" in page
     changed = dataclasses.replace(whole.arms[0].seeds[0], sha256="other")
     whole.arms[0].seeds[0] = changed
-    assert sorted(data.on_locked(whole, runner.ledger.store.__class__(folder)).arms[0].seeds) == [1, 2]
+    assert sorted(data.on_locked(whole, Store(folder)).arms[0].seeds) == [1, 2]

@@ -217,6 +217,10 @@ def with_steps(
     return dataclasses.replace(whole, name=name, arms=[arm(n, one) for n, one in enumerate(whole.arms)])
 
 
+def page_of(whole: data.StudyResults) -> str:
+    return overview([whole], PurePath("studies"))
+
+
 def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     arms_of = {
         "cms": {"run": "hope_deltanet", "adapt": ["neural_cache", "off"]},
@@ -250,8 +254,8 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     for record in cms.seeds.values():
         record.documents["neural_cache"] = [value - 0.2 for value in record.documents["neural_cache"]]
     assert "- `cms`: the claim holds against `base`." in worth.section(whole)
-    assert "## What a memory is worth, after 0.12 M tokens" in overview([whole], PurePath("studies"))
-    assert "By tokens trained" not in overview([whole], PurePath("studies"))
+    assert "## What a memory is worth, after 0.12 M tokens" in page_of(whole)
+    assert "By tokens trained" not in page_of(whole)
     longer = with_steps(whole, "longer", 2 * cms.composed.config.steps)
     flops = with_steps(whole, "flops", 3 * cms.composed.config.steps, only=1)
     novels = with_steps(whole, "novels", 9, corpora=["n"])
@@ -260,6 +264,9 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     assert worth.equal_tokens(worth.adapted(four)) == [whole, longer]
     assert worth.elsewhere(four) == [novels]
     assert worth.widest(four) is longer
+    bare = dataclasses.replace(base, seeds={})
+    assert "Defined, but not trained" not in page_of(whole)
+    assert "Defined, but not trained: tiny: base." in page_of(dataclasses.replace(whole, arms=[cms, bare]))
     alone_ = dataclasses.replace(longer, arms=longer.arms[:1])
     assert worth.widest([whole, alone_]) is whole
     page_ = overview(four, PurePath("studies"))

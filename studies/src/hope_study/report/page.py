@@ -55,6 +55,15 @@ def overview(
     return "\n\n".join(parts) + "\n"
 
 
+def _untrained(studies: Sequence[StudyResults]) -> str:
+    """The arms that are defined and have no results."""
+    without = {
+        study.name: [arm.name for arm in study.arms if not (arm.seeds or arm.missing)] for study in studies
+    }
+    listed = "; ".join(f"{name}: {', '.join(arms)}" for name, arms in without.items() if arms)
+    return f" Defined, but not trained: {listed}." if listed else ""
+
+
 LOCKED = """\
 The rule once more, on {count} of the test documents that were locked away while all of this was written and tuned (as
 many as the usual number of tokens takes). They were opened on {date}, once: `hope-study open`."""
@@ -79,7 +88,7 @@ def _worth(
     links = ", ".join(f"[{study.name}]({folder / study.name}.md)" for study in adapted)
     picture = "![Bits per byte by training FLOPs, plain and with a neural cache](plots/worth.png)"
     parts = [f"## What a memory is worth, after {worth.millions(main)} tokens", worth.section(main), picture]
-    parts += [f"All budgets: {links}.", *_locked(locked, opened)]
+    parts += [f"All budgets: {links}.{_untrained(adapted)}", *_locked(locked, opened)]
     if tokens := worth.by_tokens(adapted):
         parts += ["## By tokens trained", *tokens]
     for study in worth.elsewhere(studies):
