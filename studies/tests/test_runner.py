@@ -29,7 +29,7 @@ from hope_study import choose_rate, runner, study
 from hope_study.cli import main
 from hope_study.ledger import ASSUMED, Ledger
 from hope_study.measure import commands, streamed, with_writes
-from hope_study.records import Measured, invalid_reason, record_of
+from hope_study.records import Measured, Record, invalid_reason, record_of
 from hope_study.runner import DIVERGED, Runner
 from hope_study.store import Store
 
@@ -287,6 +287,19 @@ def test_every_study_of_the_repository_is_whole(tmp_path: Path, capsys: pytest.C
     assert main(["run", "--plan", "--only", *whole, *common]) == 0
     done, total = map(int, re.match(r"(\d+) of (\d+) results exist", capsys.readouterr().out).groups())  # type: ignore[union-attr]
     assert done == total == sum(map(len, map(Store(ROOT / "reports/studies").records, whole)))
+
+
+def test_a_record_that_is_added_leaves_the_others_lines_alone(tmp_path: Path) -> None:
+    """Those of before wrote whole numbers where records now have fractions."""
+    lines = (ROOT / "reports/studies/parity.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "parity.jsonl").write_text("".join(lines[:7] + lines[8:]))
+    store = Store(tmp_path)
+    store.add(Record.from_line(lines[7].strip(), "here"))
+    after = (tmp_path / "parity.jsonl").read_text().splitlines(keepends=True)
+    assert len(after) == len(lines) == 57
+    assert after[:7] + after[8:] == lines[:7] + lines[8:]
+    assert '"step": 200.0' in after[7]
+    assert '"step": 200,' in lines[7]
 
 
 def test_arms_that_say_so_have_states_of_one_size() -> None:

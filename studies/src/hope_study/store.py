@@ -5,6 +5,7 @@ Several runners may share a folder: a line is added under the file's lock, to wh
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,8 +62,16 @@ class Store:
         path = self.path(record.study)
         with exclusive(path, wait=True):
             records = self.records(record.study) | {(record.arm, record.run): record}
-            lines = [one.to_line() for one in sorted(records.values(), key=lambda one: one.order)]
-            write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
+            # The others' lines stay as they are to the byte, however numbers were written then.
+            lines = _lines(path) | {(record.arm, record.run): record.to_line()}
+            order = sorted(records, key=lambda key: records[key].order)
+            write_atomic(path, "".join(f"{lines[key]}\n" for key in order).encode())
+
+
+def _lines(path: Path) -> dict[tuple[str, str], str]:
+    """The lines of a file that `records` has read; none where there is no file."""
+    lines = read_bytes(path).decode().splitlines() if path.exists() else []
+    return {(values["arm"], values["run"]): line for line in lines for values in [json.loads(line)]}
 
 
 def _load(path: Path) -> Records:
