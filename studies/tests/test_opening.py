@@ -113,7 +113,10 @@ def test_locked_documents_are_opened_once(tmp_path: Path) -> None:
     assert (found.value, found.clusters) == (pytest.approx(2.9 - 2.8), 11)
     page = overview([whole], PurePath("studies"), [again], "2000-01-01")
     assert "The rule once more, on 11 of the test documents" in page
-    assert "| cms | base | **-0.100 [-0.100, -0.100]** | **-0.100 [-0.100, -0.100]** | +0.100" in page
+    assert (
+        "| tiny | 0.12 M | cms | base | **-0.100 [-0.100, -0.100]** | **-0.100 [-0.100, -0.100]** | +0.100"
+        in page
+    )
     changed = dataclasses.replace(whole.arms[0].seeds[0], sha256="other")
     whole.arms[0].seeds[0] = changed
     assert sorted(data.on_locked(whole, Store(folder)).arms[0].seeds) == [1, 2]

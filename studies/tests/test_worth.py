@@ -274,7 +274,8 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
         "| 3 | 2.065 ± 0.034 | 1.965 ± 0.034 | 2.065 ± 0.034 | 1.865 ± 0.034 | **-0.200 [-0.200, -0.200]** |"
     )
     assert page_.count(row) == 2
-    assert "## With other text or other reading: [novels](studies/novels.md)" in page_
+    assert "## With other text or other reading\n\n- [novels](studies/novels.md): Which one?\n" in page_
+    assert "| novels | 0.018 M | cms | base | **-0.200" in page_
     worth.draw([whole], tmp_path / "plots", tmp_path / "plots")
     assert {path.name for path in (tmp_path / "plots").glob("*.png")} == {
         "worth.png",

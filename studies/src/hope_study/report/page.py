@@ -71,10 +71,9 @@ many as the usual number of tokens takes). They were opened on {date}, once: `ho
 
 def _locked(studies: Sequence[StudyResults], opened: str) -> list[str]:
     """What the locked documents say, by study."""
-    parts = [LOCKED.format(count=worth.documents(studies[0]), date=opened)] if studies else []
-    for study in studies:
-        parts += [f"After {worth.millions(study)} tokens ({study.name}):", *worth.claims(study)]
-    return parts
+    if not studies:
+        return []
+    return [LOCKED.format(count=worth.documents(studies[0]), date=opened), worth.rule_table(studies)]
 
 
 def _worth(
@@ -91,13 +90,11 @@ def _worth(
     parts += [f"All budgets: {links}.{_untrained(adapted)}", *_locked(locked, opened)]
     if tokens := worth.by_tokens(adapted):
         parts += ["## By tokens trained", *tokens]
-    for study in worth.elsewhere(studies):
-        page_ = folder / f"{study.name}.md"
-        parts += [
-            f"## With other text or other reading: [{study.name}]({page_})",
-            study.definition.question,
-            *worth.claims(study),
+    if others := worth.elsewhere(studies):
+        asked = [
+            f"- [{study.name}]({folder / study.name}.md): {study.definition.question}" for study in others
         ]
+        parts += ["## With other text or other reading", "\n".join(asked), worth.rule_table(others)]
     return [*parts, "## Every study"]
 
 

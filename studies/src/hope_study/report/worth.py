@@ -178,32 +178,50 @@ def writers(study: StudyResults) -> list[ArmResults]:
     return [arm for arm in study.arms if arm.seeds and arm.composed.config.model.variant.startswith("hope")]
 
 
+RULE_HEAD = ["trained with writes", "baseline", "plain", "both + neural cache", "against baseline + writes"]
+
+
+def _compared(study: StudyResults) -> list[tuple[ArmResults, ArmResults, list[Difference | None]]]:
+    """Every arm that was trained with writes, every baseline, and the differences of the rule."""
+    baselines = [arm for arm in study.arms if any(WRITES in r.documents for r in arm.seeds.values())]
+    return [(arm, other, _rule(arm, other)) for arm in writers(study) for other in baselines]
+
+
+def _rule(ours: ArmResults, theirs: ArmResults) -> list[Difference | None]:
+    compared = ((PLAIN, PLAIN), (CACHE, CACHE), (PLAIN, WRITES))
+    return [difference(ours, one, theirs, other) for one, other in compared]
+
+
+def rule_table(studies: Sequence[StudyResults]) -> str:
+    """The differences of the rule in several studies."""
+    rows = [
+        [study.name, millions(study), arm.name, other.name, *map(_bounds, found)]
+        for study in studies
+        for arm, other, found in _compared(study)
+    ]
+    return _table(["study", "tokens", *RULE_HEAD], rows)
+
+
 def claims(study: StudyResults) -> list[str]:
     """The table of the rule, and a sentence for each arm that was trained with writes."""
-    rows, sentences = [], []
-    baselines = [arm for arm in study.arms if any(WRITES in r.documents for r in arm.seeds.values())]
-    for arm in writers(study):
-        beaten = []
-        for other in baselines:
-            pairs = [
-                difference(arm, PLAIN, other, PLAIN),
-                difference(arm, CACHE, other, CACHE),
-                difference(arm, PLAIN, other, WRITES),
-            ]
-            rows.append([arm.name, other.name, *[_bounds(pair) for pair in pairs]])
-            if all(pair and pair.high is not None and pair.high < 0 for pair in pairs[1:]):
-                beaten.append(f"`{other.name}`")
-        names = " and ".join(beaten)
-        sentences.append(
-            f"- `{arm.name}`: the claim holds against {names}"
-            + ("." if len(beaten) == len(baselines) else ", not against the others.")
-            if beaten
-            else f"- `{arm.name}`: the claim does not hold against any baseline."
-        )
-    if not rows:
+    compared = _compared(study)
+    if not compared:
         return []
-    head = ["trained with writes", "baseline", "plain", "both + neural cache", "against baseline + writes"]
-    return [_table(head, rows), "\n".join(sentences)]
+    rows = [[arm.name, other.name, *map(_bounds, found)] for arm, other, found in compared]
+    sentences = []
+    for name in dict.fromkeys(arm.name for arm, _, _ in compared):
+        pairs = [(other.name, found[1:]) for arm, other, found in compared if arm.name == name]
+        beaten = [
+            f"`{other}`"
+            for other, two in pairs
+            if all(one and one.high is not None and one.high < 0 for one in two)
+        ]
+        rest = "." if len(beaten) == len(pairs) else ", not against the others."
+        holds = (
+            f"holds against {' and '.join(beaten)}{rest}" if beaten else "does not hold against any baseline."
+        )
+        sentences.append(f"- `{name}`: the claim {holds}")
+    return [_table(RULE_HEAD, rows), "\n".join(sentences)]
 
 
 def _bounds(found: Difference | None) -> str:
@@ -261,9 +279,7 @@ def by_tokens(studies: Sequence[StudyResults]) -> list[str]:
 
 def _leads(study: StudyResults) -> list[Difference | None]:
     """The three differences of the rule, of the first arm against the second."""
-    one, other = study.arms[:2]
-    compared = ((PLAIN, PLAIN), (CACHE, CACHE), (PLAIN, WRITES))
-    return [difference(one, ours, other, theirs) for ours, theirs in compared]
+    return _rule(*study.arms[:2])
 
 
 def draw(studies: Sequence[StudyResults], folder: Path, shown: Path) -> None:
