@@ -187,7 +187,9 @@ def _chance(study: StudyResults) -> float:
 
 def draw(study: StudyResults) -> Figure:
     """What the stream changed, averaged over its domains, by stage: memories and state aside from training."""
-    figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
+    # A legend of one column stands under each panel.
+    height = 5.0 + 0.15 * sum(len(ways(arm)) for arm in study.arms)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, 2)
     look = looks(arm.name for arm in study.arms)
     stages = ["before", *study.definition.stream.domains]
@@ -215,7 +217,7 @@ def draw(study: StudyResults) -> Figure:
         axes.set_xticks(range(len(stages)), stages, rotation=30, ha="right")
         score = "accuracy" if _accuracy(study) else "bits/byte"
         axes.set(title=title, ylabel=f"change in {score}, all domains")
-        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, handlelength=3.5)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25), handlelength=3.5)
     better = "more" if _accuracy(study) else "less"
     figure.suptitle(f"{study.name}: after each domain ({better} is better, ± 1 s.e. over seeds)")
     return figure
