@@ -87,10 +87,10 @@ class Ledger:
 
     def _elsewhere(self, arm: Arm) -> float | None:
         """The rate that this arm has chosen in the study that `rates_of` names; None before it is chosen."""
-        other = self._by_name.get((arm.definition.rates_of, arm.name))
+        other = self._by_name.get(arm.rates_from)
         if other is None:
             raise InputError(
-                f"conf/study/{arm.study}.yaml: rates_of {arm.definition.rates_of} has no arm '{arm.name}'"
+                f"conf/study/{arm.study}.yaml: rates_of {arm.rates_from[0]} has no arm '{arm.rates_from[1]}'"
             )
         return self.chosen(other) if all(map(self.result, self.tuning(other))) else None
 
@@ -104,7 +104,7 @@ class Ledger:
         if best is None:
             raise InputError(
                 f"{arm.study}/{arm.name}: its rate is chosen by '{arm.definition.rates_of}', which has not ended; "
-                f"hope-study run --only {arm.definition.rates_of}/{arm.name}"
+                f"hope-study run --only {'/'.join(arm.rates_from)}"
             )
         return [arm.training(best, seed) for seed in arm.definition.seeds]
 

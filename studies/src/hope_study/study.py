@@ -101,7 +101,8 @@ class Study:
         widen: times to extend the learning-rate grid when the best rate is at its edge.
         seeds: of the trainings that count.
         rate_seeds: how many of them choose the learning rate.
-        rates_of: a study whose arms of the same names have chosen the rates; here none is tried.
+        rates_of: a study whose arms of the same names have chosen the rates, or `STUDY/ARM`, whose rate all arms
+            get; here none is tried.
         adapt: adaptations at test time that every training is measured with, too, their dials tuned on validation
             text: `neural_cache`, or with a start and the dials to tune, `dynamic:rate=0.001 rate`. `off` has none.
         lengths: at which a task is evaluated, `2x` being twice the training length.
@@ -175,6 +176,12 @@ class Arm:
     def adapt(self) -> list[str]:
         """What its text is also measured with."""
         return self.settings.adapt or self.definition.adapt
+
+    @property
+    def rates_from(self) -> tuple[str, str]:
+        """Study and arm that choose its learning rate."""
+        study, _, arm = self.definition.rates_of.partition("/")
+        return study, arm or self.name
 
     def training(self, rate: float, seed: int, steps: int = 0) -> Training:
         """Return the training with one learning rate and seed, of another length if `steps` is given.
@@ -260,7 +267,8 @@ def load(conf: Path, only: list[str]) -> dict[str, Study]:
     for name in wanted:  # grows by the studies whose rates the others take
         if name not in studies:
             studies[name] = strict(Study, read_yaml(files[name]), str(files[name]))
-            if (other := studies[name].rates_of) and other not in files:
+            other = studies[name].rates_of.partition("/")[0]
+            if other and other not in files:
                 raise InputError(
                     f"{files[name]}: rates_of is {other[:80]!r}; choose among {', '.join(files)}"
                 )
