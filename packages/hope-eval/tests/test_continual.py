@@ -20,7 +20,7 @@ from hope_eval.scoring.load import HopeModel, load
 from hope_eval.scoring.memorize import Memorize
 from hope_eval.scoring.paired import both
 from hope_eval.scoring.scorer import Scorer
-from hope_eval.tasks import choice, class_data, continual, perplexity
+from hope_eval.tasks import choice, class_data, continual, learning, perplexity
 from hope_eval.tasks.base import Context
 from hope_model import LanguageModel, MemorySettings
 
@@ -111,7 +111,7 @@ def test_a_stream_is_learned_and_the_model_left_alone(
     scorer = Scorer(fresh.model)
     row = np.arange(2, 90)
     before = scorer.token_logp([row])[0]
-    learner = continual.Learner(scorer, continual.Learning(how, lr=1e-2))
+    learner = learning.Learner(scorer, learning.Learning(how, lr=1e-2))
     learner.learn(row)
     assert learner.nats(row) != pytest.approx(-before.sum(), abs=1e-3)
     np.testing.assert_array_equal(scorer.token_logp([row])[0], before)
@@ -145,6 +145,9 @@ def test_classes_are_picked_among_those_met(checkpoint_folder: Path, corpora: Pa
     # Two classes met after the first group; five in all, and for groups not met yet.
     assert (first.chance, third.chance, last.chance) == (0.5, 0.2, 0.2)
     assert (first.n, last.n) == (4, 2)
+    assert main(["continual", *flags(checkpoint_folder, out), *extra, "--learn", "each"]) == 0
+    ways = [task.task.removeprefix("continual_classes_") for task in schema.load(out).tasks]
+    assert ways == ["memorize+off", "memorize+on", "cms", "train", "replay", "ewc"]
 
 
 def test_labels_are_scored_as_whole_sequences(checkpoint_folder: Path, corpora: Path) -> None:
@@ -309,12 +312,14 @@ def test_each_way_of_learning_in_one_file(
     common = ["continual", *flags(checkpoint_folder, out), *sizes]
     assert main([*common, "--corpora", "right,left"]) == 0
     tasks = {task.task.removeprefix("continual_stream_"): task for task in schema.load(out).tasks}
-    assert list(tasks) == ["memorize+off", "memorize+on", "train"]
+    assert list(tasks) == ["memorize+off", "memorize+on", "cms", "train", "replay", "ewc"]
+    assert tasks["memorize+on"].settings["memory_bytes"] == tasks["replay"].settings["memory_bytes"] > 0
     for task in tasks.values():
         assert list(dict.fromkeys(task.items.labels["domain"])) == ["right", "left"]
     found = [continual.matrix(task.metrics, "bits_per_byte", ["right", "left"]) for task in tasks.values()]
+    for R in found[2:]:
+        np.testing.assert_allclose(R[0], found[1][0], atol=1e-4)
     # Nothing has been learned yet; frozen memories read otherwise than those that a text writes.
-    np.testing.assert_allclose(found[1][0], found[2][0], atol=1e-4)
     assert not np.allclose(found[0][2], found[1][2], atol=1e-3)
     assert main([*common, "--memorize"]) == 2
     assert main([*common, "--corpora", "nowhere"]) == 2

@@ -19,7 +19,7 @@ from hope_data.tokenizer import Tokenizer
 from hope_eval.scoring.load import Places
 from hope_eval.scoring.scorer import Scorer
 from hope_eval.scoring.tokenizers import HopeTokenizer
-from hope_eval.tasks import babi, choice, continual, needle, passkey
+from hope_eval.tasks import babi, choice, continual, learning, needle, passkey
 from hope_eval.tasks.base import Context
 
 Rule = Callable[[tuple[int, ...]], int]
@@ -138,9 +138,7 @@ def test_choice_and_passkey_are_solved_by_who_has_the_answers(context: Callable[
     assert [m.value for m in solved.metrics if m.group == "all"] == [1.0, 1.0]
 
 
-def test_classes_are_learned_by_who_remembers_examples(
-    tokenizer: HopeTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classes_are_learned_by_who_remembers_examples(tokenizer: HopeTokenizer) -> None:
     """Labels told in the stream are found again, and those not yet met are not."""
 
     def rule(ids: tuple[int, ...]) -> int:
@@ -156,9 +154,8 @@ def test_classes_are_learned_by_who_remembers_examples(
         for name, labels in (("one", ["alpha", "beta"]), ("two", ["gamma", "delta"]))
         for pairs in [[(f"say {label[::-1]}", label) for label in labels]]
     ]
-    monkeypatch.setattr(continual, "HopeModel", Table)
     table = Scorer(Table(tokenizer.vocab_size, rule))
-    found = continual.classes(table, tokenizer, groups, continual.Learning())
+    found = continual.classes(table, tokenizer, groups, learning.Learning())
     R = continual.matrix(found.metrics, "label_accuracy", ["one", "two"])
     assert R[1, 0] == R[2, 0] == R[2, 1] == 1.0
     assert R[1, 1] < 1.0

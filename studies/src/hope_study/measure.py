@@ -22,12 +22,17 @@ def commands(training: Training, folder: Path) -> list[list[str]]:
     if data.task:
         return [["task", *given, "--lengths", *study.lengths]]
     texts = ["--shards", data.shards, "--tokenizer", data.tokenizer]
+    stream = study.stream
+    if stream.domains:
+        lr = f"{stream.lr * training.config.optim.lr:g}"
+        learn = ["continual", *given, "--tokenizer", data.tokenizer, "--learn", "each", "--lr", lr]
+        if stream.classes:
+            few = ["--limit", str(len(stream.domains))]
+            return [[*learn, "--classes", stream.classes, "--data", stream.data, *few]]
+        sizes = ["--tokens", str(stream.tokens), "--held-out", str(stream.held_out)]
+        shards = stream.shards or data.shards
+        return [[*learn, "--shards", shards, "--corpora", ",".join(stream.domains), *sizes]]
     given += texts
-    if study.stream.domains:
-        sizes = ["--tokens", str(study.stream.tokens), "--held-out", str(study.stream.held_out)]
-        lr = f"{study.stream.lr * training.config.optim.lr:g}"
-        domains = ",".join(study.stream.domains)
-        return [["continual", *given, "--corpora", domains, "--learn", "each", "--lr", lr, *sizes]]
     writes = training.arm.settings.writes
     chosen = ["--memorize-paths", ",".join(writes)] if writes else []
     if not training.arm.adapt:
@@ -136,13 +141,13 @@ def with_writes(tasks: list[TaskResult]) -> TaskResult:
 
 
 def streamed(tasks: list[TaskResult], length: int) -> list[Value]:
-    """Return R[i][j] as `WAY i>DOMAIN` in bits per byte, and what follows from it as `WAY`."""
+    """Return R[i][j] as `WAY i>DOMAIN`, in bits per byte or accuracy, and what follows from it as `WAY`."""
     values = []
     for task in tasks:
-        way = task.task.removeprefix("continual_stream_")
+        way = task.task.removeprefix("continual_stream_").removeprefix("continual_classes_")
         for m in task.metrics:
             cell = m.group.startswith("cell=")
-            if cell or (m.group == "all" and m.name != "bits_per_byte"):
+            if cell or (m.group == "all" and m.name not in ("bits_per_byte", "label_accuracy")):
                 group = f"{way} {m.group.removeprefix('cell=')}" if cell else way
                 values.append(_value(m, length, group))
     return values

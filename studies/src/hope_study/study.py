@@ -79,12 +79,24 @@ class Stream:
         tokens: learned of each.
         held_out: tokens measured of each.
         lr: of training on the stream, as a share of the training's own.
+        shards: their folder; none given means that of the training.
+        classes: instead of text, labelled texts in groups: a kind of `hope-eval continual --classes`, whose first
+            groups are the domains.
+        data: folder of the labelled texts.
     """
 
     domains: list[str] = field(default_factory=list)
     tokens: int = field(default=4000, metadata=within(1, LENGTH))
     held_out: int = field(default=800, metadata=within(1, LENGTH))
     lr: float = field(default=0.1, metadata=within(0, 1e6))
+    shards: str = ""
+    classes: str = ""
+    data: str = ""
+
+    def identity(self) -> list[str]:
+        """What decides its results; of a key that came later only what is set."""
+        later = [self.shards, self.classes]
+        return [str(self.domains), str(self.tokens), str(self.held_out), str(self.lr), *filter(None, later)]
 
 
 @dataclass(frozen=True)
@@ -224,7 +236,7 @@ class Training:
         study = self.arm.definition
         measured = study.lengths if self.config.data.task else self.arm.settings.writes
         if study.stream.domains:
-            measured = ["stream", *map(str, dataclasses.astuple(study.stream))]
+            measured = ["stream", *study.stream.identity()]
         if self.arm.adapt:
             measured = [*measured, "adapt", *self.arm.adapt]
         config = dataclasses.asdict(self.config)

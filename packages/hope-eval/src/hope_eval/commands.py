@@ -178,10 +178,12 @@ CONTINUAL = Command(
         option("--corpora", "of --shards, in this order; default: all", names, "A,B", default=""),
         option(
             "--learn",
-            "memorize (state), train (weights, on a copy), or each: all that the model can, memories frozen too",
+            "memorize (state), cms (the CMS's part of the state), train (weights, on a copy), replay or ewc (training "
+            "that remembers), or each: all that the model can, memories frozen too",
             default="memorize",
         ),
         option("--lr", "of AdamW; default: %(default)s", fraction, default=1e-4),
+        option("--penalty", "of ewc; default: %(default)s", fraction, default=1e6),
         option("--tokens", "learned of each domain", positive, "N", default=20_000),
         option("--held-out", "measured of each domain", positive, "N", default=5_000),
         option("--shots", "examples learned of each class", positive, "N", default=5),

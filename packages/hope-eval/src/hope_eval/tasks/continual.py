@@ -3,15 +3,13 @@
     stream   domains one after another; after each, bits per byte of all: R[i][j] after domain i on domain j
     classes  new classes domain by domain (CLINC150, Banking77, DBpedia); accuracy by label scoring
 
-Row 0 of R is before anything was learned. Learning is memorisation at test time (the state reads the domain and is
-carried; no weight changes) or training (AdamW on a copy of the weights). With losses, lower is better:
+Row 0 of R is before anything was learned; `learning` has the ways to learn. With losses, lower is better:
 
     forgetting_j        R[n][j] - min_{i >= j} R[i][j]        (accuracies: max - last), mean over j < n
     backward transfer   R[j][j] - R[n][j]                     positive: later domains helped
     forward transfer    R[0][j] - R[j-1][j]                   positive: earlier domains helped
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,43 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from hope_data.errors import InputError
 from hope_eval.results import Items, Metric, TaskResult, fingerprint, rounded
-from hope_eval.scoring.load import HFModel, HopeModel, Loaded
+from hope_eval.scoring.load import Loaded
 from hope_eval.scoring.memorize import Memorize, refuse_oracle
-from hope_eval.scoring.paired import both
-from hope_eval.scoring.scorer import Scorer, Tokens
+from hope_eval.scoring.scorer import Scorer
 from hope_eval.scoring.tokenizers import TextTokenizer
 from hope_eval.tasks import class_data, streams
 from hope_eval.tasks.base import Stopwatch, Task
 from hope_eval.tasks.class_data import Labelled
 from hope_eval.tasks.held_out import corpora, own_tokenizer
+from hope_eval.tasks.learning import WEIGHTS, Learner, Learning, each
 from hope_eval.tasks.streams import Domain
 from hope_eval.tasks.texts import load_texts
 
 VERSION = 1
 DRAWS = 500
-EACH = "--learn each: of streams, and it freezes and writes by itself; leave out --memorize"
+EACH = "--learn each: it freezes and writes by itself; leave out --memorize"
 Matrix = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Learning:
-    """How a domain is learned.
-
-    Attributes:
-        how: `memorize` (state only) or `train` (weights, on a copy).
-        lr: of AdamW.
-        window: tokens of a training window.
-    """
-
-    how: str = "memorize"
-    lr: float = 1e-4
-    window: int = 512
 
 
 @dataclass(frozen=True)
@@ -118,8 +99,9 @@ class Continual(Task):
         classes: kind of labelled texts, see `class_data`.
         data: their folder.
         corpora: of `shards`, in this order; none given means all.
-        learn: `memorize`, `train`, or `each` for all that the model can.
+        learn: a way of `learning`, or `each` for all that the model can.
         lr: of training.
+        penalty: of `ewc`.
         tokens: learned of each domain.
         held_out: tokens measured of each domain.
         shots: examples learned of each class.
@@ -135,6 +117,7 @@ class Continual(Task):
     corpora: Sequence[str] = ()
     learn: str = "memorize"
     lr: float = 1e-4
+    penalty: float = 1e6
     tokens: int = 20_000
     held_out: int = 5_000
     shots: int = 5
@@ -148,8 +131,6 @@ class Continual(Task):
             raise InputError("--classes: name the folder of the labelled texts with --data")
         if self.corpora and not self.shards:
             raise InputError("--corpora: are of --shards")
-        if self.learn == "each" and self.classes:
-            raise InputError(EACH)
         _ = self.texts
 
     @cached_property
@@ -163,18 +144,24 @@ class Continual(Task):
             raise InputError(EACH)
         refuse_oracle(memorize, "continual: what is learned and what is asked differ")
         if self.learn != "memorize":
-            raise InputError("continual --learn train: weights learn, not memories; leave out --memorize")
+            raise InputError(f"continual --learn {self.learn}: it says what learns; leave out --memorize")
 
     def run(self, loaded: Loaded, scorer: Scorer) -> list[TaskResult]:
         """Learn the stream, and measure everything after each of its parts."""
-        learning = Learning(self.learn, self.lr)
         if self.classes and self.data:
             groups = class_data.load(self.classes, self.data, self.shots, self.questions, self.seed)
-            return [classes(scorer, loaded.tokenizer, groups[: self.limit], learning, self.seed)]
-        domains = self._domains(loaded)[: self.limit]
+
+            def learned(asked: Scorer, learning: Learning) -> TaskResult:
+                return classes(asked, loaded.tokenizer, groups[: self.limit], learning, self.seed)
+        else:
+            domains = self._domains(loaded)[: self.limit]
+
+            def learned(asked: Scorer, learning: Learning) -> TaskResult:
+                return stream(asked, domains, learning, self.seed)
+
         if self.learn == "each":
-            return each(scorer, domains, self.lr, self.seed)
-        return [stream(scorer, domains, learning, self.seed)]
+            return each(scorer, Learning(lr=self.lr, penalty=self.penalty), learned)
+        return [learned(scorer, Learning(self.learn, self.lr, penalty=self.penalty))]
 
     def _domains(self, loaded: Loaded) -> list[Domain]:
         if not self.shards:
@@ -184,61 +171,11 @@ class Continual(Task):
         return streams.of_shards(tokenizer, folders, self.tokens, self.held_out)
 
 
-class Learner:
-    """A model that learns streams in one of the two ways; the scorer's own model stays as it is."""
-
-    def __init__(self, scorer: Scorer, learning: Learning) -> None:
-        if learning.how not in ("memorize", "train"):
-            raise InputError(f"--learn {learning.how}: choose memorize or train")
-        model = scorer.model
-        if isinstance(model, HFModel):
-            raise InputError("continual: only our own models learn streams here")
-        if learning.how == "train" and not isinstance(model, HopeModel):
-            raise InputError("continual --learn train: --adapt learns from the state; use --learn memorize")
-        if learning.how == "memorize" and model.max_length is not None:
-            raise InputError(
-                "continual --learn memorize: full attention has no bounded state; use --learn train"
-            )
-        self.steps = scorer.memorize.steps if scorer.memorize else 1
-        self.learning, self.state = learning, None
-        self.scorer = Scorer(copy.copy(model), scorer.device, scorer.batch_tokens, scorer.advance)
-        if learning.how == "train" and isinstance(self.scorer.model, HopeModel):
-            inner = copy.deepcopy(self.scorer.model.model)
-            self.scorer.model.model = inner
-            self.optimizer = torch.optim.AdamW(inner.parameters(), lr=learning.lr, weight_decay=0.0)
-
-    def learn(self, tokens_T: Tokens) -> None:
-        """Read a stream: once, or as often as memorisation wants."""
-        if self.learning.how == "memorize":
-            for _ in range(self.steps):
-                for _, state in self.scorer.stream_logp(tokens_T, self.state):
-                    self.state = state
-            return
-        assert isinstance(self.scorer.model, HopeModel)  # noqa: S101
-        model = self.scorer.model.model.train()
-        for start in range(0, len(tokens_T) - 1, self.learning.window):
-            row = torch.as_tensor(
-                tokens_T[start : start + self.learning.window + 1], device=self.scorer.device
-            )[None]
-            logits, _ = model(row[:, :-1])
-            loss = F.cross_entropy(logits[0].float(), row[0, 1:])
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.scorer.advance(row.shape[1] - 1)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        model.eval()
-
-    def nats(self, tokens_T: Tokens) -> float:
-        """Of a held-out document, read from what has been learned; nothing of it is kept."""
-        return -float(sum(logp.sum() for logp, _ in self.scorer.stream_logp(tokens_T, self.state)))
-
-
 def stream(scorer: Scorer, domains: Sequence[Domain], learning: Learning, seed: int = 0) -> TaskResult:
     """Learn domains in the order given; after each, bits per byte of every domain's held-out documents."""
     if len(domains) < 2:
         raise InputError("continual: a stream needs two domains at least")
-    learner = Learner(scorer, learning)
+    learner = Learner(scorer, learning, seed)
     held_out = sum(len(tokens_T) for domain in domains for tokens_T, _ in domain.held_out)
     learned = learner.steps * sum(len(domain.stream_T) for domain in domains)
     watch = Stopwatch(scorer, "continual", learned + (len(domains) + 1) * held_out)
@@ -263,23 +200,7 @@ def stream(scorer: Scorer, domains: Sequence[Domain], learning: Learning, seed: 
         [d.name, fingerprint(d.stream_T.tolist()), [t.tolist() for t, _ in d.held_out]] for d in domains
     ]
     scorer.tokens += learner.scorer.tokens
-    return _result("continual_stream", items, items.metrics(), learning, watch, identity, seed, lower=True)
-
-
-def each(scorer: Scorer, domains: Sequence[Domain], lr: float, seed: int = 0) -> list[TaskResult]:
-    """A stream in every way that the model can learn it.
-
-    By its memories, frozen and written, or by its state where it has none to freeze (neither where full attention
-    keeps everything), and by training with `lr`.
-    """
-    model, memorised = scorer.model, []
-    if isinstance(model, HopeModel) and model.max_length is None:
-
-        def read(asked: Scorer) -> list[TaskResult]:
-            return [stream(asked, domains, Learning("memorize"), seed)]
-
-        memorised = both(scorer, Memorize(), read)[0] if model.memories else read(scorer)
-    return [*memorised, stream(scorer, domains, Learning("train", lr), seed)]
+    return _result("continual_stream", items, items.metrics(), learner, watch, identity, seed, lower=True)
 
 
 def classes(
@@ -292,7 +213,7 @@ def classes(
     """
     if len(groups) < 2:
         raise InputError("continual: class-incremental learning needs two groups of classes at least")
-    learner = Learner(scorer, learning)
+    learner = Learner(scorer, learning, seed)
     watch = Stopwatch(scorer, "continual", _planned(tokenizer, groups))
     stages, names, cluster, hits, guess = [], [], [], [], []
     for stage in range(len(groups) + 1):
@@ -317,7 +238,7 @@ def classes(
     metrics = [_with_chance(metric, items, guess) for metric in items.metrics()]
     identity = [[g.name, g.labels, g.learn, g.ask] for g in groups]
     scorer.tokens += learner.scorer.tokens
-    return _result("continual_classes", items, metrics, learning, watch, identity, seed, lower=False)
+    return _result("continual_classes", items, metrics, learner, watch, identity, seed, lower=False)
 
 
 def _planned(tokenizer: TextTokenizer, groups: Sequence[Labelled]) -> int:
@@ -360,13 +281,14 @@ def _result(
     task: str,
     items: Items,
     metrics: list[Metric],
-    learning: Learning,
+    learner: Learner,
     watch: Stopwatch,
     identity: Any,
     seed: int,
     *,
     lower: bool,
 ) -> TaskResult:
+    learning, memory_bytes = learner.learning, learner.memory_bytes
     [score], domains = items.scores, list(dict.fromkeys(items.labels["domain"]))
     value = transfer(matrix(metrics, score, domains), lower_is_better=lower)
     error = transfer_errors(items, score, domains, lower_is_better=lower)
@@ -379,9 +301,11 @@ def _result(
             ("forward_transfer", "forward"),
         )
     ]
-    settings: dict[str, Any] = {"learn": learning.how, "domains": n}
-    if learning.how == "train":
+    settings: dict[str, Any] = {"learn": learning.how, "domains": n, "memory_bytes": memory_bytes}
+    if learning.how in WEIGHTS:
         settings |= {"lr": learning.lr, "window": learning.window}
+    if learning.how == "ewc":
+        settings["penalty"] = learning.penalty
     return watch.finish(
         task=f"{task}_{learning.how}",
         version=VERSION,
