@@ -12,7 +12,7 @@ from made_reports import logs, report, write_log
 
 from hope_eval import results as schema
 from hope_eval.cli import main
-from hope_eval.report import _notes, plots, training
+from hope_eval.report import _notes, plots, tables, training
 from hope_eval.report.numbers import losses
 from hope_eval.report.seeds import pool
 from hope_eval.tasks.perplexity import margins
@@ -97,6 +97,16 @@ def test_same_numbers_same_bytes(synthetic: Write, tmp_path: Path) -> None:
         *(f"{n}.{k}" for n in ("cost", "inside", "loss", "needles") for k in ("png", "svg")),
     }
     assert all(b"Software" not in data for name, data in before.items() if name.endswith("png"))
+
+
+def test_groups_are_named_as_people_read_them() -> None:
+    named = {
+        "depth=0.25": "depth 0.25",
+        "domain=code": "code",
+        "source=new": "new tokens",
+        "length=64": "64 tokens",
+    }
+    assert {group: tables._group(group) for group in named} == named
 
 
 @pytest.mark.usefixtures("logs")

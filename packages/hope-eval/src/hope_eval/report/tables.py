@@ -147,9 +147,17 @@ def provenance_table(results: Named) -> str:
 
 def _title(row: Comparison) -> str:
     """The metric's, with the task where its name does not say it."""
-    title = METRICS[row.metric].title + ("" if row.group == "all" else f", {plain(row.group)} tokens")
+    title = METRICS[row.metric].title + ("" if row.group == "all" else f", {_group(row.group)}")
     ours = ("perplexity", "perplexity_source", "choice", "passkey")
     return title if row.task in ours else f"{row.task}: {title.lower()}"
+
+
+def _group(group: str) -> str:
+    """`source=new` as new tokens, `depth=0.5` as depth 0.5, `domain=code` as code."""
+    key, label = group.partition("=")[0], plain(group)
+    if key in ("source", "target", "length"):
+        return f"{label} tokens"
+    return label if key == "domain" else f"{key} {label}"
 
 
 def short(revision: str) -> str:
