@@ -302,6 +302,28 @@ def test_a_stream_is_judged_by_way_of_learning(tmp_path: Path) -> None:
     assert plots.draw(results, tmp_path / "tiny.png")
 
 
+def test_a_stream_of_classes_is_judged_by_accuracy(tmp_path: Path) -> None:
+    stream = {"domains": ["a", "b"], "classes": "clinc150", "data": "here"}
+    case = Case(
+        tmp_path, {"hope": [{32: 0.0}] * 3, "other": [{32: 0.0}] * 3}, "label_accuracy", stream=stream
+    )
+    for arm, last in {"hope": 0.6, "other": 0.2}.items():
+        for seed in SEEDS:
+            kept = [
+                dataclasses.replace(v, name=v.name.replace("bits_per_byte", "label_accuracy"), chance=0.25)
+                for v in streamed("replay", last + seed / 100, 0.8 - last)
+            ]
+            case.change(arm, f"rate1-seed{seed}", metrics=kept)
+    text = case.page()
+    both = "`other` (by training with replay) against `hope` (by training with replay)"
+    assert f"{both}: worse in accuracy at the end (-0.2000, 95 %" in text
+    assert "worse in average forgetting (+0.4000" in text
+    assert "| hope | by training with replay | 0.01 | 3 | 3.000 ± 0.000 | 1.305 ± 0.003 | -1.695" in text
+    assert "| -1.695 ± 0.003 | -1.000 ± 0.000 | 0.200 ± 0.000 |" in text
+    assert "n 5 to 5 questions of each. Guessing among the classes met at the end: 0.250." in text
+    assert "bits/byte" not in text
+
+
 def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:
     rows = [{32: 0.90}, {32: 0.91}, {32: 0.92}]
     measured = {"hope": rows, "cheap": [{32: 0.80}, {32: 0.81}, {32: 0.82}], "like": rows, "unknown": rows}

@@ -339,6 +339,13 @@ def test_a_stream_brings_what_was_not_trained_on(tmp_path: Path) -> None:
     loaded = study.load(conf, [])["tiny"]
     with pytest.raises(InputError, match=r"arm 'delta' is trained on 'b', which the stream brings as new"):
         study.arms("tiny", dataclasses.replace(loaded, overrides=[]), conf, ["b"])
+    classes = dataclasses.replace(loaded.stream, classes="clinc150", data="data/clinc150")
+    [arm] = study.arms("tiny", dataclasses.replace(loaded, stream=classes), conf, [])
+    [arguments] = commands(arm.training(0.5, 0), Path("here"))
+    for key, given in {"--classes": "clinc150", "--data": "data/clinc150", "--limit": "2"}.items():
+        assert arguments[arguments.index(key) + 1] == given
+    assert "--corpora" not in arguments
+    assert arm.training(0.5, 0).sha256 != training.sha256
     longer = dataclasses.replace(loaded, stream=dataclasses.replace(loaded.stream, tokens=10))
     assert study.arms("tiny", longer, conf, [])[0].training(0.5, 0).sha256 != training.sha256
 

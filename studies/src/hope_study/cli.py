@@ -6,12 +6,16 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hope_data.console import Parser
 from hope_data.errors import InputError as DataInputError
 from hope_data.errors import harmless
 from hope_model.errors import InputError
 from hope_train.compose import load_params
+
+if TYPE_CHECKING:
+    from hope_study.ledger import Ledger
 
 TOP = """\
 examples:
@@ -136,6 +140,18 @@ def run_command(argv: Sequence[str]) -> int:
     return FINISHED if complete else RESUMABLE
 
 
+def _ledger(arguments: argparse.Namespace) -> Ledger:
+    """Of the studies that the arguments name, or of all."""
+    from hope_study import study  # noqa: PLC0415
+    from hope_study.ledger import Ledger  # noqa: PLC0415
+    from hope_study.store import Store  # noqa: PLC0415
+
+    corpora, arms = load_params(arguments.params).corpora, []
+    for name, one in study.load(arguments.conf, arguments.names).items():
+        arms += study.arms(name, one, arguments.conf, corpora)
+    return Ledger(arms, Store(arguments.results))
+
+
 def report_command(argv: Sequence[str]) -> int:
     """Write the pages."""
     parser = _parser(
@@ -151,18 +167,12 @@ def report_command(argv: Sequence[str]) -> int:
     )
     _common(parser)
     arguments = parser.parse_args(argv)
-    from hope_study import study  # noqa: PLC0415
-    from hope_study.ledger import Ledger  # noqa: PLC0415
     from hope_study.report import data, outputs  # noqa: PLC0415
-    from hope_study.store import Store  # noqa: PLC0415
 
-    corpora, store = load_params(arguments.params).corpora, Store(arguments.results)
-    if not store.studies():
+    ledger = _ledger(arguments)
+    if not ledger.store.studies():
         raise InputError(f"{arguments.results}: no records (*.jsonl) here; run `hope-study run` first")
-    arms = []
-    for name, one in study.load(arguments.conf, arguments.names).items():
-        arms += study.arms(name, one, arguments.conf, corpora)
-    studies = data.collect(Ledger(arms, store))
+    studies = data.collect(ledger)
     outputs.write([one for one in studies if one.done], arguments.results)
     if not arguments.names:
         outputs.write_overview(studies, arguments.results, arguments.out, arguments.out.parent / "locked")
@@ -176,33 +186,26 @@ def open_command(argv: Sequence[str]) -> int:
         "hope-study open", "Measure studies' trainings on the locked test documents, once.", OPEN
     )
     parser.add_argument("names", nargs="+", metavar="STUDY", help="studies that measure adaptations")
+    listed, locked = Path("reports/locked.json"), Path("reports/locked")
     parser.add_argument(
-        "--documents",
-        type=Path,
-        default=Path("reports/locked.json"),
-        metavar="FILE",
-        help="the list; default: %(default)s",
+        "--documents", type=Path, default=listed, metavar="FILE", help="the list; default: %(default)s"
     )
-    parser.add_argument(
-        "--locked", type=Path, default=Path("reports/locked"), metavar="DIR", help="default: %(default)s"
-    )
+    parser.add_argument("--locked", type=Path, default=locked, metavar="DIR", help="default: %(default)s")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/ablations"), metavar="DIR", help="default: %(default)s"
     )
     _common(parser)
     arguments = parser.parse_args(argv)
     from hope_eval import cli as hope_eval  # noqa: PLC0415
-    from hope_study import opening, study  # noqa: PLC0415
-    from hope_study.ledger import Ledger  # noqa: PLC0415
-    from hope_study.store import Store  # noqa: PLC0415
+    from hope_study import opening  # noqa: PLC0415
 
-    corpora = load_params(arguments.params).corpora
-    arms = []
-    for name, one in study.load(arguments.conf, arguments.names).items():
-        arms += study.arms(name, one, arguments.conf, corpora)
-    ledger = Ledger(arms, Store(arguments.results))
     opening.open_locked(
-        ledger, arguments.names, arguments.documents, arguments.locked, arguments.work, hope_eval.main
+        _ledger(arguments),
+        arguments.names,
+        arguments.documents,
+        arguments.locked,
+        arguments.work,
+        hope_eval.main,
     )
     return FINISHED
 

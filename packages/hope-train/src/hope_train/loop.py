@@ -208,7 +208,8 @@ def forward_backward(
     cut = config.length // schedule.context(config, step)
     settings = schedule.memory(config, (run.memory or run.model).settings(), step, run.model.levels)
     columns: list[npt.NDArray[Any]] = [batch.inputs, batch.targets]
-    if config.data.reset and isinstance(batch, Batch) and batch.segments is not None:
+    if config.data.reset and isinstance(batch, Batch):
+        assert batch.segments is not None  # noqa: S101 (the loader gives them; without, nothing would be reset)
         columns.append(batch.segments[:, 1:])
     on_device = (torch.from_numpy(column).to(run.world.device) for column in columns)
     parts = list(zip(*(column.chunk(config.accumulate) for column in on_device), strict=True))
