@@ -44,7 +44,7 @@ def test_the_loss_and_gradient_are_those_of_documents_read_alone(variant: str, t
     tokens = torch.randint(2, 320, (4, 33), generator=torch.Generator().manual_seed(1))
     tokens[0, 20] = tokens[1, 7] = tokens[1, 8] = tokens[3, 31] = EOS
     batch = Batch(tokens.numpy(), tokens[:, 0].numpy(), segments(tokens.numpy(), EOS))
-    loss, _ = loop.forward_backward(session, batch)
+    loss = loop.forward_backward(session, batch)[0].item()
     gradients = {n: p.grad.clone() for n, p in session.model.named_parameters() if p.grad is not None}
     session.model.zero_grad()
 
@@ -76,7 +76,7 @@ def test_rows_of_one_document_train_alike_with_and_without(tiny: TrainConfig) ->
     for reset in (False, True):
         config = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, reset=reset))
         session = run.build(config, open_data(config), ALONE)
-        losses.append(loop.forward_backward(session, batch)[0])
+        losses.append(loop.forward_backward(session, batch)[0].item())
     assert losses[0] == losses[1]
 
 

@@ -68,7 +68,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny: TrainConfig) -> N
     for parts in (1, 2, 4):
         session = run.build(dataclasses.replace(tiny, accumulate=parts), open_data(tiny), ALONE)
         loss, _ = loop.forward_backward(session, next(session.data.loader))
-        losses.append(loss)
+        losses.append(loss.item())
         gradients.append(
             torch.cat([p.grad.flatten() for p in session.optimizer.parameters if p.grad is not None])
         )

@@ -28,7 +28,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 def gradients(config: TrainConfig, step: int = 0) -> tuple[float, torch.Tensor]:
     run = build(config, open_data(config), ALONE)
     loss, _ = loop.forward_backward(run, next(run.data.loader), step)
-    return loss, torch.cat([p.grad.flatten() for p in run.optimizer.parameters if p.grad is not None])
+    return loss.item(), torch.cat([p.grad.flatten() for p in run.optimizer.parameters if p.grad is not None])
 
 
 def test_recomputed_blocks_and_other_kernels_give_the_same_gradient(tiny: TrainConfig) -> None:

@@ -14,6 +14,7 @@ from hope_model.errors import InputError
 from hope_model.layers.basic import linear
 from hope_model.layers.cms import CMS, CMSRun, CMSState
 from hope_model.layers.recording import Tape, recording
+from hope_model.layers.rotary import same_angles
 from hope_model.ranges import shown
 from hope_model.state import BlockState, MemorySettings, Pending, State, Teach, detach
 from hope_model.state_check import check_batch, check_range, check_settings, check_state
@@ -202,10 +203,11 @@ class LanguageModel(nn.Module):
         if torch.is_grad_enabled() and not x_BTD.requires_grad and self.config.cms.signal == "layer":
             x_BTD.requires_grad_()  # frozen weights: the signal still needs gradients of activations
         blocks, outputs = [], []
-        for block, old in zip(self._blocks(), state.blocks, strict=True):
-            x_BTD, new = block(x_BTD, old, state.settings)
-            blocks.append(new)
-            outputs.append(x_BTD)
+        with same_angles():
+            for block, old in zip(self._blocks(), state.blocks, strict=True):
+                x_BTD, new = block(x_BTD, old, state.settings)
+                blocks.append(new)
+                outputs.append(x_BTD)
         logits: Tensor = self.head(self.norm(x_BTD))
         state = state._replace(position=state.position + tokens_BT.shape[1], blocks=tuple(blocks))
         return logits, state, Trace(tuple(outputs), logits)

@@ -154,10 +154,12 @@ def fit(
         batch = next(run.data.loader)
         validate = progress.step + 1 == config.steps or _due(config.eval_every, progress.step + 1)
         report = validate or _due(config.log.every, progress.step + 1)
-        loss, inner = forward_backward(run, batch, progress.step, measure=report)
+        mean, inner = forward_backward(run, batch, progress.step, measure=report)
         # One sum serves both: processes agree on the loss, and to stop after the same step.
-        loss, stops = run.world.sum([loss / run.world.size, float(stop.requested)])
-        step = update(run, progress.step, loss, batch, measure=report)
+        agreed = run.world.total(torch.stack((mean / run.world.size, mean.new_full((), stop.requested))))
+        norm = run.optimizer.clip().to(agreed)
+        loss, stops, norm = torch.stack((*agreed, norm)).tolist()  # the one wait for a device in a step
+        step = update(run, progress.step, loss, norm, batch, measure=report)
         stopping = stops > 0
         progress.step += 1
         progress.tokens += tokens_per_step
@@ -191,7 +193,7 @@ def fit(
 
 def forward_backward(
     run: Run, batch: Batch | TaskBatch, step: int = 0, *, measure: bool = False
-) -> tuple[float, dict[str, float]]:
+) -> tuple[Tensor, dict[str, float]]:
     """Add the gradient of the mean loss, over targets, of this process's part of a batch.
 
     Args:
@@ -201,8 +203,8 @@ def forward_backward(
         measure: also look into the memories.
 
     Returns:
-        The mean loss in nats per token; if wanted, what the memories hold after the last part of the batch
-        (`hope_model.state.metrics`), and their gates' means (`hope_model.observe`; not where compiled).
+        The mean loss in nats per token, on the device; if wanted, what the memories hold after the last part of the
+        batch (`hope_model.state.metrics`), and their gates' means (`hope_model.observe`; not where compiled).
     """
     config = run.config
     cut = config.length // schedule.context(config, step)
@@ -234,27 +236,29 @@ def forward_backward(
             loss = losses_BT.mean() * (losses_BT.numel() / n_targets) / len(parts) / batch.share
             distributed.backward(run.network, loss)
         total += loss.detach()
-    return total.item(), inner
+    return total, inner
 
 
-def update(run: Run, step: int, loss: float, batch: Batch | TaskBatch, *, measure: bool) -> dict[str, float]:
-    """Clip, look, and take one optimiser step.
+def update(
+    run: Run, step: int, loss: float, norm: float, batch: Batch | TaskBatch, *, measure: bool
+) -> dict[str, float]:
+    """Look, and take one optimiser step.
 
     Args:
         run: what the loop works with.
         step: steps done so far.
         loss: of all processes.
+        norm: of the gradient before it was clipped.
         batch: for the message.
         measure: also root mean squares of gradient and update by optimiser.
 
     Returns:
-        `lr`, `grad_norm` (before clipping) and, if wanted, `grad_rms_<optimiser>` (after) and `update_rms_<optimiser>`.
+        `lr`, `grad_norm` and, if wanted, `grad_rms_<optimiser>` (after) and `update_rms_<optimiser>`.
 
     Raises:
         DivergedError: loss or gradient is not finite.
     """
     config, optimizer = run.config, run.optimizer
-    norm = optimizer.clip().item()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise DivergedError(_what_happened(run, step, loss, norm, batch))
     factor = schedule.factor(config.schedule, step, config.steps)

@@ -38,7 +38,7 @@ class Attention(nn.Module):
         bias = config.attention.bias
         self.qkv = linear(config.dim, width + 2 * kv_width, std, bias=bias != "none")
         self.out = linear(width, config.dim, out_std, bias=bias == "all")
-        self.widths = (width, kv_width, kv_width)
+        self.widths = (width + kv_width, kv_width)
         self.q_norm, self.k_norm = (
             nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.attention.qk_norm else None for _ in "qk"
         )
@@ -80,18 +80,21 @@ class Attention(nn.Module):
 
     def heads_of(self, x_BTD: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, rotated from `position` on, and values."""
-        q, k, v = self._split(x_BTD)
-        cos, sin = angles(self.config, position, q.shape[-2], self.head_dim, q)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        qk, v = self._split(x_BTD)
+        cos, sin = angles(self.config, position, qk.shape[-2], self.head_dim, qk)
+        q, k = torch.split(rotate(qk, cos, sin), [self.heads, self.kv_heads], 1)
+        return q, k, v
 
-    def _split(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys as heads of one tensor, and values."""
         parts = self.qkv(x_BTD).split(self.widths, -1)
-        q, k, v = (
-            to_heads(x, n) for x, n in zip(parts, (self.heads, self.kv_heads, self.kv_heads), strict=True)
+        qk, v = (
+            to_heads(x, n) for x, n in zip(parts, (self.heads + self.kv_heads, self.kv_heads), strict=True)
         )
-        if self.q_norm is None or self.k_norm is None:
-            return q, k, v
-        return self.q_norm(q), self.k_norm(k), v
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = torch.split(qk, [self.heads, self.kv_heads], 1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), 1)
+        return qk, v
 
     def with_persistent(
         self, k_BHSd: Tensor, v_BHSd: Tensor, mask_TS: Tensor
@@ -100,7 +103,8 @@ class Attention(nn.Module):
         if self.persistent_PD is None:
             return k_BHSd, v_BHSd, mask_TS
         P, batch = len(self.persistent_PD), len(k_BHSd)
-        _, k, v = (part.expand(batch, -1, -1, -1) for part in self._split(self.persistent_PD[None]))
+        qk, v = (part.expand(batch, -1, -1, -1) for part in self._split(self.persistent_PD[None]))
+        k = qk[:, self.heads :]
         return torch.cat((k, k_BHSd), -2), torch.cat((v, v_BHSd), -2), F.pad(mask_TS, (P, 0), value=True)
 
     def read(

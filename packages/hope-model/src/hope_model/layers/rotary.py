@@ -4,6 +4,9 @@ Letters: B sequences, T tokens, H heads, d head width.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,17 +47,35 @@ def _dimension(config: AttentionConfig, turns: float, d: int) -> float:
 
 
 def angles(config: AttentionConfig, position: int, T: int, d: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [T, d / 2] of tokens position, position + 1, ... in the precision of `like`."""
+    """Cosine and signed sine [T, d] of tokens position, position + 1, ... in the precision of `like`; see `rotate`."""
+    key = (config, position, T, d, like.device, like.dtype)
+    if _KNOWN and key in _KNOWN[-1]:
+        return _KNOWN[-1][key]
     # Angles in float64: float32 loses whole radians near position one million.
     rate = frequencies(config, d, like.device)
     angle = torch.arange(position, position + T, dtype=torch.float64, device=like.device)[:, None] * rate
     cos, sin = angle.cos(), angle.sin()
     if config.rope.magnitude != 1:
         cos, sin = cos * config.rope.magnitude, sin * config.rope.magnitude
-    return cos.to(like.dtype), sin.to(like.dtype)
+    both = torch.cat((cos, cos), -1).to(like.dtype), torch.cat((-sin, sin), -1).to(like.dtype)
+    if _KNOWN:
+        _KNOWN[-1][key] = both
+    return both
 
 
 def rotate(x_BHTd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
-    """Turn every pair of dimensions by its angle."""
-    x, y = x_BHTd.chunk(2, -1)
-    return torch.cat((x * cos_Td - y * sin_Td, x * sin_Td + y * cos_Td), -1)
+    """Turn every pair of dimensions (x, y) by its angle: (x cos - y sin, y cos + x sin)."""
+    return x_BHTd * cos_Td + x_BHTd.roll(x_BHTd.shape[-1] // 2, -1) * sin_Td
+
+
+_KNOWN: list[dict[Any, tuple[Tensor, Tensor]]] = []
+
+
+@contextmanager
+def same_angles() -> Iterator[None]:
+    """Layers inside compute the angles of the same tokens once."""
+    _KNOWN.append({})
+    try:
+        yield
+    finally:
+        _KNOWN.pop()

@@ -49,9 +49,16 @@ class World:
         """Each value added up over processes."""
         if self.size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return [float(value) for value in total.cpu()]
+        total: list[float] = self.total(
+            torch.tensor(values, dtype=torch.float64, device=self.device)
+        ).tolist()
+        return total
+
+    def total(self, values: Tensor) -> Tensor:
+        """A tensor on this process's device, which now is the sum over processes; nothing waits for it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
 
     def gather(self, data: bytes) -> list[bytes]:
         """The bytes of every process, in their order; all of the same number."""
