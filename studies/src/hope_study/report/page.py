@@ -13,12 +13,13 @@ WORDS = ("better", "worse", "no difference", "not decided")
 OVERVIEW = """\
 What the parts of HOPE are worth, measured by studies: arms that differ in one thing, each with its own learning rate
 and three to five seeds. `hope-study report` writes this page and one for every study from
-[reports/studies](studies); nothing here is typed by hand.
-
-Each cell compares the other arms with the arm named under *against*: the difference of the means over seeds, paired,
-and whether Student's 95 % interval leaves zero out. Where it does not, ± is half of the interval's width: a wide one
-says that these seeds cannot tell. Intervals are not corrected for their number. At equal time, cheaper arms take as
-many more steps as their measured speed allows. [docs/studies.md](../docs/studies.md) says how an arm is run."""
+[reports/studies](studies); nothing here is typed by hand."""
+EVERY = """\
+Each cell says how the other arms do beside the arm named under *against* (**worse** titans: Titans is worse than that
+arm): the difference of the means over seeds, paired, and whether Student's 95 % interval leaves zero out. Where it
+does not, ± is half of the interval's width: a wide one says that these seeds cannot tell. Intervals are not corrected
+for their number. At equal time, cheaper arms take as many more steps as their measured speed allows.
+[docs/studies.md](../docs/studies.md) says how an arm is run."""
 
 
 def overview(
@@ -37,16 +38,19 @@ def overview(
     """
     done, planned = sum(study.done for study in studies), sum(study.planned for study in studies)
     rows = ["| study | question | against | at equal tokens | at equal time |", "|---|---|---|---|---|"]
+    above = _worth(studies, folder, locked, opened)
     for study in studies:
-        if study.done:
+        if study.done and not (above and study.definition.adapt):
             timed, link = study.at_equal_time(), f"[{study.name}]({folder / study.name}.md)"
             cells = [link, study.definition.question, study.arms[0].name, _short(study)]
             rows.append(f"| {' | '.join([*cells, _short(timed) if timed else ''])} |")
     parts = [
         "# Studies",
-        *_worth(studies, folder, locked, opened),
-        "\n".join(rows),
         OVERVIEW,
+        *above,
+        f"## Every {'other ' if above else ''}study",
+        EVERY,
+        "\n".join(rows),
         f"**{done} of {planned} trainings are done.**",
     ]
     waiting = [f"{study.name} ({study.planned} trainings)" for study in studies if not study.done]
@@ -94,8 +98,8 @@ def _worth(
         asked = [
             f"- [{study.name}]({folder / study.name}.md): {study.definition.question}" for study in others
         ]
-        parts += ["## With other text or other reading", "\n".join(asked), worth.rule_table(others)]
-    return [*parts, "## Every study"]
+        parts += ["## With other text, reading or schedule", "\n".join(asked), worth.rule_table(others)]
+    return parts
 
 
 def page(study: StudyResults) -> str:

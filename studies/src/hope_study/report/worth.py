@@ -5,9 +5,11 @@ For studies that measure `adapt`. Intervals cross seeds and documents (`hope_eva
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -45,7 +47,7 @@ def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
 
 
 def elsewhere(studies: Sequence[StudyResults]) -> list[StudyResults]:
-    """The others, of other text or read in another way."""
+    """The others: of other text, read in another way, or trained by another schedule."""
     known = adapted(studies)
     measured = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
     return [study for study in measured if study not in known]
@@ -57,9 +59,9 @@ def widest(studies: Sequence[StudyResults]) -> StudyResults:
 
 
 def _text(study: StudyResults) -> tuple[object, ...]:
-    """What is read, and whether documents are read apart."""
-    data = study.arms[0].composed.config.data
-    return *data.corpora, data.reset
+    """What is read, in which contexts, whether documents are read apart, and how the rate falls."""
+    config = study.arms[0].composed.config
+    return *config.data.corpora, config.data.reset, config.length, config.schedule.name
 
 
 def _tokens(study: StudyResults) -> int:
@@ -234,52 +236,58 @@ def _bounds(found: Difference | None) -> str:
 
 
 BY_TOKENS = """\
-Does the lead end once a model has learned to copy? `{ours}`, trained with writes, against `{theirs}`, trained without:
-bits per byte of each read with and without writes, the three differences of the rule, and nats of targets whose trigram
-the document has shown."""
+Does the lead end once a model has learned to copy? Each model that was trained with writes, against the baseline of
+its mixer (of `hope` the nearest): bits per byte of each read with and without writes, the three differences of the
+rule, and nats of targets whose trigram the document has shown."""
+# A variant that writes its CMS, and the baseline that it would be without.
+BASES = {"hope_deltanet": "gated_deltanet", "hope": "titans"}
 
 
-def equal_tokens(studies: Sequence[StudyResults]) -> list[StudyResults]:
-    """Those whose first two arms have as many steps, and were trained: the first with writes, the second without."""
-    pairs = [(study, study.arms[:2]) for study in studies]
-    return [
-        study
-        for study, arms in pairs
-        if len({arm.composed.config.steps for arm in arms}) == 1 and all(arm.seeds for arm in arms)
-    ]
+class Budget(NamedTuple):
+    """Two arms of a study that were trained on equally many tokens."""
+
+    study: StudyResults
+    ours: ArmResults
+    theirs: ArmResults
+
+
+def equal_tokens(studies: Sequence[StudyResults]) -> list[list[Budget]]:
+    """For every pair of `BASES` the studies that trained both for as many steps, if there are two."""
+    found = []
+    for ours, theirs in BASES.items():
+        budgets = []
+        for study in studies:
+            arms = {arm.composed.config.model.variant: arm for arm in study.arms if arm.seeds}
+            if {ours, theirs} <= arms.keys():
+                budget = Budget(study, arms[ours], arms[theirs])
+                if len({arm.composed.config.steps for arm in budget[1:]}) == 1:
+                    budgets.append(budget)
+        if len(budgets) > 1:
+            found.append(budgets)
+    return found
 
 
 def by_tokens(studies: Sequence[StudyResults]) -> list[str]:
-    """The table of one budget a row; nothing of fewer than two."""
-    known = equal_tokens(studies)
-    if len(known) < 2:
-        return []
-    ours, theirs = (arm.name for arm in known[0].arms[:2])
-    head = ["training tokens", "seeds", f"{theirs}", "+ writes at test time", f"{ours}, memory off", f"{ours}",
-            "lead, plain", "both + neural cache", "against baseline + writes",
-            f"trigram seen, {theirs}", f"trigram seen, {ours}"]  # fmt: skip
+    """The table of one pair and budget a row."""
+    head = ["trained with writes", "baseline", "training tokens", "seeds", "baseline", "+ writes at test time",
+            "memory off", "trained with writes", "lead, plain", "both + neural cache", "against baseline + writes",
+            "trigram seen, baseline", "trigram seen, trained with writes"]  # fmt: skip
     rows = []
-    for study in known:
-        one, other = study.arms[:2]
-        cells = [(other, PLAIN), (other, WRITES), (one, OFF), (one, PLAIN)]
+    for study, ours, theirs in itertools.chain(*equal_tokens(studies)):
+        cells = [(theirs, PLAIN), (theirs, WRITES), (ours, OFF), (ours, PLAIN)]
         rows.append(
             [
-                millions(study),
-                str(len(one.seeds.keys() & other.seeds.keys())),
+                *(ours.name, theirs.name, millions(study)),
+                str(len(ours.seeds.keys() & theirs.seeds.keys())),
                 *[_interval(estimate(*cell)) for cell in cells],
-                *[_bounds(lead) for lead in _leads(study)],
+                *[_bounds(lead) for lead in _rule(ours, theirs)],
                 *[
                     _shown(_mean(arm, "token_nats", f"{PLAIN}/target={CLASSES[-1]}"), ".2f")
-                    for arm in (other, one)
+                    for arm in (theirs, ours)
                 ],
             ]
         )
-    return [BY_TOKENS.format(ours=ours, theirs=theirs), _table(head, rows)]
-
-
-def _leads(study: StudyResults) -> list[Difference | None]:
-    """The three differences of the rule, of the first arm against the second."""
-    return _rule(*study.arms[:2])
+    return [BY_TOKENS, _table(head, rows)] if rows else []
 
 
 def draw(studies: Sequence[StudyResults], folder: Path, shown: Path) -> None:
@@ -290,10 +298,11 @@ def draw(studies: Sequence[StudyResults], folder: Path, shown: Path) -> None:
 
 
 def by_flops(studies: Sequence[StudyResults]) -> Figure:
-    """Two panels, plain and with a neural cache; and the lead by training tokens, if there are two budgets."""
+    """Two panels, plain and with a neural cache; then the lead by training tokens, of every pair of `BASES`."""
     known = equal_tokens(studies)
-    figure = Figure(figsize=(WIDTH * 1.5, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2 + (len(known) > 1))
+    rows = 2 if len(known) > 1 else 1
+    figure = Figure(figsize=(WIDTH * 1.5, 4.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, (2 + len(known)) // rows).flatten()
     panels[1].sharey(panels[0])
     names = list(dict.fromkeys(arm.name for study in studies for arm in study.arms if arm.seeds))
     for axes, condition in zip(panels, (PLAIN, CACHE), strict=False):
@@ -305,17 +314,16 @@ def by_flops(studies: Sequence[StudyResults]) -> Figure:
         axes.set_title(NAMES.get(condition, "plain"))
         axes.set_xlabel("training, TFLOP")
     panels[0].set_ylabel("bits per byte (lower is better)")
-    if len(known) > 1:
-        _draw_leads(panels[2], known)
+    for axes, budgets in zip(panels[2:], known, strict=True):
+        _draw_leads(axes, budgets)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
-def _draw_leads(axes: Axes, studies: Sequence[StudyResults]) -> None:
-    ours, theirs = (arm.name for arm in studies[0].arms[:2])
+def _draw_leads(axes: Axes, budgets: Sequence[Budget]) -> None:
     labels = ("plain", "both + neural cache", "against baseline + writes")
     for n, label in enumerate(labels):
-        leads = [(_tokens(study) / 1e6 * 1.04**n, _leads(study)[n]) for study in studies]
+        leads = [(_tokens(b.study) / 1e6 * 1.04**n, _rule(b.ours, b.theirs)[n]) for b in budgets]
         points = [(tokens, lead) for tokens, lead in leads if lead]
         axes.errorbar(
             [tokens for tokens, _ in points],
@@ -328,11 +336,10 @@ def _draw_leads(axes: Axes, studies: Sequence[StudyResults]) -> None:
         )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_xticks([_tokens(study) / 1e6 for study in studies], [millions(study) for study in studies])
+    axes.set_xticks([_tokens(b.study) / 1e6 for b in budgets], [millions(b.study) for b in budgets])
     axes.minorticks_off()
-    axes.set(
-        title=f"{ours} minus {theirs}", xlabel="training, tokens", ylabel="bits per byte (below 0: better)"
-    )
+    title = f"{budgets[0].ours.name} minus {budgets[0].theirs.name}"
+    axes.set(title=title, xlabel="training, tokens", ylabel="bits per byte (below 0: better)")
     axes.legend(fontsize=8)
 
 
