@@ -44,5 +44,7 @@ def gated_delta_native(
         sizes = {"N": N, "K": K, "V": V, "T": q.shape[-1], "C": min(chunk, q.shape[-1]), "half": half}
         o, S = KERNEL(sizes, q=q, k=k, w=w, log_a=log_a, b=b, S=S)
         outputs.append(o)
-    o_NVT = torch.cat(outputs, -1).view(*w_NTV.shape[:-2], w_NTV.shape[-1], T)
+    o_NVT = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)).view(
+        *w_NTV.shape[:-2], w_NTV.shape[-1], T
+    )
     return o_NVT.transpose(-1, -2), S.view(S_NVK.shape)
