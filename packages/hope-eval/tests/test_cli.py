@@ -74,7 +74,7 @@ def test_batches_change_no_number(corpora: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("checkpoint", "config.json: No such file or directory; is"),
+        ("checkpoint", "config.json is missing; is"),
         ("shards", "nowhere: no shards here; run `hope-data shard` first"),
         ("tokenizer", "train one with `hope-data tokenizer`"),
         ("task", "unknown task 'reading'; choose among perplexity, choice, passkey"),

@@ -133,6 +133,9 @@ def test_recall_reports_every_condition(
     lines = capsys.readouterr().out.splitlines()
     attention = Conversation(exported.parent / "checkpoint", tokenizer).model.config.variant == "transformer"
     written = ["told, memories written", "told, none written", "never told"]
+    assert lines.pop().startswith(
+        "No better than a guess: a small model of text keeps no number."
+    )  # untrained
     assert [line[:24].rstrip() for line in lines[5:]] == (["told", "never told"] if attention else written)
     talk = _open(exported, tokenizer)
     assert talk.memory_kinds() is not attention

@@ -56,7 +56,7 @@ def test_a_stream_of_digits_has_no_beginning_token(digits: Path) -> None:
 
 def test_recall_prints_questions_and_counts(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recall", str(digits), "--trials", "4", "--show", "2"]) == 0
-    head, *rows, blank, size, written, silent, never = capsys.readouterr().out.splitlines()
+    head, *rows, blank, size, written, silent, never, verdict = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["fact", "filler", "question"]
     assert len(rows) == 2
     assert not blank
@@ -73,6 +73,7 @@ def test_recall_prints_questions_and_counts(digits: Path, capsys: pytest.Capture
         right += talk.likeliest(2) == fact
     assert written.startswith(f"told, memories written  right {right} of 4; the right answer costs ")
     assert float(re.findall(r"costs ([\d.]+)", written)[0]) == pytest.approx(sum(bits) / 4, abs=0.006)
+    assert verdict.startswith("No better than a guess")  # untrained
     assert (silent[:24].rstrip(), never[:24].rstrip()) == ("told, none written", "never told")
 
 

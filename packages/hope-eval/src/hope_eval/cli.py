@@ -15,6 +15,7 @@ from hope_data.errors import InputError
 from hope_eval.commands import COMMANDS, EXAMPLES
 from hope_eval.escape import printable, terminal
 from hope_model.errors import InputError as ModelInputError
+from hope_model.files import no_checkpoint
 
 if TYPE_CHECKING:
     from hope_eval.results import PairedDifference
@@ -52,7 +53,7 @@ def _run(argv: Sequence[str]) -> None:
     arguments = parser_of("hope-eval", description, EXAMPLES, COMMANDS).parse_args(argv)
     folder = getattr(arguments, "checkpoint", None)
     if folder and not (folder / "config.json").is_file():  # said before torch is imported
-        raise InputError(f"{folder / 'config.json'}: No such file or directory; is {folder} a checkpoint?")
+        raise no_checkpoint(folder / "config.json")
     FUNCTIONS.get(arguments.command, _evaluate)(arguments)
 
 

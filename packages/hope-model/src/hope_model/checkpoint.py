@@ -13,7 +13,7 @@ from torch import Tensor
 from hope_model.blocks import variant_parts
 from hope_model.config import ModelConfig
 from hope_model.errors import InputError
-from hope_model.files import parse_json, read_bytes, sha256, write_atomic
+from hope_model.files import no_checkpoint, parse_json, read_bytes, sha256, write_atomic
 from hope_model.model import LanguageModel
 from hope_model.ranges import shown
 from hope_model.shapes import without_values
@@ -144,6 +144,6 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return parse_json(read_bytes(path, 2**26), str(path))
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; is {path.parent} a checkpoint folder?") from None
+        raise no_checkpoint(path) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None

@@ -61,6 +61,15 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
+def no_checkpoint(missing: Path) -> InputError:
+    """The error of a checkpoint's file that is not there; it names the checkpoint that lies in a run's folder."""
+    folder = missing.parent
+    within = (folder / "checkpoint", *sorted(folder.glob("seeds/*/checkpoint")))
+    meant = next((inner for inner in within if (inner / "config.json").is_file()), None)
+    hint = f"is {folder} a checkpoint folder?" if meant is None else f"did you mean {meant}?"
+    return InputError(f"{missing} is missing; {hint}")
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write beside the target under a name of one's own, flush to disk, rename.
 

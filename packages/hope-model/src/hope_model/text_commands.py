@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hope_model.errors import InputError
-from hope_model.files import read_bytes
+from hope_model.files import no_checkpoint, read_bytes
 
 EXAMPLES = """examples:
   hope-model generate runs/hope/checkpoint "A tensor is" --tokens 60 --show-memory
@@ -113,9 +113,7 @@ def _open(arguments: argparse.Namespace, *, memory: bool = True) -> Any:
     if not 0 <= arguments.seed < 2**63:
         raise InputError(f"--seed {arguments.seed}: give a whole number from 0 to 2^63 - 1")
     if not (arguments.checkpoint / "meta.json").is_file():
-        raise InputError(
-            f"{arguments.checkpoint / 'meta.json'} is missing; is {arguments.checkpoint} a checkpoint folder?"
-        )
+        raise no_checkpoint(arguments.checkpoint / "meta.json")
     from hope_model.conversation import Conversation  # noqa: PLC0415 (torch is slow to import)
     from hope_model.cpu import prepare_cpu  # noqa: PLC0415
 
@@ -250,6 +248,8 @@ def _recall(arguments: argparse.Namespace) -> None:
         print(
             f"{name:<24}right {right} of {len(cases)}; the right answer costs {mean:.2f} ± {error:.2f} bits"
         )
+    if all(statistics.mean(bits[name]) >= math.log2(guesses) for name in conditions):
+        print("No better than a guess: a small model of text keeps no number. `make demo` trains one for it.")
 
 
 class _Case(NamedTuple):

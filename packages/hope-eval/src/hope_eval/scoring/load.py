@@ -25,6 +25,7 @@ from hope_model import LanguageModel, MemorySettings, checkpoint
 from hope_model.blocks import variant_parts
 from hope_model.cpu import prepare_cpu
 from hope_model.errors import InputError as ModelInputError
+from hope_model.files import no_checkpoint
 from hope_model.state import State, select
 
 # Full attention keeps every token and was never trained on positions further out.
@@ -200,7 +201,7 @@ def load(
         InputError: missing, damaged, without safetensors, or of another tokenizer.
     """
     if not (folder / "config.json").exists():
-        raise InputError(f"{folder / 'config.json'}: No such file or directory; is {folder} a checkpoint?")
+        raise no_checkpoint(folder / "config.json")
     config = read_json(folder / "config.json", "save the model again")
     if "model_type" in config and not (folder / "meta.json").is_file():
         return _load_hf(folder, tokenizer, device, length, dtype)
