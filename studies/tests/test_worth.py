@@ -198,7 +198,7 @@ class Documents(Fake):
         values = [dataclasses.replace(first, name="bits_per_byte", length=512, value=2.0, chance=None)]
         values += [dataclasses.replace(first, name="token_nats", group="plain/target=new", value=5.0 + seed)]
         return dataclasses.replace(
-            record, documents={"bytes": [1.0] * 12, **bits}, metrics=values, flops=2e12
+            record, documents={"bytes": [1.0] * 12, **bits}, metrics=values, flops=2e12, step_seconds=4.0
         )
 
 
@@ -248,7 +248,7 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     )
     assert "- `cms`: the claim does not hold against any baseline." in section
     assert "| cms | plain | 1.865 ± " in section
-    assert " | 6.00 | - | - | - | - | 2e+12 | " in section, (
+    assert " | 6.00 | - | - | - | - | 2e+12 | 4 | 500 | " in section, (
         "mean over seeds of new targets, and what was not measured"
     )
     for record in cms.seeds.values():

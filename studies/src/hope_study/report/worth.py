@@ -104,7 +104,7 @@ def section(study: StudyResults) -> str:
     seeds = {len(arm.seeds) for arm in study.arms if arm.seeds}
     counts = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else str(max(seeds))
     head = ["model", "at test time", "bits per byte", "new", *CLASSES[1:], "shuffled", "training FLOPs",
-            "training CPU s", "FLOPs a token", "ms a token", "state, kB"]  # fmt: skip
+            "training CPU s", "GFLOP/s", "FLOPs a token", "ms a token", "state, kB"]  # fmt: skip
     rows = [row for arm in study.arms if arm.seeds for row in _rows(arm)]
     said = (
         f"{counts} seeds. Bits per byte of {documents(study)} test documents ± half of the 95 % interval over seeds "
@@ -123,6 +123,7 @@ def documents(study: StudyResults) -> int:
 
 def _rows(arm: ArmResults) -> Iterator[list[str]]:
     records = list(arm.seeds.values())
+    seconds = fmean(r.step_seconds for r in records)
     conditions = [name for name in (PLAIN, *NAMES) if any(name in r.documents for r in records)]
     for name in conditions:
         found = estimate(arm, name)
@@ -132,9 +133,13 @@ def _rows(arm: ArmResults) -> Iterator[list[str]]:
             flops = None if flops is None else flops + (_mean(arm, "flops_per_token", name) or 0.0)
             size += _mean(arm, "state_bytes", name) or 0.0
         trained = (
-            [f"{records[0].flops:.2g}", f"{fmean(r.step_seconds for r in records):.0f}"]
+            [
+                f"{records[0].flops:.2g}",
+                f"{seconds:.0f}",
+                _shown(records[0].flops / seconds / 1e9 if seconds else None, ".0f"),
+            ]
             if name == PLAIN
-            else ["", ""]
+            else ["", "", ""]
         )
         yield [
             arm.name if name == PLAIN else "",
@@ -310,7 +315,7 @@ def by_flops(studies: Sequence[StudyResults]) -> Figure:
             _line(axes, [arm for study in studies for arm in study.arms if arm.name == name], condition, look)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")  # others touch
         axes.set_title(NAMES.get(condition, "plain"))
         axes.set_xlabel("training, TFLOP")
     panels[0].set_ylabel("bits per byte (lower is better)")
