@@ -8,6 +8,10 @@ from hope_model.cli import main
 from hope_model.launches import Pilot, launches
 
 CEILINGS = {"transformer": 1_500, "titans": 6_000, "hope": 12_000}  # in torch's operators 313,963 and 517,481
+DEVICE = {
+    "titans": 1.6,
+    "hope": 2.2,
+}  # estimated time of the device, times a Transformer's; in torch's operators 3.6 and 11
 DECODING = 25  # of a token, a layer; in torch's operators 39, 230 and 192
 
 
@@ -17,6 +21,9 @@ def test_a_microbatch_starts_few_kernels() -> None:
     counts = {row["variant"]: row["launches"] for row in rows}
     assert counts.keys() == CEILINGS.keys()
     assert all(1_000 < count <= CEILINGS[variant] for variant, count in counts.items()), counts
+    times = {row["variant"]: row["device_ms"] for row in rows}
+    assert 70 < times["transformer"] < 90
+    assert all(1 < times[name] / times["transformer"] <= most for name, most in DEVICE.items()), times
     assert all(10 < row["decode_per_layer"] <= DECODING for row in rows), rows
 
 

@@ -81,7 +81,7 @@ def forward_flops(config: ModelConfig, length: int) -> Flops:
     products = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and ".conv." not in n)
     if not config.tied_embedding:
         products -= model.embed.weight.numel()
-    mixer, constant = _mixer_flops(config, length)
+    mixer, constant = mixer_flops(config, length)
     differentiated, constant = 2 * products + config.layers * mixer, config.layers * constant
     if variant_parts(config)[1] != "cms" or not config.cms.teach_scale:
         return Flops(differentiated, constant)
@@ -97,7 +97,7 @@ def forward_flops(config: ModelConfig, length: int) -> Flops:
     return Flops(differentiated, constant + taught)
 
 
-def _mixer_flops(config: ModelConfig, length: int) -> Flops:
+def mixer_flops(config: ModelConfig, length: int) -> Flops:
     """Products of one layer's mixer beside its projections."""
     D, d, m, C = config.dim, config.head_dim, config.memory_hidden, config.memory.chunk
     mixer, _ = variant_parts(config)

@@ -8,7 +8,7 @@ from hope_model.errors import InputError
 from hope_model.launches import LAUNCH_SECONDS, Pilot, launches
 from hope_model.ranges import check_ranges
 
-COLUMNS = ("variant", "forward", "backward", "launches", "milliseconds", "decode_per_layer")
+COLUMNS = ("variant", "forward", "backward", "launches", "launch_ms", "device_ms", "decode_per_layer")
 
 
 def add(commands: Any) -> None:
@@ -16,7 +16,9 @@ def add(commands: Any) -> None:
         "launches",
         help="kernels that a GPU would start, counted without one",
         description="Operators of a microbatch's forward and backward in bf16, and of one token decoded (per layer), "
-        f"counted on CUDA tensors without memory; milliseconds at {LAUNCH_SECONDS * 1e6:g} µs a launch.",
+        f"counted on CUDA tensors without memory. launch_ms: {LAUNCH_SECONDS * 1e6:g} µs each, started one after the "
+        "other. device_ms: what an H200 would compute or move meanwhile, estimated from FLOPs and bytes of every "
+        "operator (40 % of its peak, 70 % of its bandwidth).",
     )
     parser.add_argument("--variants", default=",".join(TRAIN_VARIANTS), help=f"of {', '.join(choices())}")
     for name, default in vars(Pilot()).items():
@@ -35,7 +37,7 @@ def _launches(arguments: argparse.Namespace) -> None:
     print("  ".join(name.rjust(21 if name == "variant" else 12) for name in COLUMNS))
     for variant in variants:
         (row,) = launches([variant], pilot)
-        row["milliseconds"] = round(1000 * LAUNCH_SECONDS * row["launches"])
+        row["launch_ms"] = round(1000 * LAUNCH_SECONDS * row["launches"])
         cells = [
             row["variant"].rjust(21),
             *(f"{row[name]:,}".rjust(max(12, len(name))) for name in COLUMNS[1:]),

@@ -48,8 +48,7 @@ class LevelRun:
         end = first + u_BnD.shape[1]
         u_BnD = u_BnD.to(self.u_BTD.dtype)
         self.u_BTD[:, first:end] = u_BnD
-        z_Bnh = u_BnD @ self.weights.up.mT
-        self.z_BTh[:, first:end] = z_Bnh
+        z_Bnh = _product(u_BnD, self.weights.up.mT, self.z_BTh[:, first:end])
         if self.pieces and self.pieces[-1].weights is self.weights:
             first = self.pieces.pop().first
         self.pieces.append(Piece(first, end, self.weights))
@@ -81,6 +80,13 @@ class LevelRun:
         """theta + delta, added in delta's precision and rounded once."""
         weights = self.slow if delta is None else (W + d for W, d in zip(self.slow, delta, strict=True))
         return LevelWeights(*(W.to(self.u_BTD.dtype) for W in weights))
+
+
+def _product(x_BnI: Tensor, W: Tensor, out_BnO: Tensor) -> Tensor:
+    """x W, written where it is kept."""
+    if W.dim() == 2:
+        return out_BnO.copy_(x_BnI @ W)
+    return torch.bmm(x_BnI, W, out=out_BnO)
 
 
 def _written(
@@ -125,24 +131,24 @@ class _Levels(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (g_BTD,), tensors = grads, list(ctx.saved_tensors)
-        g_x = torch.zeros_like(g_BTD)
+        total = g_BTD  # gradient at a level's output: at y, and what later levels add
         by_theta: list[Tensor] = []
         for bounds in reversed(ctx.bounds):
             weights, tensors = tensors[-2 * len(bounds) :], tensors[: -2 * len(bounds)]
             z, u = tensors.pop(), tensors.pop()
-            g = (g_BTD + g_x).to(u.dtype)
+            g = total.to(u.dtype)
             g_phi, g_u = torch.empty_like(z), torch.empty_like(u)
             for (first, end), down in zip(bounds, weights[1::2], strict=True):
-                g_phi[:, first:end] = g[:, first:end] @ down
+                _product(g[:, first:end], down, g_phi[:, first:end])
             g_down = g.flatten(0, 1).T @ F.silu(z).flatten(0, 1)
             g_z = torch.ops.aten.silu_backward(g_phi, z)
             for (first, end), up in zip(bounds, weights[::2], strict=True):
-                g_u[:, first:end] = g_z[:, first:end] @ up
+                _product(g_z[:, first:end], up, g_u[:, first:end])
             by_theta += [g_down, g_z.flatten(0, 1).T @ u.flatten(0, 1)]
-            g_x += g_u
+            total = total + g_u if total is g_BTD else total.add_(g_u)
         kind, kinds = ctx.dtypes
         gradients = (g.to(dtype) for g, dtype in zip(reversed(by_theta), kinds, strict=True))
-        return g_x.to(kind), None, None, *gradients
+        return (total - g_BTD).to(kind), None, None, *gradients
 
 
 def levels_read(
