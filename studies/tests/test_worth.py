@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path, PurePath
+from typing import Any
 
 import pytest
 import yaml
@@ -203,25 +204,43 @@ class Documents(Fake):
 
 
 def with_steps(
-    whole: data.StudyResults, name: str, steps: int, only: int | None = None, corpora: list[str] | None = None
+    whole: data.StudyResults,
+    name: str,
+    steps: int,
+    only: int | None = None,
+    corpora: list[str] | None = None,
+    **others: Any,
 ) -> data.StudyResults:
-    """The same results as those of another budget, of one arm alone, or of other text."""
+    """The same results as those of another budget, of one arm alone, of other text, or trained in another way."""
 
     def arm(n: int, one: data.ArmResults) -> data.ArmResults:
         config = one.composed.config
         text = dataclasses.replace(config.data, corpora=corpora or config.data.corpora)
         new = steps if only in (None, n) else config.steps
-        composed = dataclasses.replace(one.composed, config=dataclasses.replace(config, steps=new, data=text))
+        config = dataclasses.replace(config, steps=new, data=text, **others)
+        composed = dataclasses.replace(one.composed, config=config)
         return dataclasses.replace(one, arm=composed)
 
     return dataclasses.replace(whole, name=name, arms=[arm(n, one) for n, one in enumerate(whole.arms)])
+
+
+def as_pair(whole: data.StudyResults, *variants: str) -> data.StudyResults:
+    """The same results as those of other models."""
+    arms = []
+    for one, variant in zip(whole.arms, variants, strict=True):
+        config = one.composed.config
+        model = dataclasses.replace(config.model, variant=variant)
+        composed = dataclasses.replace(one.composed, config=dataclasses.replace(config, model=model))
+        arms.append(dataclasses.replace(one, arm=composed))
+    return dataclasses.replace(whole, arms=arms)
 
 
 def page_of(whole: data.StudyResults) -> str:
     return overview([whole], PurePath("studies"))
 
 
-def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
+def measured(tmp_path: Path) -> data.StudyResults:
+    """A study of two models, one of which writes."""
     arms_of = {
         "cms": {"run": "hope_deltanet", "adapt": ["neural_cache", "off"]},
         "base": {"run": "gated_deltanet", "adapt": ["neural_cache", "writes"]},
@@ -231,6 +250,11 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     runner = fake(tmp_path, conf, {0.3: 0.7, 1.0: 0.2, 3.0: 0.5}, kind=Documents)
     assert runner.run()
     [whole] = data.collect(runner.ledger)
+    return whole
+
+
+def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
+    whole = measured(tmp_path)
     cms, base = whole.arms
     found = worth.difference(cms, "plain", base, "writes")
     assert found is not None
@@ -256,6 +280,13 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     assert "- `cms`: the claim holds against `base`." in worth.section(whole)
     assert "## What a memory is worth, after 0.12 M tokens" in page_of(whole)
     assert "By tokens trained" not in page_of(whole)
+
+
+def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
+    whole = measured(tmp_path)
+    cms, base = whole.arms
+    for record in cms.seeds.values():
+        record.documents["neural_cache"] = [value - 0.2 for value in record.documents["neural_cache"]]
     longer = with_steps(whole, "longer", 2 * cms.composed.config.steps)
     flops = with_steps(whole, "flops", 3 * cms.composed.config.steps, only=1)
     novels = with_steps(whole, "novels", 9, corpora=["n"])
@@ -267,6 +298,11 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
         ("longer", "cms", "base"),
     ]
     assert worth.elsewhere(four) == [novels]
+    rows = with_steps(whole, "rows", 9, length=1024)
+    cosine = with_steps(
+        whole, "cosine", 9, schedule=dataclasses.replace(cms.composed.config.schedule, name="wsd")
+    )
+    assert [study.name for study in worth.elsewhere([*four, rows, cosine])] == ["novels", "rows", "cosine"]
     assert worth.widest(four) is longer
     bare = dataclasses.replace(base, seeds={})
     assert "Defined, but not trained" not in page_of(whole)
@@ -278,7 +314,26 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     assert page_.count(row) == 2
     assert "## With other text, reading or schedule\n\n- [novels](studies/novels.md): Which one?\n" in page_
     assert "| novels | 0.018 M | cms | base | **-0.200" in page_
+    elsewhere = {
+        record.seed: dataclasses.replace(record, machine="B (1/2)") for record in base.seeds.values()
+    }
+    here = [dataclasses.replace(r, machine="A (3/4)") for r in cms.seeds.values()]
+    mixed = [
+        dataclasses.replace(cms, seeds={r.seed: r for r in here}),
+        dataclasses.replace(base, seeds=elsewhere),
+    ]
+    section = worth.section(dataclasses.replace(whole, arms=mixed))
+    assert "| 2e+12 | 4 (3/4) | 500 (3/4) |" in section
+    assert "| 2e+12 | 4 (1/2) | 500 (1/2) |" in section
     worth.draw([whole], tmp_path / "plots", tmp_path / "plots")
+    for pairs in (1, 2):
+        known = [whole, longer]
+        if pairs == 2:
+            known += [as_pair(study, "hope", "titans") for study in known]
+        drawn = worth.by_flops(known)
+        assert [axes.get_title() or axes.get_title(loc="left") for axes in drawn.axes][2:] == [
+            "cms minus base"
+        ] * pairs
     assert {path.name for path in (tmp_path / "plots").glob("*.png")} == {
         "worth.png",
         "worth_by_class.png",

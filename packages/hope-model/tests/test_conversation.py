@@ -133,9 +133,7 @@ def test_recall_reports_every_condition(
     lines = capsys.readouterr().out.splitlines()
     attention = Conversation(exported.parent / "checkpoint", tokenizer).model.config.variant == "transformer"
     written = ["told, memories written", "told, none written", "never told"]
-    assert lines.pop().startswith(
-        "No better than a guess: a small model of text keeps no number."
-    )  # untrained
+    assert lines.pop().startswith("No better than a guess: this model keeps none.")  # untrained
     assert [line[:24].rstrip() for line in lines[5:]] == (["told", "never told"] if attention else written)
     talk = _open(exported, tokenizer)
     assert talk.memory_kinds() is not attention
@@ -148,6 +146,15 @@ def test_recall_reports_every_condition(
         bits.append(talk.bits(f" {number}"))
     costs = float(lines[5].partition("costs ")[2].split()[0])
     assert costs == pytest.approx(sum(bits) / 2, abs=0.006)
+
+
+def test_recall_calls_nothing_a_guess_that_costs_less(
+    exported: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Conversation, "bits", lambda *_: 16.0)  # a guess costs 16.5
+    command = ["recall", str(exported.parent / "checkpoint"), "--tokenizer", str(tokenizer)]
+    assert main([*command, "--distance", "9", "--trials", "2"]) == 0
+    assert "No better" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Small layers against the plain form, and positions far into a stream."""
 
+import threading
+
 import pytest
 import torch
 
-from hope_model import AttentionConfig, ModelConfig
+from hope_model import AttentionConfig, LanguageModel, ModelConfig
 from hope_model.layers.attention import Attention
 from hope_model.layers.basic import CausalConv
 from hope_model.layers.rotary import angles, rotate
@@ -79,3 +81,31 @@ def test_fewer_heads_of_keys_are_as_many_with_copies(window: int) -> None:
         parts.append(y)
     assert state.k_BHSd.shape == (2, 2, 4 if window else 11, 4)
     assert (torch.cat(parts, 1) - expected).abs().max() < 1e-12
+
+
+def test_models_in_two_threads_share_nothing() -> None:
+    """One trains while the other reads in inference mode, whose tensors no backward may keep."""
+    sizes = {"vocab_size": 32, "dim": 16, "head_dim": 8, "layers": 2}
+    models = [LanguageModel(ModelConfig(variant=v, **sizes)) for v in ("hope_attention", "transformer")]
+    tokens, done, failed = torch.randint(32, (1, 96)), threading.Event(), list[BaseException]()
+
+    def read() -> None:
+        try:
+            with torch.inference_mode():
+                while not done.is_set():
+                    models[1](tokens)
+        except BaseException as error:  # noqa: BLE001 (handed on)
+            failed.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        alone = models[0](tokens)[0].detach()
+        for _ in range(60):
+            logits = models[0](tokens)[0]
+            torch.autograd.backward(logits.sum())
+            assert torch.equal(logits, alone)
+    finally:
+        done.set()
+        thread.join()
+    assert not failed

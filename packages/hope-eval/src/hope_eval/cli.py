@@ -53,7 +53,7 @@ def _run(argv: Sequence[str]) -> None:
     arguments = parser_of("hope-eval", description, EXAMPLES, COMMANDS).parse_args(argv)
     folder = getattr(arguments, "checkpoint", None)
     if folder and not (folder / "config.json").is_file():  # said before torch is imported
-        raise no_checkpoint(folder / "config.json")
+        raise InputError(no_checkpoint(folder / "config.json"))
     FUNCTIONS.get(arguments.command, _evaluate)(arguments)
 
 

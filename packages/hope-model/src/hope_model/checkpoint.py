@@ -144,6 +144,6 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return parse_json(read_bytes(path, 2**26), str(path))
     except FileNotFoundError:
-        raise no_checkpoint(path) from None
+        raise InputError(no_checkpoint(path)) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None

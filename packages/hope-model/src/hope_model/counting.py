@@ -81,7 +81,7 @@ def forward_flops(config: ModelConfig, length: int) -> Flops:
     products = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and ".conv." not in n)
     if not config.tied_embedding:
         products -= model.embed.weight.numel()
-    mixer, constant = mixer_flops(config, length)
+    mixer, constant = _mixer_flops(config, length)
     differentiated, constant = 2 * products + config.layers * mixer, config.layers * constant
     if variant_parts(config)[1] != "cms" or not config.cms.teach_scale:
         return Flops(differentiated, constant)
@@ -97,7 +97,7 @@ def forward_flops(config: ModelConfig, length: int) -> Flops:
     return Flops(differentiated, constant + taught)
 
 
-def mixer_flops(config: ModelConfig, length: int) -> Flops:
+def _mixer_flops(config: ModelConfig, length: int) -> Flops:
     """Products of one layer's mixer beside its projections."""
     D, d, m, C = config.dim, config.head_dim, config.memory_hidden, config.memory.chunk
     mixer, _ = variant_parts(config)
@@ -109,12 +109,9 @@ def mixer_flops(config: ModelConfig, length: int) -> Flops:
         return Flops(4 * config.query_heads * d * _keys_seen(config, length), 0)
     if mixer == "gated_deltanet":
         return Flops(6 * D * d + 6 * D * C, 0)
+    memory = memory_flops(config)
     if mixer == "self_modifying":
-        # Four memories project; every written one reads keys and values.
-        written = 5 if config.memory.self_modify else 1
-        forward = 16 * D * m + written * 8 * D * m
-        return _memory_flops(config, written, forward, momentum=config.memory.bank_momentum)
-    memory = _memory_flops(config, 1, 4 * D * m, momentum=config.memory.momentum)
+        return memory
     if mixer == "titans_mag":
         attention = 4 * D * (_keys_seen(config, length) + persistent)
     elif mixer == "titans_mac":
@@ -127,6 +124,16 @@ def mixer_flops(config: ModelConfig, length: int) -> Flops:
     share = 1 + config.memory.prefix / length
     attention += (share - 1) * 2 * (5 * D * D + 4 * D * config.heads)
     return Flops(share * memory.differentiated + attention, share * memory.constant)
+
+
+def memory_flops(config: ModelConfig) -> Flops:
+    """Products of one layer's deep memory, as one kernel has them."""
+    D, m, memory = config.dim, config.memory_hidden, config.memory
+    if variant_parts(config)[0] != "self_modifying":
+        return _memory_flops(config, 1, 4 * D * m, momentum=memory.momentum)
+    # Four memories project; every written one reads keys and values.
+    written = 5 if memory.self_modify else 1
+    return _memory_flops(config, written, 16 * D * m + written * 8 * D * m, momentum=memory.bank_momentum)
 
 
 def _memory_flops(config: ModelConfig, R: int, forward: float, *, momentum: bool) -> Flops:

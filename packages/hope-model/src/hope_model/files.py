@@ -61,13 +61,13 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def no_checkpoint(missing: Path) -> InputError:
-    """The error of a checkpoint's file that is not there; it names the checkpoint that lies in a run's folder."""
+def no_checkpoint(missing: Path) -> str:
+    """What to say of a checkpoint's file that is not there; of a run's folder, which checkpoint lies in it."""
     folder = missing.parent
     within = (folder / "checkpoint", *sorted(folder.glob("seeds/*/checkpoint")))
-    meant = next((inner for inner in within if (inner / "config.json").is_file()), None)
+    meant = next((inner for inner in within if (inner / missing.name).is_file()), None)
     hint = f"is {folder} a checkpoint folder?" if meant is None else f"did you mean {meant}?"
-    return InputError(f"{missing} is missing; {hint}")
+    return f"{missing} is missing; {hint}"
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -8,7 +8,16 @@ from hope_model.errors import InputError
 from hope_model.launches import LAUNCH_SECONDS, Pilot, launches
 from hope_model.ranges import check_ranges
 
-COLUMNS = ("variant", "forward", "backward", "launches", "launch_ms", "device_ms", "decode_per_layer")
+COLUMNS = (
+    "variant",
+    "forward",
+    "backward",
+    "launches",
+    "launch_ms",
+    "device_ms",
+    "tflop",
+    "decode_per_layer",
+)
 
 
 def add(commands: Any) -> None:
@@ -17,8 +26,9 @@ def add(commands: Any) -> None:
         help="kernels that a GPU would start, counted without one",
         description="Operators of a microbatch's forward and backward in bf16, and of one token decoded (per layer), "
         f"counted on CUDA tensors without memory. launch_ms: {LAUNCH_SECONDS * 1e6:g} µs each, started one after the "
-        "other. device_ms: what an H200 would compute or move meanwhile, estimated from FLOPs and bytes of every "
-        "operator (40 % of its peak, 70 % of its bandwidth).",
+        "other. device_ms: the least that an H200 needs for them: of every operator the products at 40 % of its peak, "
+        "or the bytes at 70 % of its bandwidth, whichever takes longer; kernels that fill it less take longer. A step "
+        "takes at least the larger of both. tflop: products.",
     )
     parser.add_argument("--variants", default=",".join(TRAIN_VARIANTS), help=f"of {', '.join(choices())}")
     for name, default in vars(Pilot()).items():

@@ -113,7 +113,7 @@ def _open(arguments: argparse.Namespace, *, memory: bool = True) -> Any:
     if not 0 <= arguments.seed < 2**63:
         raise InputError(f"--seed {arguments.seed}: give a whole number from 0 to 2^63 - 1")
     if not (arguments.checkpoint / "meta.json").is_file():
-        raise no_checkpoint(arguments.checkpoint / "meta.json")
+        raise InputError(no_checkpoint(arguments.checkpoint / "meta.json"))
     from hope_model.conversation import Conversation  # noqa: PLC0415 (torch is slow to import)
     from hope_model.cpu import prepare_cpu  # noqa: PLC0415
 
@@ -241,6 +241,7 @@ def _recall(arguments: argparse.Namespace) -> None:
         f"{talk.parameters:,} parameters, {len(cases)} questions, {arguments.distance} tokens of filler; "
         f"a guess is right once in {guesses:,} and costs {math.log2(guesses):.1f} bits"
     )
+    kept = False
     for name in conditions:
         right = sum(s.lstrip().startswith(c.answer.strip()) for s, c in zip(said[name], cases, strict=True))
         mean = statistics.mean(bits[name])
@@ -248,8 +249,11 @@ def _recall(arguments: argparse.Namespace) -> None:
         print(
             f"{name:<24}right {right} of {len(cases)}; the right answer costs {mean:.2f} ± {error:.2f} bits"
         )
-    if all(statistics.mean(bits[name]) >= math.log2(guesses) for name in conditions):
-        print("No better than a guess: a small model of text keeps no number. `make demo` trains one for it.")
+        kept |= right > 0 or mean < math.log2(guesses)
+    if not kept:
+        print(
+            "No better than a guess: this model keeps none. `make demo` of the repository trains one that does."
+        )
 
 
 class _Case(NamedTuple):

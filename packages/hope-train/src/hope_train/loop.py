@@ -213,7 +213,7 @@ def forward_backward(
     if config.data.reset and isinstance(batch, Batch):
         assert batch.segments is not None  # noqa: S101 (the loader gives them; without, nothing would be reset)
         columns.append(batch.segments[:, 1:])
-    on_device = (torch.from_numpy(column).to(run.world.device) for column in columns)
+    on_device = (_moved(torch.from_numpy(column), run.world.device) for column in columns)
     parts = list(zip(*(column.chunk(config.accumulate) for column in on_device), strict=True))
     # Stays on the device: a look at every part would wait for it.
     total, inner = torch.zeros((), dtype=torch.float64, device=run.world.device), dict[str, float]()
@@ -237,6 +237,11 @@ def forward_backward(
             distributed.backward(run.network, loss)
         total += loss.detach()
     return total, inner
+
+
+def _moved(column: Tensor, device: torch.device) -> Tensor:
+    """On the device; from pinned memory, so that nobody waits for what the device still has to do."""
+    return column.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else column.to(device)
 
 
 def update(

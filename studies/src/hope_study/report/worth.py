@@ -22,6 +22,7 @@ from hope_eval.results.names import CLASSES
 from hope_eval.results.statistics import Difference, crossed
 from hope_model import counting
 from hope_study.measure import PLAIN
+from hope_study.records import Record
 from hope_study.report.data import ArmResults, StudyResults
 
 CACHE, WRITES, OFF = "neural_cache", "writes", "off"
@@ -105,14 +106,20 @@ def section(study: StudyResults) -> str:
     counts = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else str(max(seeds))
     head = ["model", "at test time", "bits per byte", "new", *CLASSES[1:], "shuffled", "training FLOPs",
             "training CPU s", "GFLOP/s", "FLOPs a token", "ms a token", "state, kB"]  # fmt: skip
-    rows = [row for arm in study.arms if arm.seeds for row in _rows(arm)]
+    several = len({record.machine for arm in study.arms for record in arm.seeds.values()}) > 1
+    rows = [row for arm in study.arms if arm.seeds for row in _rows(arm, several=several)]
     said = (
         f"{counts} seeds. Bits per byte of {documents(study)} test documents ± half of the 95 % interval over seeds "
         "and documents. Then nats a token by class of target: not yet in the document; seen; its bigram seen; its "
         "trigram seen. Then bits per byte with blocks of 32 tokens moved between documents. Dials were tuned on "
-        "validation text, for each training. Costs are of reading a token, state after "
-        "the training length; milliseconds are of a shared core, a rough guide."
+        "validation text, for each training. GFLOP/s are a training's products by its CPU seconds: how much of a "
+        "difference in time is code. Costs are of reading a token, state after the training length; milliseconds are "
+        "of a shared core, a rough guide."
     )
+    if several:
+        said += (
+            " Seconds of two processors are not to be compared: their families and models stand beside them."
+        )
     return "\n\n".join([said, _table(head, rows), RULE, *claims(study)])
 
 
@@ -121,9 +128,9 @@ def documents(study: StudyResults) -> int:
     return max(len(r.documents.get("bytes", [])) for arm in study.arms for r in arm.seeds.values())
 
 
-def _rows(arm: ArmResults) -> Iterator[list[str]]:
+def _rows(arm: ArmResults, *, several: bool) -> Iterator[list[str]]:
+    """One for each adaptation; `several`: the study's arms were trained on more than one processor."""
     records = list(arm.seeds.values())
-    seconds = fmean(r.step_seconds for r in records)
     conditions = [name for name in (PLAIN, *NAMES) if any(name in r.documents for r in records)]
     for name in conditions:
         found = estimate(arm, name)
@@ -132,15 +139,7 @@ def _rows(arm: ArmResults) -> Iterator[list[str]]:
         if name != PLAIN:
             flops = None if flops is None else flops + (_mean(arm, "flops_per_token", name) or 0.0)
             size += _mean(arm, "state_bytes", name) or 0.0
-        trained = (
-            [
-                f"{records[0].flops:.2g}",
-                f"{seconds:.0f}",
-                _shown(records[0].flops / seconds / 1e9 if seconds else None, ".0f"),
-            ]
-            if name == PLAIN
-            else ["", "", ""]
-        )
+        trained = [f"{records[0].flops:.2g}", *_speed(records, several)] if name == PLAIN else ["", "", ""]
         yield [
             arm.name if name == PLAIN else "",
             NAMES.get(name, "plain"),
@@ -152,6 +151,15 @@ def _rows(arm: ArmResults) -> Iterator[list[str]]:
             _shown(_mean(arm, "ms_per_token", name), ".2f"),
             f"{size / 1000:,.0f}",
         ]
+
+
+def _speed(records: Sequence[Record], several: bool) -> tuple[str, str]:
+    """CPU seconds and GFLOP/s of a training, with the processor where a table has more than one."""
+    machines, seconds = {r.machine for r in records}, fmean(r.step_seconds for r in records)
+    if len(machines) > 1 or not seconds:
+        return "-", "-"
+    where = f" ({machines.pop().rsplit('(', 1)[-1].rstrip(')')})" if several else ""
+    return f"{seconds:.0f}{where}", f"{records[0].flops / seconds / 1e9:.0f}{where}"
 
 
 def _own_state(arm: ArmResults) -> float:
@@ -241,8 +249,8 @@ def _bounds(found: Difference | None) -> str:
 
 
 BY_TOKENS = """\
-Does the lead end once a model has learned to copy? Each model that was trained with writes, against the baseline of
-its mixer (of `hope` the nearest): bits per byte of each read with and without writes, the three differences of the
+Does the lead end once a model has learned to copy? `hope_deltanet`, trained with writes, against its mixer, and `hope`
+against the nearest baseline: bits per byte of each read with and without writes, the three differences of the
 rule, and nats of targets whose trigram the document has shown."""
 # A variant that writes its CMS, and the baseline that it would be without.
 BASES = {"hope_deltanet": "gated_deltanet", "hope": "titans"}
@@ -274,9 +282,10 @@ def equal_tokens(studies: Sequence[StudyResults]) -> list[list[Budget]]:
 
 def by_tokens(studies: Sequence[StudyResults]) -> list[str]:
     """The table of one pair and budget a row."""
-    head = ["trained with writes", "baseline", "training tokens", "seeds", "baseline", "+ writes at test time",
-            "memory off", "trained with writes", "lead, plain", "both + neural cache", "against baseline + writes",
-            "trigram seen, baseline", "trigram seen, trained with writes"]  # fmt: skip
+    head = ["trained with writes", "baseline", "training tokens", "seeds", "baseline, plain",
+            "baseline + writes at test time", "memory off", "trained with writes, plain", "lead, plain",
+            "both + neural cache", "against baseline + writes", "trigram seen, baseline",
+            "trigram seen, trained with writes"]  # fmt: skip
     rows = []
     for study, ours, theirs in itertools.chain(*equal_tokens(studies)):
         cells = [(theirs, PLAIN), (theirs, WRITES), (ours, OFF), (ours, PLAIN)]

@@ -201,7 +201,7 @@ def load(
         InputError: missing, damaged, without safetensors, or of another tokenizer.
     """
     if not (folder / "config.json").exists():
-        raise no_checkpoint(folder / "config.json")
+        raise InputError(no_checkpoint(folder / "config.json"))
     config = read_json(folder / "config.json", "save the model again")
     if "model_type" in config and not (folder / "meta.json").is_file():
         return _load_hf(folder, tokenizer, device, length, dtype)

@@ -13,13 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hope_model import LanguageModel, ModelConfig
-from hope_model.counting import mixer_flops
+from hope_model.counting import memory_flops
 from hope_model.ops.triton import launch
 
 STILL = {"empty", "new_empty", "empty_like", "empty_strided", "detach", "promote_types", "alias", "_unsafe_view",
          "lift_fresh", "is_same_size"}  # fmt: skip
 # Of an H200: 40 % of what it multiplies a second (989 and 495 TFLOP in bfloat16 and TF32), 70 % of its memory's bytes.
 HALF, SINGLE, MEMORY = 0.4 * 989e12, 0.4 * 495e12, 0.7 * 4.8e12
+WRITTEN = {"copy_", "zero_", "fill_"}  # operators that do not read what they change
 SEVERAL = {"embedding_dense_backward": 4, "rms_norm_back": 2, "attention_back": 3}  # kernels of one operator
 
 LIBRARY: Any = torch.library
@@ -79,16 +80,18 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, memory_flops: float = 0.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count, self.seconds, self.memory_flops = 0, 0.0, memory_flops
+        self.count, self.flops, self.seconds, self.memory_flops = 0, 0.0, 0.0, memory_flops
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, result = func.overloadpacket.__name__, func(*args, **kwargs or {})
         if func.namespace != "prim" and name not in STILL and not func.is_view:
             self.count += SEVERAL.get(name, 1)
             made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-            given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            read = args[1:] if name in WRITTEN else args
+            given = [x for x in tree_leaves(read) if isinstance(x, Tensor)]
             half = any(x.dtype == torch.bfloat16 for x in made)
             flops = self._flops(name, args)
+            self.flops += flops
             self.seconds += max(flops / (HALF if half else SINGLE), sum(map(_bytes, made + given)) / MEMORY)
         return result
 
@@ -96,9 +99,13 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in ("mm", "bmm", "addmm", "baddbmm"):
             x, y = args[-2:] if name in ("mm", "bmm") else args[1:3]
             return float(2 * x.numel() * y.shape[-1])
-        if name in ("attention", "attention_back"):  # causal: a half of all pairs
+        if name in (
+            "attention",
+            "attention_back",
+        ):  # of a square a half of all pairs; elsewhere a mask hides few
             q, k = args[-3:-1]
-            return float((2 if name == "attention" else 5) * q.numel() * k.shape[-2])
+            pairs = q.numel() * k.shape[-2] / (1 + (q.shape[-2] == k.shape[-2]))
+            return float((4 if name == "attention" else 10) * pairs)
         if name == "triton" and args[0].startswith(("self_modifying", "titans")):
             # A backward redoes its chunks; what other kernels take off it is counted there.
             (N, H, T), part = args[2][:3], args[0].rsplit("_", 1)[-1]
@@ -123,17 +130,17 @@ def model(variant: str, work: dict[str, Any], layers: int) -> LanguageModel:
 
 
 def training(network: LanguageModel, work: dict[str, Any]) -> tuple[float, ...]:
-    """Launches of a microbatch that adds to gradients, forward and backward; and seconds of the device (estimated)."""
+    """Launches of a microbatch that adds to gradients, forward and backward; seconds of the device; products' FLOPs."""
     tokens = torch.zeros(work["batch_size"], work["length"] + 1, dtype=torch.int64, device="cuda")
     for weight in network.parameters():
         weight.grad = torch.empty_like(weight)
-    with Launches(mixer_flops(network.config, work["length"]).differentiated) as seen:
+    with Launches(sum(memory_flops(network.config))) as seen:
         with torch.autocast("cuda", torch.bfloat16, enabled=work.get("bf16", True)):
             logits, _ = network(tokens[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
         forward = seen.count
         torch.autograd.backward(loss)
-    return forward, seen.count - forward, seen.seconds
+    return forward, seen.count - forward, seen.seconds, seen.flops
 
 
 def decoding(network: LanguageModel) -> int:
@@ -158,7 +165,7 @@ def row(variant: str, work: dict[str, Any]) -> dict[str, Any]:
             network = model(variant, work, layers)
             trained.append(training(network, work))
             decoded.append(0 if "config" in work else decoding(network.eval()))
-    forward, backward, seconds = (
+    forward, backward, seconds, flops = (
         one + (work["layers"] - 1) * (two - one) for one, two in zip(*trained, strict=True)
     )
     return {
@@ -167,6 +174,7 @@ def row(variant: str, work: dict[str, Any]) -> dict[str, Any]:
         "backward": backward,
         "launches": forward + backward,
         "device_ms": round(1000 * seconds, 1),
+        "tflop": round(flops / 1e12, 3),
         "decode_per_layer": decoded[1] - decoded[0],
     }
 

@@ -71,7 +71,12 @@ class Attention(nn.Module):
         if cached:
             k, v = torch.cat((state.k_BHSd.to(k.dtype), k), -2), torch.cat((state.v_BHSd.to(v.dtype), v), -2)
         kept = slice(max(0, k.shape[-2] - self.window + 1), None) if self.window else slice(None)
-        state = AttentionState(k[..., kept, :], v[..., kept, :], state.position + T)
+        last_k, last_v = k[..., kept, :], v[..., kept, :]
+        if not (
+            cached or torch.is_grad_enabled()
+        ):  # views would keep queries in memory for as long as the state
+            last_k, last_v = last_k.contiguous(), last_v.contiguous()
+        state = AttentionState(last_k, last_v, state.position + T)
         everything = (cached == 0 or T == 1) and (not self.window or self.window >= cached + T)
         if everything and self.persistent_PD is None:
             return to_width(self.read(q, k, v, None, is_causal=cached == 0)), state

@@ -4,6 +4,7 @@ Only products and memories are kept: what is cheap is computed again. Letters: B
 n of one, I and O inputs and outputs of one matrix.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -169,7 +170,16 @@ class _Product(torch.autograd.Function):
 _PRODUCT: Callable[..., Any] = _Product.apply
 _ATTENDED: Callable[..., Any] = _Attended.apply
 _REPLAY: Callable[..., Any] = _Replay.apply
-_TAPES: list[Tape] = []
+
+
+class _Here(threading.local):
+    """Of this thread: others may run models too."""
+
+    def __init__(self) -> None:
+        self.tapes: list[Tape] = []
+
+
+_HERE = _Here()
 
 
 @contextmanager
@@ -178,16 +188,16 @@ def recording(tape: Tape | None) -> Iterator[None]:
     if tape is None:
         yield
         return
-    _TAPES.append(tape)
+    _HERE.tapes.append(tape)
     try:
         yield
     finally:
-        _TAPES.pop()
+        _HERE.tapes.pop()
 
 
 def is_recording() -> bool:
     """Whether a tape keeps what layers compute."""
-    return bool(_TAPES)
+    return not torch.compiler.is_compiling() and bool(_HERE.tapes)
 
 
 class Linear(nn.Linear):
@@ -195,8 +205,8 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """x W^T + b."""
-        if _TAPES:
-            return _TAPES[-1].linear(input, self.weight, self.bias)
+        if is_recording():
+            return _HERE.tapes[-1].linear(input, self.weight, self.bias)
         return super().forward(input)
 
 
@@ -204,9 +214,9 @@ def attended(
     layer: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool
 ) -> Tensor | None:
     """Return softmax attention if there is a tape that knows it, else None."""
-    if not _TAPES or q.device.type != "cpu":
+    if not is_recording() or q.device.type != "cpu":
         return None
-    return _TAPES[-1].attention(layer, q, k, v, mask, is_causal=is_causal)
+    return _HERE.tapes[-1].attention(layer, q, k, v, mask, is_causal=is_causal)
 
 
 def remembered(
@@ -221,7 +231,7 @@ def remembered(
         shared: Makes what all tokens share; called once for all segments.
         state: Before the first token.
     """
-    play = _TAPES[-1].memory if _TAPES else _plain
+    play = _HERE.tapes[-1].memory if is_recording() else _plain
     return play(layer, function, tokens, shared, state)
 
 

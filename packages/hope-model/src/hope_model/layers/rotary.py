@@ -4,6 +4,7 @@ Letters: B sequences, T tokens, H heads, d head width.
 """
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,9 +49,10 @@ def _dimension(config: AttentionConfig, turns: float, d: int) -> float:
 
 def angles(config: AttentionConfig, position: int, T: int, d: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine [T, d] of tokens position, position + 1, ... in the precision of `like`; see `rotate`."""
+    known = None if torch.compiler.is_compiling() else _HERE.angles
     key = (config, position, T, d, like.device, like.dtype)
-    if _KNOWN and key in _KNOWN[-1]:
-        return _KNOWN[-1][key]
+    if known is not None and key in known:
+        return known[key]
     # Angles in float64: float32 loses whole radians near position one million.
     rate = frequencies(config, d, like.device)
     angle = torch.arange(position, position + T, dtype=torch.float64, device=like.device)[:, None] * rate
@@ -58,24 +60,35 @@ def angles(config: AttentionConfig, position: int, T: int, d: int, like: Tensor)
     if config.rope.magnitude != 1:
         cos, sin = cos * config.rope.magnitude, sin * config.rope.magnitude
     both = torch.cat((cos, cos), -1).to(like.dtype), torch.cat((-sin, sin), -1).to(like.dtype)
-    if _KNOWN:
-        _KNOWN[-1][key] = both
+    if known is not None:
+        known[key] = both
     return both
 
 
 def rotate(x_BHTd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
     """Turn every pair of dimensions (x, y) by its angle: (x cos - y sin, y cos + x sin)."""
-    return x_BHTd * cos_Td + x_BHTd.roll(x_BHTd.shape[-1] // 2, -1) * sin_Td
+    x, y = x_BHTd.chunk(2, -1)
+    return x_BHTd * cos_Td + torch.cat((y, x), -1) * sin_Td
 
 
-_KNOWN: list[dict[Any, tuple[Tensor, Tensor]]] = []
+class _Here(threading.local):
+    """Of this thread: others may run models too."""
+
+    def __init__(self) -> None:
+        self.angles: dict[Any, tuple[Tensor, Tensor]] | None = None
+
+
+_HERE = _Here()
 
 
 @contextmanager
 def same_angles() -> Iterator[None]:
     """Layers inside compute the angles of the same tokens once."""
-    _KNOWN.append({})
+    if torch.compiler.is_compiling():
+        yield
+        return
+    before, _HERE.angles = _HERE.angles, {}
     try:
         yield
     finally:
-        _KNOWN.pop()
+        _HERE.angles = before

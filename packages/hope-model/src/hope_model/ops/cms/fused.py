@@ -131,12 +131,12 @@ class _Levels(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (g_BTD,), tensors = grads, list(ctx.saved_tensors)
-        total = g_BTD  # gradient at a level's output: at y, and what later levels add
+        g_x: Tensor | None = None  # what later levels add to the gradient at a level's output
         by_theta: list[Tensor] = []
         for bounds in reversed(ctx.bounds):
             weights, tensors = tensors[-2 * len(bounds) :], tensors[: -2 * len(bounds)]
             z, u = tensors.pop(), tensors.pop()
-            g = total.to(u.dtype)
+            g = (g_BTD if g_x is None else g_BTD + g_x).to(u.dtype)
             g_phi, g_u = torch.empty_like(z), torch.empty_like(u)
             for (first, end), down in zip(bounds, weights[1::2], strict=True):
                 _product(g[:, first:end], down, g_phi[:, first:end])
@@ -145,10 +145,11 @@ class _Levels(torch.autograd.Function):
             for (first, end), up in zip(bounds, weights[::2], strict=True):
                 _product(g_z[:, first:end], up, g_u[:, first:end])
             by_theta += [g_down, g_z.flatten(0, 1).T @ u.flatten(0, 1)]
-            total = total + g_u if total is g_BTD else total.add_(g_u)
+            g_x = g_u.to(g_BTD.dtype) if g_x is None else g_x.add_(g_u)
         kind, kinds = ctx.dtypes
         gradients = (g.to(dtype) for g, dtype in zip(reversed(by_theta), kinds, strict=True))
-        return (total - g_BTD).to(kind), None, None, *gradients
+        assert g_x is not None  # noqa: S101
+        return g_x.to(kind), None, None, *gradients
 
 
 def levels_read(

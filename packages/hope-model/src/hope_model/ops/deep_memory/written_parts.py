@@ -50,7 +50,7 @@ def soft_clip_back(
 
 def normalise(x: Tensor) -> Tensor:
     """x / ||x|| over the dimension before tokens, in place; returns 1 / ||x||."""
-    inverse: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True).square_().add_(1e-6).rsqrt_()
+    inverse = x.square().sum(-2, keepdim=True).add_(1e-6).rsqrt_()
     x.mul_(inverse)
     return inverse
 
