@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from hope_data.errors import InputError
 from hope_data.tasks import build, draw
@@ -11,6 +12,8 @@ from hope_eval import results
 from hope_eval.cli import main
 from hope_eval.tasks.synthetic import Synthetic
 from hope_model import LanguageModel, ModelConfig, checkpoint
+
+TASKS = Path(__file__).parents[3] / "conf/task"
 
 
 @pytest.fixture
@@ -42,6 +45,22 @@ def test_answers_are_counted_as_by_hand(folder: Path, tmp_path: Path) -> None:
         exact = task.find("task_exact", f"length={length}")
         assert exact is not None
         assert exact.value == (right.sum(1) == mask.sum(1)).mean()
+
+
+@pytest.mark.parametrize("path", sorted(TASKS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_results_of_every_task_can_be_read(tmp_path: Path, path: Path) -> None:
+    """With the options that its file in conf/task gives it."""
+    task = yaml.safe_load(path.read_text())["data"]["task"]
+    model = LanguageModel(
+        ModelConfig(variant="transformer", vocab_size=build(task).vocab_size, dim=32, layers=1, head_dim=32)
+    )
+    checkpoint.save(tmp_path / "checkpoint", model, {"run": "tiny", "seed": 0, "length": 32, "task": task})
+    told = ["task", "--checkpoint", str(tmp_path / "checkpoint"), "--json", str(tmp_path / "task.json")]
+    assert main([*told, "--count", "2"]) == 0
+    [found] = results.load(tmp_path / "task.json").tasks
+    options = {f"task.{key}": value for key, value in task.items() if key != "name"}
+    assert options.items() <= found.settings.items()
+    assert [type(found.settings[key]) for key in options] == [type(value) for value in options.values()]
 
 
 def test_memories_frozen_and_written_stand_in_one_file(

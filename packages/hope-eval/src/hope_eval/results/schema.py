@@ -170,7 +170,7 @@ class TaskResult:
     __pydantic_config__ = STRICT
     task: str
     version: int
-    settings: dict[str, int | float | str | list[int] | list[float]]
+    settings: dict[str, bool | int | float | str | list[int] | list[float]]
     seed: int
     items_sha256: str
     tokens: int
