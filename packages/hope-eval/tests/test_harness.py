@@ -247,7 +247,7 @@ def test_arguments_of_lm_eval_are_taken(folder: Path, arguments: str, rows: int 
         ("pretrained=x,dtype=int8", "dtype is 'int8'; it must be auto or one of float32"),
         ("pretrained=x,device=gpu", "device is 'gpu'; it must be cpu, cuda"),
         ("pretrained=x,share=maybe", "share is 'maybe'; it must be True or False"),
-        ("pretrained=nowhere", "nowhere/config.json: No such file"),
+        ("pretrained=nowhere", "nowhere/config.json is missing; is nowhere a checkpoint folder"),
     ],
 )
 def test_unfit_arguments_are_one_line(arguments: str, message: str) -> None:

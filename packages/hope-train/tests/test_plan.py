@@ -30,7 +30,7 @@ def test_plan_of_a_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     n = json.loads((tmp_path / "a.json").read_text())
     assert n["tokens"] == 48 * 4 * 512
     part = 512 * 4 / 2  # tokens on each device
-    assert 300 < n["launches"] < 1500  # of four layers
+    assert 200 < n["launches"] < 1500  # of four layers
     seconds = part * n["flops_per_token"] / (989e12 * 0.35) + 5e-6 * n["launches"]
     assert n["tokens_per_s"] == pytest.approx(2 * part / seconds)
     assert n["days"] == pytest.approx(n["tokens"] / n["tokens_per_s"] / 86400)
