@@ -197,7 +197,7 @@ def test_the_page_says_what_was_measured_and_what_was_not_run(
     assert main(["report", "--out", str(out), *common]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     whole = out.read_text()
-    assert "**18 of 25 trainings are done.**" in whole
+    assert "**18 of 25 trainings are done**, in 0.1 core-hours with their measurements." in whole
     assert "| [tiny](studies/tiny.md) | Which? | hope | **better** better at 64 (+0.210); " in whole
     text = (folder / "tiny.md").read_text()
     assert "better at 64 (+0.210, 95 % [+0.185, +0.235], 3 seeds)" in text
@@ -227,7 +227,7 @@ def test_the_page_says_what_was_measured_and_what_was_not_run(
 def test_a_study_without_records_is_not_run(tmp_path: Path) -> None:
     results = Case(tmp_path, {"hope": [], "other": []}).results()
     assert "Not run (10 trainings)." in page(results)
-    assert "**0 of 10 trainings are done.**" in overview([results], Path("studies"))
+    assert "**0 of 10 trainings are done**, in 0.0" in overview([results], Path("studies"))
     assert "Not run: tiny (10 trainings)." in overview([results], Path("studies"))
 
 

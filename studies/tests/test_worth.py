@@ -302,7 +302,9 @@ def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
     cosine = with_steps(
         whole, "cosine", 9, schedule=dataclasses.replace(cms.composed.config.schedule, name="wsd")
     )
-    assert [study.name for study in worth.elsewhere([*four, rows, cosine])] == ["novels", "rows", "cosine"]
+    deeper = dataclasses.replace(cms.composed.config.model, layers=7)
+    large = with_steps(whole, "large", 9, model=deeper)
+    assert worth.elsewhere([*four, rows, cosine, large]) == [novels, rows, cosine, large]
     assert worth.widest(four) is longer
     bare = dataclasses.replace(base, seeds={})
     assert "Defined, but not trained" not in page_of(whole)
@@ -312,7 +314,7 @@ def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
     page_ = overview(four, PurePath("studies"))
     row = " M | 3 | 2.065 ± 0.034 | 1.965 ± 0.034 | 2.065 ± 0.034 | 1.865 ± 0.034 | **-0.200 [-0.200, -0.200]** |"
     assert page_.count(row) == 2
-    assert "## With other text, reading or schedule\n\n- [novels](studies/novels.md): Which one?\n" in page_
+    assert "## With other text, contexts, schedule or size\n\n- [novels](studies/novels.md): Which one?\n" in page_
     assert "| novels | 0.018 M | cms | base | **-0.200" in page_
     elsewhere = {
         record.seed: dataclasses.replace(record, machine="B (1/2)") for record in base.seeds.values()

@@ -51,12 +51,19 @@ def overview(
         f"## Every {'other ' if above else ''}study",
         EVERY,
         "\n".join(rows),
-        f"**{done} of {planned} trainings are done.**",
+        f"**{done} of {planned} trainings are done**, in {_hours(studies)}.",
     ]
     waiting = [f"{study.name} ({study.planned} trainings)" for study in studies if not study.done]
     if waiting:
         parts.append(f"Not run: {', '.join(waiting)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _hours(studies: Sequence[StudyResults]) -> str:
+    """What their trainings and measurements took: each has a core."""
+    arms = [arm for study in studies for arm in study.arms]
+    seconds = sum(one.wall_seconds for arm in arms for one in (*arm.trainings, *arm.timed.values()))
+    return f"{seconds / 3600:.1f} core-hours with their measurements"
 
 
 def _untrained(studies: Sequence[StudyResults]) -> str:
@@ -91,14 +98,14 @@ def _worth(
     links = ", ".join(f"[{study.name}]({folder / study.name}.md)" for study in adapted)
     picture = "![Bits per byte by training FLOPs, plain and with a neural cache](plots/worth.png)"
     parts = [f"## What a memory is worth, after {worth.millions(main)} tokens", worth.section(main), picture]
-    parts += [f"All budgets: {links}.{_untrained(adapted)}", *_locked(locked, opened)]
+    parts += [f"All budgets: {links}, in {_hours(adapted)}.{_untrained(adapted)}", *_locked(locked, opened)]
     if tokens := worth.by_tokens(adapted):
         parts += ["## By tokens trained", *tokens]
     if others := worth.elsewhere(studies):
         asked = [
             f"- [{study.name}]({folder / study.name}.md): {study.definition.question}" for study in others
         ]
-        parts += ["## With other text, reading or schedule", "\n".join(asked), worth.rule_table(others)]
+        parts += ["## With other text, contexts, schedule or size", "\n".join(asked), worth.rule_table(others)]
     return parts
 
 

@@ -39,16 +39,16 @@ intervals cross seeds and documents and are not corrected for their number."""
 
 
 def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
-    """The studies that measured adaptations, by training tokens, of the text that most of them read."""
+    """The studies that measured adaptations, by training tokens, of the setting that most of them share: text, contexts, size."""
     chosen = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
-    texts = [_text(study) for study in chosen]
-    usual = max(texts, key=texts.count, default=())
-    chosen = [study for study in chosen if _text(study) == usual]
+    settings = [_setting(study) for study in chosen]
+    usual = max(settings, key=settings.count, default=())
+    chosen = [study for study in chosen if _setting(study) == usual]
     return sorted(chosen, key=lambda study: (_tokens(study), study.definition.order))
 
 
 def elsewhere(studies: Sequence[StudyResults]) -> list[StudyResults]:
-    """The others: of other text, read in another way, or trained by another schedule."""
+    """The others: of other text, read in another way, trained by another schedule, or of another size."""
     known = adapted(studies)
     measured = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
     return [study for study in measured if study not in known]
@@ -59,10 +59,11 @@ def widest(studies: Sequence[StudyResults]) -> StudyResults:
     return max(studies, key=lambda study: (sum(bool(arm.seeds) for arm in study.arms), _tokens(study)))
 
 
-def _text(study: StudyResults) -> tuple[object, ...]:
-    """What is read, in which contexts, whether documents are read apart, and how the rate falls."""
+def _setting(study: StudyResults) -> tuple[object, ...]:
+    """What is read, in which contexts, whether documents are read apart, how the rate falls, and the model's size."""
     config = study.arms[0].composed.config
-    return *config.data.corpora, config.data.reset, config.length, config.schedule.name
+    size = config.model.dim, config.model.layers
+    return *config.data.corpora, config.data.reset, config.length, config.schedule.name, *size
 
 
 def _tokens(study: StudyResults) -> int:
