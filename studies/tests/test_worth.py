@@ -314,7 +314,10 @@ def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
     page_ = overview(four, PurePath("studies"))
     row = " M | 3 | 2.065 ± 0.034 | 1.965 ± 0.034 | 2.065 ± 0.034 | 1.865 ± 0.034 | **-0.200 [-0.200, -0.200]** |"
     assert page_.count(row) == 2
-    assert "## With other text, contexts, schedule or size\n\n- [novels](studies/novels.md): Which one?\n" in page_
+    assert (
+        "## With other text, contexts, schedule or size\n\n- [novels](studies/novels.md): Which one?\n"
+        in page_
+    )
     assert "| novels | 0.018 M | cms | base | **-0.200" in page_
     elsewhere = {
         record.seed: dataclasses.replace(record, machine="B (1/2)") for record in base.seeds.values()

@@ -105,7 +105,11 @@ def _worth(
         asked = [
             f"- [{study.name}]({folder / study.name}.md): {study.definition.question}" for study in others
         ]
-        parts += ["## With other text, contexts, schedule or size", "\n".join(asked), worth.rule_table(others)]
+        parts += [
+            "## With other text, contexts, schedule or size",
+            "\n".join(asked),
+            worth.rule_table(others),
+        ]
     return parts
 
 

@@ -39,7 +39,7 @@ intervals cross seeds and documents and are not corrected for their number."""
 
 
 def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
-    """The studies that measured adaptations, by training tokens, of the setting that most of them share: text, contexts, size."""
+    """The studies that measured adaptations, by training tokens, in the setting that most of them share."""
     chosen = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
     settings = [_setting(study) for study in chosen]
     usual = max(settings, key=settings.count, default=())
