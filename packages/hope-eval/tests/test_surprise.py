@@ -36,6 +36,7 @@ def test_page_holds_the_text_and_the_bits_of_both_readings(
     assert main(command) == 0
     page = out.read_text(encoding="utf-8")
     assert _text(page) == text
+    assert "Only its first" not in page
     assert "<b>" not in page
     assert "<script" not in page
     model, _ = checkpoint.load(checkpoint_folder)
@@ -52,6 +53,8 @@ def test_page_holds_the_text_and_the_bits_of_both_readings(
         row = re.search(rf'<th scope="row">{label}</th><td>([\d.]+)</td>', page)
         assert row is not None
         assert float(row[1]) == pytest.approx(bits / len(text.encode()), abs=6e-4)
+    assert main([*command, "--tokens", "12"]) == 0
+    assert ": 12 tokens. With its memories written and with none. Only its first 12 tokens" in out.read_text()
 
 
 def test_an_attached_memory_stands_beside_the_plain_model(

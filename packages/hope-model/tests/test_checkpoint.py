@@ -90,8 +90,9 @@ def test_every_file_that_the_sidecar_names_is_compared(folder: Path) -> None:
 
 def test_missing_folders_and_foreign_shapes_are_named(folder: Path, tmp_path: Path) -> None:
     assert "meta.json is missing" in refusal(tmp_path / "nowhere")
-    shutil.copytree(folder, tmp_path / "run/seeds/0/checkpoint")
-    assert refusal(tmp_path / "run").endswith(f"did you mean {tmp_path / 'run/seeds/0/checkpoint'}?")
+    for seed in ("10", "2"):
+        shutil.copytree(folder, tmp_path / "run/seeds" / seed / "checkpoint")
+    assert refusal(tmp_path / "run").endswith(f"did you mean {tmp_path / 'run/seeds/2/checkpoint'}?")
     config = json.loads((folder / checkpoint.CONFIG).read_text())
     rewrite(folder, checkpoint.CONFIG, json.dumps({**config, "dim": 64}).encode())
     assert "levels.1.up has shape [15, 32], not [51, 64]" in refusal(folder)

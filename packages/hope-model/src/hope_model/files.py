@@ -64,7 +64,8 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 def no_checkpoint(missing: Path) -> str:
     """What to say of a checkpoint's file that is not there; of a run's folder, which checkpoint lies in it."""
     folder = missing.parent
-    within = (folder / "checkpoint", *sorted(folder.glob("seeds/*/checkpoint")))
+    seeds = sorted(folder.glob("seeds/*/checkpoint"), key=lambda inner: (len(inner.parent.name), inner))
+    within = (folder / "checkpoint", *seeds)
     meant = next((inner for inner in within if (inner / missing.name).is_file()), None)
     hint = f"is {folder} a checkpoint folder?" if meant is None else f"did you mean {meant}?"
     return f"{missing} is missing; {hint}"

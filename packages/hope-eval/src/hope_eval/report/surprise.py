@@ -108,8 +108,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.adapt and not own:
         raise InputError(f"{arguments.checkpoint}: has no memory of its own; attach one with --adapt writes")
     adapted = wrap(loaded.model, parse(arguments.adapt or "off"))
-    text = read_text(arguments.text, "name a text in UTF-8")[: 64 * arguments.tokens]
-    ids = loaded.tokenizer.encode(text)[: arguments.tokens + 1]
+    text, most = read_text(arguments.text, "name a text in UTF-8"), arguments.tokens
+    encoded = loaded.tokenizer.encode(text[: 64 * most])
+    ids = encoded[: most + 1]
     if len(ids) < 2:
         raise InputError(f"{arguments.text}: holds no text")
     models = {"with writes": loaded.model, "without": adapted}
@@ -127,6 +128,8 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.adapt
         else "With its memories written and with none."
     )
+    if len(encoded) > len(ids) or len(text) > 64 * most:
+        compared += f" Only its first {most:,} tokens were read (--tokens)."
     spoken = pieces(loaded.tokenizer.decode, ids[1:], bits)
     page = render(spoken, arguments.text.name, loaded.about.run, compared)
     write_atomic(arguments.html, page.encode())

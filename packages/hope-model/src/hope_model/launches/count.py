@@ -99,11 +99,9 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in ("mm", "bmm", "addmm", "baddbmm"):
             x, y = args[-2:] if name in ("mm", "bmm") else args[1:3]
             return float(2 * x.numel() * y.shape[-1])
-        if name in (
-            "attention",
-            "attention_back",
-        ):  # of a square a half of all pairs; elsewhere a mask hides few
+        if name in ("attention", "attention_back"):
             q, k = args[-3:-1]
+            # Of a square a half of all pairs; elsewhere a mask hides few.
             pairs = q.numel() * k.shape[-2] / (1 + (q.shape[-2] == k.shape[-2]))
             return float((4 if name == "attention" else 10) * pairs)
         if name == "triton" and args[0].startswith(("self_modifying", "titans")):
