@@ -50,6 +50,7 @@ EVERY = [Writes(period=8), NeuralCache(tokens=20), UnigramCache(), Dynamic("sgd"
 def plain_model(variant: str = "gated_deltanet") -> LanguageModel:
     torch.manual_seed(0)
     values = {"variant": variant, "vocab_size": V, "dim": 32, "layers": 2, "head_dim": 16, "init_std": 0.3}
+    values["cms"] = {"smallest": 8, "signal": "layer"}
     return LanguageModel(ModelConfig.from_dict(values)).double().eval()
 
 
@@ -98,16 +99,14 @@ def test_any_split_rows_alone_forks_and_the_model_unchanged(
     assert torch.equal(inner(tokens, None)[0], plain)
 
 
+@pytest.mark.parametrize("variant", ["gated_deltanet", "hope"])  # the second runs its head twice
 @pytest.mark.parametrize("dials", [NeuralCache(0.3, 0.05, 12), UnigramCache(0.3, 12)], ids=lambda d: d.name)
 @torch.no_grad()
-def test_caches_are_the_formula_token_by_token(dials: Any, tokens: Tensor) -> None:
+def test_caches_are_the_formula_token_by_token(dials: Any, variant: str, tokens: Tensor) -> None:
     """p = (1 - strength) p_model + strength sum_i 1[x_(i+1) = w] exp(sharpness h_t . h_i) / Z."""
-    inner = plain_model()
-    hidden: list[Tensor] = []
-    hook = inner.head.register_forward_pre_hook(lambda _module, given: hidden.append(given[0][0]))
-    logits, _ = inner(tokens[:1])
-    hook.remove()
-    (h,), x = hidden, tokens[0].tolist()
+    inner, layers = plain_model(variant), []  # type: ignore[var-annotated]
+    logits, _ = inner(tokens[:1], hidden=layers)
+    h, x = inner.norm(torch.cat([outputs[-1] for outputs in layers], 1))[0], tokens[0].tolist()
     found, _ = wrap(HopeModel(inner), dials)(tokens[:1], None)
     for t in range(T):
         p = logits[0, t].softmax(-1)

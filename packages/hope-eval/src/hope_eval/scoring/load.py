@@ -98,6 +98,15 @@ class HopeModel:
         logits_BTV, state = self.model(tokens_BT, state)
         return (logits_BTV if at is None else logits_BTV[at])[..., : self.tokens], state
 
+    def with_hidden(self, tokens_BT: Tensor, state: State | None) -> tuple[Tensor, Tensor, State]:
+        """Logits, what the head is given [B, T, D], and the state after them."""
+        layers: list[
+            tuple[Tensor, ...]
+        ] = []  # by segment; the head itself may run once more for a teach signal
+        logits_BTV, state = self.model(tokens_BT, state, layers, self.settings if state is None else None)
+        hidden_BTD = self.model.norm(torch.cat([outputs[-1] for outputs in layers], 1))
+        return logits_BTV[..., : self.tokens], hidden_BTD, state
+
     def fork(self, state: State, rows: Tensor) -> State:
         """Chosen sequences; the same value where every sequence is chosen once and in order."""
         return select(state, rows)
@@ -140,6 +149,16 @@ class HFModel:
         if at is not None:
             logits = logits[0] if chosen else logits[at]
         return logits, out.past_key_values if cached else None
+
+    def with_hidden(self, tokens_BT: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """Logits, what the head is given [B, T, D], and the cache after them."""
+        given: list[Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        try:
+            logits_BTV, after = self(tokens_BT, state)
+        finally:
+            hook.remove()
+        return logits_BTV, given[0], after
 
     def fork(self, state: Any, rows: Tensor) -> Any:
         forked = copied(state)

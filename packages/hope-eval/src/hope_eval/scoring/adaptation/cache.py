@@ -47,14 +47,8 @@ class CachedModel:
     ) -> tuple[Tensor, CacheState]:
         """Log-probabilities as logits, and the state after them."""
         del final
-        seen: list[Tensor] = []
-        hook = self._head.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
-        try:
-            logits_BTV, inner = self.inner(tokens_BT, state.inner if state else None)
-        finally:
-            hook.remove()
-        # A model with a CMS runs its head a segment at a time.
-        hidden_BTD = lifted(torch.cat(seen, 1))
+        logits_BTV, hidden_BTD, inner = self.inner.with_hidden(tokens_BT, state.inner if state else None)
+        hidden_BTD = lifted(hidden_BTD)
         if state is None:
             keys, values, known = hidden_BTD[:, :-1], tokens_BT[:, 1:], 0
         else:
