@@ -19,7 +19,7 @@ from hope_study.cli import main
 from hope_study.ledger import Ledger
 from hope_study.measure import commands, read
 from hope_study.records import Record, record_of
-from hope_study.report import data, worth
+from hope_study.report import data, worth, worth_plots
 from hope_study.report.page import overview, page
 from hope_study.runner import Runner
 from hope_study.store import Store
@@ -278,6 +278,15 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     for record in cms.seeds.values():
         record.documents["neural_cache"] = [value - 0.2 for value in record.documents["neural_cache"]]
     assert "- `cms`: the claim holds against `base`." in worth.section(whole)
+    for arm, saved in ((cms, 0.1), (base, 0.25)):
+        for record in arm.seeds.values():
+            record.documents["dynamic"] = [value - saved for value in record.documents["plain"]]
+    learning = " | against baseline + dynamic evaluation | both + dynamic evaluation |"
+    assert learning not in section
+    assert learning in (section := worth.section(whole))
+    assert (
+        " | **-0.100 [-0.100, -0.100]** | +0.050 [+0.050, +0.050] | **-0.050 [-0.050, -0.050]** |" in section
+    )
     assert "## What a memory is worth, after 0.12 M tokens" in page_of(whole)
     assert "By tokens trained" not in page_of(whole)
 
@@ -315,8 +324,7 @@ def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
     row = " M | 3 | 2.065 ± 0.034 | 1.965 ± 0.034 | 2.065 ± 0.034 | 1.865 ± 0.034 | **-0.200 [-0.200, -0.200]** |"
     assert page_.count(row) == 2
     assert (
-        "## With other text, contexts, schedule or size\n\n- [novels](studies/novels.md): Which one?\n"
-        in page_
+        "## With other text, contexts, schedule or size\n\n[novels](studies/novels.md): Which one?\n" in page_
     )
     assert "| novels | 0.018 M | cms | base | **-0.200" in page_
     elsewhere = {
@@ -330,12 +338,12 @@ def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
     section = worth.section(dataclasses.replace(whole, arms=mixed))
     assert "| 2e+12 | 4 (3/4) | 500 (3/4) |" in section
     assert "| 2e+12 | 4 (1/2) | 500 (1/2) |" in section
-    worth.draw([whole], tmp_path / "plots", tmp_path / "plots")
+    worth_plots.draw([whole], tmp_path / "plots")
     for pairs in (1, 2):
         known = [whole, longer]
         if pairs == 2:
             known += [as_pair(study, "hope", "titans") for study in known]
-        drawn = worth.by_flops(known)
+        drawn = worth_plots.by_flops(known)
         assert [axes.get_title() or axes.get_title(loc="left") for axes in drawn.axes][2:] == [
             "cms minus base"
         ] * pairs

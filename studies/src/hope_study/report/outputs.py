@@ -10,7 +10,7 @@ from typing import Any
 
 from hope_data.publishing import write_atomic
 from hope_study.opening import opened
-from hope_study.report import plots, streams, worth
+from hope_study.report import plots, streams, worth, worth_plots
 from hope_study.report.data import ArmResults, StudyResults, mean_error, on_locked
 from hope_study.report.page import overview, page
 from hope_study.store import Store
@@ -38,7 +38,7 @@ def write_overview(studies: Sequence[StudyResults], folder: Path, out: Path, loc
         locked: what `hope-study open` has written; need not exist.
     """
     if adapted := worth.adapted(studies):
-        worth.draw(adapted, folder / "plots", out.parent / "plots")
+        worth_plots.draw(adapted, out.parent / "plots")
     store = Store(locked)
     reopened = [on_locked(study, store) for study in studies if study.name in store.studies()]
     pages = PurePath(os.path.relpath(folder, out.parent))

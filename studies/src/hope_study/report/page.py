@@ -96,18 +96,19 @@ def _worth(
         return []
     main = worth.widest(adapted)
     links = ", ".join(f"[{study.name}]({folder / study.name}.md)" for study in adapted)
-    picture = "![Bits per byte by training FLOPs, plain and with a neural cache](plots/worth.png)"
-    parts = [f"## What a memory is worth, after {worth.millions(main)} tokens", worth.section(main), picture]
+    pictures = (
+        "![Bits per byte by training FLOPs, plain and with a neural cache](plots/worth.png)\n"
+        "![Nats a token by class of target](plots/worth_by_class.png)"
+    )
+    parts = [f"## What a memory is worth, after {worth.millions(main)} tokens", worth.section(main), pictures]
     parts += [f"All budgets: {links}, in {_hours(adapted)}.{_untrained(adapted)}", *_locked(locked, opened)]
     if tokens := worth.by_tokens(adapted):
         parts += ["## By tokens trained", *tokens]
     if others := worth.elsewhere(studies):
-        asked = [
-            f"- [{study.name}]({folder / study.name}.md): {study.definition.question}" for study in others
-        ]
+        asked = [f"[{study.name}]({folder / study.name}.md): {study.definition.question}" for study in others]
         parts += [
             "## With other text, contexts, schedule or size",
-            "\n".join(asked),
+            " ".join(asked),
             worth.rule_table(others),
         ]
     return parts

@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from hope_eval.report.looks import COLOURS, STYLE, WIDTH, looks, save
 from hope_eval.results.names import CLASSES
 from hope_eval.results.statistics import Difference, crossed
 from hope_model import counting
@@ -25,11 +19,11 @@ from hope_study.measure import PLAIN
 from hope_study.records import Record
 from hope_study.report.data import ArmResults, StudyResults
 
-CACHE, WRITES, OFF = "neural_cache", "writes", "off"
+CACHE, WRITES, DYNAMIC, OFF = "neural_cache", "writes", "dynamic", "off"
 NAMES = {
     CACHE: "+ neural cache",
     WRITES: "+ writes at test time",
-    "dynamic": "+ dynamic evaluation",
+    DYNAMIC: "+ dynamic evaluation",
     OFF: "memory off",
 }
 RULE = """\
@@ -44,7 +38,7 @@ def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
     settings = [_setting(study) for study in chosen]
     usual = max(settings, key=settings.count, default=())
     chosen = [study for study in chosen if _setting(study) == usual]
-    return sorted(chosen, key=lambda study: (_tokens(study), study.definition.order))
+    return sorted(chosen, key=lambda study: (tokens(study), study.definition.order))
 
 
 def elsewhere(studies: Sequence[StudyResults]) -> list[StudyResults]:
@@ -56,7 +50,7 @@ def elsewhere(studies: Sequence[StudyResults]) -> list[StudyResults]:
 
 def widest(studies: Sequence[StudyResults]) -> StudyResults:
     """The one with the most models, of those the one trained longest."""
-    return max(studies, key=lambda study: (sum(bool(arm.seeds) for arm in study.arms), _tokens(study)))
+    return max(studies, key=lambda study: (sum(bool(arm.seeds) for arm in study.arms), tokens(study)))
 
 
 def _setting(study: StudyResults) -> tuple[object, ...]:
@@ -66,14 +60,15 @@ def _setting(study: StudyResults) -> tuple[object, ...]:
     return *config.data.corpora, config.data.reset, config.length, config.schedule.name, *size
 
 
-def _tokens(study: StudyResults) -> int:
+def tokens(study: StudyResults) -> int:
+    """Training tokens of its first arm."""
     config = study.arms[0].composed.config
     return config.steps * config.batch_size * config.length
 
 
 def millions(study: StudyResults) -> str:
-    """Training tokens of its first arm."""
-    return f"{_tokens(study) / 1e6:.2g} M"
+    """The same in words."""
+    return f"{tokens(study) / 1e6:.2g} M"
 
 
 def estimate(arm: ArmResults, condition: str = PLAIN) -> Difference | None:
@@ -135,21 +130,21 @@ def _rows(arm: ArmResults, *, several: bool) -> Iterator[list[str]]:
     conditions = [name for name in (PLAIN, *NAMES) if any(name in r.documents for r in records)]
     for name in conditions:
         found = estimate(arm, name)
-        means = [_mean(arm, "token_nats", f"{name}/target={label}") for label in CLASSES]
-        flops, size = _mean(arm, "flops_per_token", PLAIN), _own_state(arm)
+        means = [mean(arm, "token_nats", f"{name}/target={label}") for label in CLASSES]
+        flops, size = mean(arm, "flops_per_token", PLAIN), _own_state(arm)
         if name != PLAIN:
-            flops = None if flops is None else flops + (_mean(arm, "flops_per_token", name) or 0.0)
-            size += _mean(arm, "state_bytes", name) or 0.0
+            flops = None if flops is None else flops + (mean(arm, "flops_per_token", name) or 0.0)
+            size += mean(arm, "state_bytes", name) or 0.0
         trained = [f"{records[0].flops:.2g}", *_speed(records, several)] if name == PLAIN else ["", "", ""]
         yield [
             arm.name if name == PLAIN else "",
             NAMES.get(name, "plain"),
             _interval(found),
             *[_shown(value, ".2f") for value in means],
-            _shown(_mean(arm, "bits_per_byte", f"{name}/shuffled"), ".3f"),
+            _shown(mean(arm, "bits_per_byte", f"{name}/shuffled"), ".3f"),
             *trained,
             _shown(flops, ".2g"),
-            _shown(_mean(arm, "ms_per_token", name), ".2f"),
+            _shown(mean(arm, "ms_per_token", name), ".2f"),
             f"{size / 1000:,.0f}",
         ]
 
@@ -175,7 +170,7 @@ def _interval(found: Difference | None) -> str:
     return f"{found.value:.3f}" + ("" if found.high is None else f" ± {found.high - found.value:.3f}")
 
 
-def _mean(arm: ArmResults, name: str, group: str) -> float | None:
+def mean(arm: ArmResults, name: str, group: str) -> float | None:
     values = [v.value for r in arm.seeds.values() for v in r.metrics if (v.name, v.group) == (name, group)]
     return fmean(values) if values else None
 
@@ -196,14 +191,17 @@ def writers(study: StudyResults) -> list[ArmResults]:
 
 RULE_HEAD = ["trained with writes", "baseline", "plain", "both + neural cache", "against baseline + writes"]
 
+# Beside the rule: how ours reads, and the baseline with dynamic evaluation.
+LEARNING = {"against baseline + dynamic evaluation": PLAIN, "both + dynamic evaluation": DYNAMIC}
+
 
 def _compared(study: StudyResults) -> list[tuple[ArmResults, ArmResults, list[Difference | None]]]:
     """Every arm that was trained with writes, every baseline, and the differences of the rule."""
     baselines = [arm for arm in study.arms if any(WRITES in r.documents for r in arm.seeds.values())]
-    return [(arm, other, _rule(arm, other)) for arm in writers(study) for other in baselines]
+    return [(arm, other, rule(arm, other)) for arm in writers(study) for other in baselines]
 
 
-def _rule(ours: ArmResults, theirs: ArmResults) -> list[Difference | None]:
+def rule(ours: ArmResults, theirs: ArmResults) -> list[Difference | None]:
     compared = ((PLAIN, PLAIN), (CACHE, CACHE), (PLAIN, WRITES))
     return [difference(ours, one, theirs, other) for one, other in compared]
 
@@ -223,8 +221,11 @@ def claims(study: StudyResults) -> list[str]:
     compared = _compared(study)
     if not compared:
         return []
-    rows = [[arm.name, other.name, *map(_bounds, found)] for arm, other, found in compared]
-    sentences = []
+    learning = LEARNING if any(estimate(arm, DYNAMIC) for arm in study.arms if arm.seeds) else {}
+    rows, sentences = [], []
+    for arm, other, found in compared:
+        beside = [difference(arm, condition, other, DYNAMIC) for condition in learning.values()]
+        rows.append([arm.name, other.name, *map(_bounds, [*found, *beside])])
     for name in dict.fromkeys(arm.name for arm, _, _ in compared):
         pairs = [(other.name, found[1:]) for arm, other, found in compared if arm.name == name]
         beaten = [
@@ -237,7 +238,9 @@ def claims(study: StudyResults) -> list[str]:
             f"holds against {' and '.join(beaten)}{rest}" if beaten else "does not hold against any baseline."
         )
         sentences.append(f"- `{name}`: the claim {holds}")
-    return [_table(RULE_HEAD, rows), "\n".join(sentences)]
+    if learning:
+        sentences.append("- Dynamic evaluation, training on what has been read, is no part of the rule.")
+    return [_table([*RULE_HEAD, *learning], rows), "\n".join(sentences)]
 
 
 def _bounds(found: Difference | None) -> str:
@@ -295,106 +298,11 @@ def by_tokens(studies: Sequence[StudyResults]) -> list[str]:
                 *(ours.name, theirs.name, millions(study)),
                 str(len(ours.seeds.keys() & theirs.seeds.keys())),
                 *[_interval(estimate(*cell)) for cell in cells],
-                *[_bounds(lead) for lead in _rule(ours, theirs)],
+                *[_bounds(lead) for lead in rule(ours, theirs)],
                 *[
-                    _shown(_mean(arm, "token_nats", f"{PLAIN}/target={CLASSES[-1]}"), ".2f")
+                    _shown(mean(arm, "token_nats", f"{PLAIN}/target={CLASSES[-1]}"), ".2f")
                     for arm in (theirs, ours)
                 ],
             ]
         )
     return [BY_TOKENS, _table(head, rows)] if rows else []
-
-
-def draw(studies: Sequence[StudyResults], folder: Path, shown: Path) -> None:
-    """Draw loss by class of target of the most models, and for the overview bits per byte by training FLOPs."""
-    with mpl.rc_context(STYLE):
-        save(by_flops(studies), shown / "worth.png")
-        save(by_class(widest(studies)), folder / "worth_by_class.png")
-
-
-def by_flops(studies: Sequence[StudyResults]) -> Figure:
-    """Two panels, plain and with a neural cache; then the lead by training tokens, of every pair of `BASES`."""
-    known = equal_tokens(studies)
-    rows = 2 if len(known) > 1 else 1
-    figure = Figure(figsize=(WIDTH * 1.5, 4.4 * rows), layout="constrained")
-    panels = figure.subplots(rows, (2 + len(known)) // rows).flatten()
-    panels[1].sharey(panels[0])
-    names = list(dict.fromkeys(arm.name for study in studies for arm in study.arms if arm.seeds))
-    for axes, condition in zip(panels, (PLAIN, CACHE), strict=False):
-        for name, look in looks(names).items():
-            _line(axes, [arm for study in studies for arm in study.arms if arm.name == name], condition, look)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")  # others touch
-        axes.set_title(NAMES.get(condition, "plain"))
-        axes.set_xlabel("training, TFLOP")
-    panels[0].set_ylabel("bits per byte (lower is better)")
-    for axes, budgets in zip(panels[2:], known, strict=True):
-        _draw_leads(axes, budgets)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
-
-
-def _draw_leads(axes: Axes, budgets: Sequence[Budget]) -> None:
-    labels = ("plain", "both + neural cache", "against baseline + writes")
-    for n, label in enumerate(labels):
-        leads = [(_tokens(b.study) / 1e6 * 1.04**n, _rule(b.ours, b.theirs)[n]) for b in budgets]
-        points = [(tokens, lead) for tokens, lead in leads if lead]
-        axes.errorbar(
-            [tokens for tokens, _ in points],
-            [lead.value for _, lead in points],
-            yerr=[0.0 if lead.high is None else lead.high - lead.value for _, lead in points],
-            color=COLOURS[n],
-            marker="os^"[n],
-            capsize=3,
-            label=label,
-        )
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xticks([_tokens(b.study) / 1e6 for b in budgets], [millions(b.study) for b in budgets])
-    axes.minorticks_off()
-    title = f"{budgets[0].ours.name} minus {budgets[0].theirs.name}"
-    axes.set(title=title, xlabel="training, tokens", ylabel="bits per byte (below 0: better)")
-    axes.legend(fontsize=8)
-
-
-def _line(axes: Axes, arms: Sequence[ArmResults], condition: str, look: tuple[str, str]) -> None:
-    found = [(arm, value) for arm in arms if arm.seeds and (value := estimate(arm, condition))]
-    # A training that several studies share is one point.
-    points = sorted({next(iter(arm.seeds.values())).flops / 1e12: value for arm, value in found}.items())
-    if not points:
-        return
-    axes.errorbar(
-        [flops for flops, _ in points],
-        [value.value for _, value in points],
-        yerr=[0.0 if value.high is None else value.high - value.value for _, value in points],
-        color=look[0],
-        marker=look[1],
-        capsize=3,
-        label=found[0][0].name,
-    )
-
-
-def by_class(study: StudyResults) -> Figure:
-    """A panel a class: nats a token of every model, plain, with a cache, with writes, and with its memory off."""
-    arms = [arm for arm in study.arms if arm.seeds]
-    shown = {PLAIN: "o", CACHE: "s", WRITES: "^", OFF: "x"}
-    figure = Figure(figsize=(WIDTH * 1.25, 0.34 * len(arms) + 2.2), layout="constrained")
-    panels = figure.subplots(1, len(CLASSES), sharey=True)
-    for axes, label in zip(panels, CLASSES, strict=True):
-        for n, (condition, marker) in enumerate(shown.items()):
-            points = [
-                (_mean(arm, "token_nats", f"{condition}/target={label}"), -k) for k, arm in enumerate(arms)
-            ]
-            known = [(x, y) for x, y in points if x is not None]
-            axes.plot([x for x, _ in known], [y for _, y in known], marker, color=COLOURS[n], linestyle="")
-        axes.set_title(f"target {label}" if label == CLASSES[0] else label)
-        axes.set_xlabel("nats a token")
-        axes.grid(axis="y", alpha=0.3)
-    panels[0].set_yticks([-k for k in range(len(arms))], [arm.name for arm in arms])
-    handles = [
-        Line2D([], [], marker=marker, color=COLOURS[n], linestyle="", label=NAMES.get(condition, "plain"))
-        for n, (condition, marker) in enumerate(shown.items())
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    return figure
