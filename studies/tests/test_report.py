@@ -5,101 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from suites import ROOT, project
+from cases import SEEDS, Case, Measured, diverged, record
+from suites import ROOT
 
 from hope_model.errors import InputError
-from hope_study import study as definitions
 from hope_study.cli import main
-from hope_study.ledger import Ledger
-from hope_study.records import SCHEMA, Record, Value
-from hope_study.report import data, outputs, plots
-from hope_study.report.data import StudyResults
+from hope_study.report import data, plots
 from hope_study.report.page import overview, page
 from hope_study.store import Store
-
-SEEDS = (0, 1, 2)
-SMALL = [
-    "task=parity",
-    "steps=10",
-    "batch_size=2",
-    "length=32",
-    "model.dim=64",
-    "model.layers=1",
-    "memory_chunks=[]",
-]
-Measured = dict[str, list[dict[int, float]]]
-
-
-def record(training: definitions.Training, loss: float, values: dict[int, float], name: str) -> Record:
-    config = training.config
-    return Record(
-        schema=SCHEMA,
-        study=training.arm.study,
-        arm=training.arm.name,
-        run=training.name,
-        sha256=training.sha256,
-        seed=config.seed,
-        rate=training.rate,
-        lr=0.01 * training.rate,
-        matrix_lr=0.01 * training.rate,
-        variant="hope",
-        parameters=1000,
-        steps=config.steps,
-        tokens=400 * config.steps,
-        seconds=8.0,
-        step_seconds=8.0,
-        wall_seconds=10.0,
-        flops=1e9,
-        revision="abc",
-        machine="",
-        failed="",
-        validation={"val_loss": loss},
-        curve=[{"step": 5.0, "tokens": 2000.0, "val_loss": loss}],
-        metrics=[Value(name, length, 256, v, 0.01, 0.5) for length, v in values.items()],
-    )
-
-
-def diverged(one: Record) -> Record:
-    return dataclasses.replace(one, metrics=[], failed="diverged", steps=0, validation={})
-
-
-class Case:
-    """A study whose arms have these values by seed and length; learning rate factor 1 validates best."""
-
-    def __init__(
-        self, tmp_path: Path, measured: Measured, name: str = "task_accuracy", **changes: Any
-    ) -> None:
-        arms: dict[str, Any] = {
-            arm: {"run": "hope", "overrides": [f"optim.clip={n + 1}.5"]} for n, arm in enumerate(measured)
-        }
-        arms[next(iter(arms))] = {"run": "hope"}
-        if "hope" not in arms or len(arms) > 2:
-            arms["never"] = {"run": "hope", "overrides": ["optim.clip=9.5"], "missing": "no switch"}
-        settings = {"overrides": SMALL, "lengths": ["1x"], "arms": arms, "widen": 0, "question": "Which?"}
-        tmp_path.mkdir(exist_ok=True)
-        self.conf = project(tmp_path, **(settings | changes))
-        self.store, self.name = Store(tmp_path / "studies"), name
-        for arm in self.arms():
-            for seed, values in enumerate(measured.get(arm.name, [])):
-                self.store.add(record(arm.training(1.0, seed), 0.5, values, name))
-            for rate in (0.3, 3.0) if measured.get(arm.name) else ():
-                self.store.add(record(arm.training(rate, 0), 0.7, {}, name))
-
-    def arms(self) -> list[definitions.Arm]:
-        return definitions.arms("tiny", definitions.load(self.conf, [])["tiny"], self.conf, [])
-
-    def change(self, arm: str, run: str, **values: Any) -> None:
-        self.store.add(dataclasses.replace(self.store.records("tiny")[arm, run], **values))
-
-    def results(self) -> StudyResults:
-        return data.collect(Ledger(self.arms(), self.store))[0]
-
-    def page(self) -> str:
-        return page(self.results())
-
 
 MEASURED: Measured = {
     "hope": [{32: 1.0, 64: 0.70}, {32: 1.0, 64: 0.80}, {32: 0.99, 64: 0.75}],
@@ -197,7 +112,7 @@ def test_the_page_says_what_was_measured_and_what_was_not_run(
     assert main(["report", "--out", str(out), *common]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     whole = out.read_text()
-    assert "**18 of 25 trainings are done**, in 0.1 core-hours with their measurements." in whole
+    assert "**18 of 25 results exist**, of 18 trainings, in 0.1 core-hours with their measurements." in whole
     assert "| [tiny](studies/tiny.md) | Which? | hope | **better** better at 64 (+0.210); " in whole
     text = (folder / "tiny.md").read_text()
     assert "better at 64 (+0.210, 95 % [+0.185, +0.235], 3 seeds)" in text
@@ -227,8 +142,8 @@ def test_the_page_says_what_was_measured_and_what_was_not_run(
 def test_a_study_without_records_is_not_run(tmp_path: Path) -> None:
     results = Case(tmp_path, {"hope": [], "other": []}).results()
     assert "Not run (10 trainings)." in page(results)
-    assert "**0 of 10 trainings are done**, in 0.0" in overview([results], Path("studies"))
-    assert "Not run: tiny (10 trainings)." in overview([results], Path("studies"))
+    assert "**0 of 10 results exist**" in overview([results], Path("studies"))
+    assert "Defined, but not trained: tiny (all)." in overview([results], Path("studies"))
 
 
 def test_a_spoilt_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,65 +178,6 @@ def test_runners_may_share_a_folder(tmp_path: Path) -> None:
         store.add(record(arm.training(1.0, seed), 0.5, {}, "task_accuracy"))
     assert list(one.records("tiny")) == [("hope", f"rate1-seed{seed}") for seed in range(4)]
     assert one.records("tiny") == two.records("tiny") == Store(case.store.folder).records("tiny")
-
-
-def streamed(way: str, last: float, forgetting: float) -> list[Value]:
-    """R of two domains: 3 before, 2 after their own stage, `last` at the end."""
-    R = {"0>a": 3.0, "0>b": 3.0, "1>a": 2.0, "1>b": 3.0, "2>a": last, "2>b": 2.0}
-    rows = [("bits_per_byte", f"{way} {cell}", v) for cell, v in R.items()]
-    rows += [("forgetting", way, forgetting), ("backward_transfer", way, 0.0), ("forward_transfer", way, 0.0)]
-    return [Value(name, 32, 5, value, 0.1, None, group) for name, group, value in rows]
-
-
-def test_a_stream_is_judged_by_way_of_learning(tmp_path: Path) -> None:
-    stream = {"domains": ["a", "b"], "tokens": 10, "held_out": 5, "lr": 0.1}
-    case = Case(tmp_path, {"hope": [{32: 0.0}] * 3, "other": [{32: 0.0}] * 3}, "bits_per_byte", stream=stream)
-    for arm, ways in {"hope": ("memorize+off", "memorize+on", "train"), "other": ("train",)}.items():
-        for seed in SEEDS:
-            lost = {"memorize+off": 0.6, "memorize+on": 0.4, "train": 0.2 if arm == "hope" else 0.5}
-            rows = [v for w in ways for v in streamed(w, 2 + lost[w] + seed / 100, lost[w] + seed / 100)]
-            case.change(arm, f"rate1-seed{seed}", metrics=rows)
-    whole = case.store.records("tiny")["other", "rate1-seed2"]
-    case.store.add(diverged(whole))
-    assert "`other` (by training) against `hope` (by training): not decided in bits/byte" in case.page()
-    case.store.add(whole)
-    text = case.page()
-    # The last row is (2 + lost, 2): its mean changes by half of what is forgotten.
-    assert "memories written against frozen: better in bits/byte at the end (-0.1000, 95 %" in text
-    # Before it is 3, whatever came.
-    assert "; better in change (-0.1000, 95 %" in text
-    assert (
-        "`other` (by training) against `hope` (by training): worse in bits/byte at the end (+0.1500" in text
-    )
-    assert "worse in average forgetting (+0.3000" in text
-    row = "3.000 ± 0.000 | 2.305 ± 0.003 | -0.695 ± 0.003 | 1.000 ± 0.000 | 0.610 ± 0.006"
-    assert f"| hope | memories frozen | 0.01 | 3 | {row} |" in text
-    results = case.results()
-    assert "other: worse by training (+0.150, worse in change)" in overview([results], Path("studies"))
-    assert outputs.metrics(results)["tiny"]["hope memorize+on"] == {"mean": 2.205, "stderr": 0.0029, "n": 3}
-    assert plots.draw(results, tmp_path / "tiny.png")
-
-
-def test_a_stream_of_classes_is_judged_by_accuracy(tmp_path: Path) -> None:
-    stream = {"domains": ["a", "b"], "classes": "clinc150", "data": "here"}
-    case = Case(
-        tmp_path, {"hope": [{32: 0.0}] * 3, "other": [{32: 0.0}] * 3}, "label_accuracy", stream=stream
-    )
-    for arm, last in {"hope": 0.6, "other": 0.2}.items():
-        for seed in SEEDS:
-            kept = [
-                dataclasses.replace(v, name=v.name.replace("bits_per_byte", "label_accuracy"), chance=0.25)
-                for v in streamed("replay", last + seed / 100, 0.8 - last)
-            ]
-            case.change(arm, f"rate1-seed{seed}", metrics=kept)
-    text = case.page()
-    both = "`other` (by training with replay) against `hope` (by training with replay)"
-    assert f"{both}: worse in accuracy at the end (-0.2000, 95 %" in text
-    assert "worse in average forgetting (+0.4000" in text
-    assert "| hope | by training with replay | 0.01 | 3 | 3.000 ± 0.000 | 1.305 ± 0.003 | -1.695" in text
-    assert "| -1.695 ± 0.003 | -1.000 ± 0.000 | 0.200 ± 0.000 |" in text
-    assert "n 5 to 5 questions of each. Guessing among the classes met at the end: 0.250." in text
-    assert "bits/byte" not in text
 
 
 def test_equal_time_has_a_table_and_verdicts_of_its_own(tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     assert alone.high > alone.value + 0.02, "seeds and documents both vary"
     section = worth.section(whole)
     assert (
-        "| cms | base | **-0.200 [-0.200, -0.200]** | +0.100 [+0.100, +0.100] | **-0.100 [-0.100, -0.100]** |"
+        "| cms | base | **-0.200 [-0.200, -0.200]** | *+0.100 [+0.100, +0.100]* | **-0.100 [-0.100, -0.100]** |"
         in section
     )
     assert "- `cms`: the claim does not hold against any baseline." in section
@@ -284,9 +284,8 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     learning = " | against baseline + dynamic evaluation | both + dynamic evaluation |"
     assert learning not in section
     assert learning in (section := worth.section(whole))
-    assert (
-        " | **-0.100 [-0.100, -0.100]** | +0.050 [+0.050, +0.050] | **-0.050 [-0.050, -0.050]** |" in section
-    )
+    assert " | *+0.050 [+0.050, +0.050]* | **-0.050 [-0.050, -0.050]** |\n" in section
+    assert "dynamic evaluation: behind `base`. Both + dynamic evaluation: ahead of `base`." in section
     assert "## What a memory is worth, after 0.12 M tokens" in page_of(whole)
     assert "By tokens trained" not in page_of(whole)
 
@@ -317,7 +316,7 @@ def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
     assert worth.widest(four) is longer
     bare = dataclasses.replace(base, seeds={})
     assert "Defined, but not trained" not in page_of(whole)
-    assert "Defined, but not trained: tiny: base." in page_of(dataclasses.replace(whole, arms=[cms, bare]))
+    assert "Defined, but not trained: tiny (base)." in page_of(dataclasses.replace(whole, arms=[cms, bare]))
     alone_ = dataclasses.replace(longer, arms=longer.arms[:1])
     assert worth.widest([whole, alone_]) is whole
     page_ = overview(four, PurePath("studies"))

@@ -99,15 +99,18 @@ def test_any_split_rows_alone_forks_and_the_model_unchanged(
     assert torch.equal(inner(tokens, None)[0], plain)
 
 
-@pytest.mark.parametrize("variant", ["gated_deltanet", "hope"])  # the second runs its head twice
+@pytest.mark.parametrize(
+    "variant", ["gated_deltanet", "hope", "transformers"]
+)  # the second runs its head twice
 @pytest.mark.parametrize("dials", [NeuralCache(0.3, 0.05, 12), UnigramCache(0.3, 12)], ids=lambda d: d.name)
 @torch.no_grad()
 def test_caches_are_the_formula_token_by_token(dials: Any, variant: str, tokens: Tensor) -> None:
     """p = (1 - strength) p_model + strength sum_i 1[x_(i+1) = w] exp(sharpness h_t . h_i) / Z."""
-    inner, layers = plain_model(variant), []  # type: ignore[var-annotated]
-    logits, _ = inner(tokens[:1], hidden=layers)
-    h, x = inner.norm(torch.cat([outputs[-1] for outputs in layers], 1))[0], tokens[0].tolist()
-    found, _ = wrap(HopeModel(inner), dials)(tokens[:1], None)
+    inner = HFModel(hf_model()) if variant == "transformers" else HopeModel(plain_model(variant))
+    logits, hidden, _ = inner.with_hidden(tokens[:1], None)
+    assert torch.allclose(inner.head(hidden), logits)
+    h, x = hidden[0], tokens[0].tolist()
+    found, _ = wrap(inner, dials)(tokens[:1], None)
     for t in range(T):
         p = logits[0, t].softmax(-1)
         pairs = range(max(0, t - 12), t)

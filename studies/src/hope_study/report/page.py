@@ -11,9 +11,9 @@ from hope_study.report.data import ArmResults, StudyResults, cost, mean_error, s
 SOLVED = 0.99
 WORDS = ("better", "worse", "no difference", "not decided")
 OVERVIEW = """\
-What the parts of HOPE are worth, measured by studies: arms that differ in one thing, each with its own learning rate
-and three to five seeds. `hope-study report` writes this page and one for every study from
-[reports/studies](studies); nothing here is typed by hand."""
+What the parts of HOPE are worth, measured by studies: arms that differ in one thing, each with a learning rate chosen
+for it and three to five seeds where a page does not say otherwise. `hope-study report` writes this page and one for
+every study from [reports/studies](studies); nothing here is typed by hand."""
 EVERY = """\
 Each cell says how the other arms do beside the arm named under *against* (**worse** titans: Titans is worse than that
 arm): the difference of the means over seeds, paired, and whether Student's 95 % interval leaves zero out. Where it
@@ -51,33 +51,42 @@ def overview(
         f"## Every {'other ' if above else ''}study",
         EVERY,
         "\n".join(rows),
-        f"**{done} of {planned} trainings are done**, in {_hours(studies)}.",
+        f"**{done} of {planned} results exist**, of {len(_trainings(studies))} trainings, in {_hours(studies)}."
+        + _untrained(studies),
     ]
-    waiting = [f"{study.name} ({study.planned} trainings)" for study in studies if not study.done]
-    if waiting:
-        parts.append(f"Not run: {', '.join(waiting)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _trainings(studies: Sequence[StudyResults]) -> dict[str, Record]:
+    """Every training once, also where several studies count it."""
+    arms = [arm for study in studies for arm in study.arms]
+    return {one.sha256: one for arm in arms for one in (*arm.trainings, *arm.timed.values())}
 
 
 def _hours(studies: Sequence[StudyResults]) -> str:
     """What their trainings and measurements took: each has a core."""
-    arms = [arm for study in studies for arm in study.arms]
-    seconds = sum(one.wall_seconds for arm in arms for one in (*arm.trainings, *arm.timed.values()))
+    seconds = sum(one.wall_seconds for one in _trainings(studies).values())
     return f"{seconds / 3600:.1f} core-hours with their measurements"
 
 
 def _untrained(studies: Sequence[StudyResults]) -> str:
     """The arms that are defined and have no results."""
-    without = {
-        study.name: [arm.name for arm in study.arms if not (arm.seeds or arm.missing)] for study in studies
-    }
-    listed = "; ".join(f"{name}: {', '.join(arms)}" for name, arms in without.items() if arms)
-    return f" Defined, but not trained: {listed}." if listed else ""
+    found = []
+    for study in studies:
+        without = [arm.name for arm in study.arms if not (arm.seeds or arm.missing)]
+        if without:
+            every = len(without) == len(study.arms)
+            found.append(f"{study.name} ({'all' if every else ', '.join(without)})")
+    return f" Defined, but not trained: {'; '.join(found)}." if found else ""
 
 
+EQUAL = """\
+`worth_flops`: every model was trained with the FLOPs that `hope_deltanet` takes for 1 M tokens. `worth_time`: with its
+CPU seconds, on one processor."""
 LOCKED = """\
 The rule once more, on {count} of the test documents that were locked away while all of this was written and tuned (as
-many as the usual number of tokens takes). They were opened on {date}, once: `hope-study open`."""
+many as the usual number of tokens takes). They were opened once, on {date}, by `hope-study open`: what was trained
+later was not measured on them."""
 
 
 def _locked(studies: Sequence[StudyResults], opened: str) -> list[str]:
@@ -97,13 +106,17 @@ def _worth(
     main = worth.widest(adapted)
     links = ", ".join(f"[{study.name}]({folder / study.name}.md)" for study in adapted)
     pictures = (
-        "![Bits per byte by training FLOPs, plain and with a neural cache](plots/worth.png)\n"
+        "![Bits per byte by training FLOPs, plain and with a neural cache; below, leads by training tokens]"
+        "(plots/worth.png)\n"
         "![Nats a token by class of target](plots/worth_by_class.png)"
     )
-    parts = [f"## What a memory is worth, after {worth.millions(main)} tokens", worth.section(main), pictures]
-    parts += [f"All budgets: {links}, in {_hours(adapted)}.{_untrained(adapted)}", *_locked(locked, opened)]
+    parts = [f"## What a memory is worth, after {worth.millions(main)} tokens", _definitions(main)]
+    parts += [worth.section(main), pictures]
+    parts += [f"All budgets: {links}, in {_hours(adapted)}.", *_locked(locked, opened)]
     if tokens := worth.by_tokens(adapted):
         parts += ["## By tokens trained", *tokens]
+    if costly := worth.equal_cost(adapted):
+        parts += [f"## At equal cost\n\n{EQUAL}", worth.rule_table(costly)]
     if others := worth.elsewhere(studies):
         asked = [f"[{study.name}]({folder / study.name}.md): {study.definition.question}" for study in others]
         parts += [

@@ -1,5 +1,6 @@
 """Studies that learn a stream of domains: how much of each is learned, kept and carried over, by way of learning."""
 
+import math
 from statistics import fmean
 
 from matplotlib.figure import Figure
@@ -90,9 +91,23 @@ def _documents(arm: ArmResults, way: str) -> int:
     return min((sum(row) for row in rows if row), default=0)
 
 
+def _guessing(study: StudyResults) -> str:
+    """What to say where even the best arm is within two standard errors of a guess; else nothing."""
+    if not _accuracy(study):
+        return ""
+    pairs = [(arm, way) for arm in study.arms for way in ways(arm)]
+    best = max((fmean(measured(study, *pair, "last").values()) for pair in pairs), default=0.0)
+    chance, asked = _chance(study), min((_documents(*pair) for pair in pairs), default=0)
+    if not asked or best > chance + 2 * math.sqrt(chance * (1 - chance) / asked):
+        return ""
+    return f"every arm guesses (at most {best:.3f} right at the end, chance {chance:.3f}): nothing can be told apart"
+
+
 def sentences(study: StudyResults) -> list[str]:
     """Written against frozen for each arm, then every arm against the first in the ways both have."""
     lines, first = [], study.arms[0]
+    if guessing := _guessing(study):
+        return [f"{guessing[0].upper()}{guessing[1:]}."]
     for arm in study.arms:
         if {"memorize+on", "memorize+off"} <= set(ways(arm)):
             said = _said(study, (arm, "memorize+on"), (arm, "memorize+off"))
@@ -124,6 +139,10 @@ def _said(study: StudyResults, one: tuple[ArmResults, str], other: tuple[ArmResu
 def short(study: StudyResults, arm: ArmResults) -> str:
     """An arm against the first in few words: by what is left at the end, and by what the stream changed."""
     first, words = study.arms[0], []
+    if not arm.seeds:
+        return f"{arm.name}: not run"
+    if guessing := _guessing(study):
+        return f"{arm.name}: {guessing}"
     for way in ways(arm):
         theirs = "memorize+on" if way == "memorize" else way
         if theirs not in ways(first):

@@ -14,6 +14,7 @@ import numpy as np
 
 from hope_eval.results.names import CLASSES
 from hope_eval.results.statistics import Difference, crossed
+from hope_eval.scoring.adaptation import parse
 from hope_model import counting
 from hope_study.measure import PLAIN
 from hope_study.records import Record
@@ -26,15 +27,28 @@ NAMES = {
     DYNAMIC: "+ dynamic evaluation",
     OFF: "memory off",
 }
+CAPTION = """\
+{seeds} seeds of models of {size:.2g} M parameters, trained and tested in windows of {length} tokens; nothing is carried
+from one window to the next. By column:
+
+- bits per byte of {documents} test documents, ± half of the 95 % interval over seeds and documents;
+- nats a token where the token is new in its window; where the window has shown it, its bigram, its trigram;
+- shuffled: bits per byte with blocks of 32 tokens moved between documents, so that little repeats;
+- GFLOP/s: training FLOPs by CPU seconds. Where two models differ here, code and not arithmetic makes one slower;
+- the last three: of reading a token, on a shared core (milliseconds are a rough guide), and the state after a window.
+- *Memory off* has the same weights, trained to write, and writes nothing: no baseline, but what hangs on the writes.
+- What is added at test time was tuned on 8,192 tokens of validation text for each training.{edges}
+- Learning rates were chosen on validation text, {rates}."""
 RULE = """\
 A claim that trained writes help needs both comparisons of a row: with a neural cache on both sides, and against the
-baseline that only writes at test time, untrained. Differences are in bits per byte, below zero is better. Their 95 %
-intervals cross seeds and documents and are not corrected for their number."""
+baseline that only writes at test time, untrained. Differences are in bits per byte, below zero is better: bold where
+the 95 % interval says better, italic where it says worse, else undecided. Intervals cross seeds and documents and are
+not corrected for their number."""
 
 
 def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
     """The studies that measured adaptations, by training tokens, in the setting that most of them share."""
-    chosen = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
+    chosen = _measured(studies)
     settings = [_setting(study) for study in chosen]
     usual = max(settings, key=settings.count, default=())
     chosen = [study for study in chosen if _setting(study) == usual]
@@ -44,8 +58,19 @@ def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
 def elsewhere(studies: Sequence[StudyResults]) -> list[StudyResults]:
     """The others: of other text, read in another way, trained by another schedule, or of another size."""
     known = adapted(studies)
+    return [study for study in _measured(studies) if study not in known]
+
+
+def _measured(studies: Sequence[StudyResults]) -> list[StudyResults]:
+    """Those with adaptations and results; without those that only choose rates for others."""
+    choosing = {study.definition.rates_of.partition("/")[0] for study in studies}
     measured = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
-    return [study for study in measured if study not in known]
+    return [study for study in measured if study.name not in choosing]
+
+
+def equal_cost(studies: Sequence[StudyResults]) -> list[StudyResults]:
+    """Those whose arms took different numbers of steps."""
+    return [one for one in studies if len({arm.composed.config.steps for arm in one.arms if arm.seeds}) > 1]
 
 
 def widest(studies: Sequence[StudyResults]) -> StudyResults:
@@ -104,19 +129,41 @@ def section(study: StudyResults) -> str:
             "training CPU s", "GFLOP/s", "FLOPs a token", "ms a token", "state, kB"]  # fmt: skip
     several = len({record.machine for arm in study.arms for record in arm.seeds.values()}) > 1
     rows = [row for arm in study.arms if arm.seeds for row in _rows(arm, several=several)]
-    said = (
-        f"{counts} seeds. Bits per byte of {documents(study)} test documents ± half of the 95 % interval over seeds "
-        "and documents. Then nats a token by class of target: not yet in the document; seen; its bigram seen; its "
-        "trigram seen. Then bits per byte with blocks of 32 tokens moved between documents. Dials were tuned on "
-        "validation text, for each training. GFLOP/s are a training's products by its CPU seconds: how much of a "
-        "difference in time is code. Costs are of reading a token, state after the training length; milliseconds are "
-        "of a shared core, a rough guide."
+    first = study.arms[0].composed
+    said = CAPTION.format(
+        seeds=counts,
+        size=first.parameters / 1e6,
+        length=first.config.length,
+        documents=documents(study),
+        edges=_edges(study),
+        rates=_rates(study),
     )
     if several:
-        said += (
-            " Seconds of two processors are not to be compared: their families and models stand beside them."
-        )
+        said += "\n- Seconds of two processors are not to be compared: family and model stand beside them."
     return "\n\n".join([said, _table(head, rows), RULE, *claims(study)])
+
+
+def _rates(study: StudyResults) -> str:
+    """By which study, and of which arms not every rate was tried."""
+    if study.definition.rates_of:
+        return f"by `{study.definition.rates_of}`"
+    partly = [f"`{arm.name}`" for arm in study.arms if arm.seeds and len(arm.tuned) < arm.rates]
+    return "at this budget" + (f"; not every rate was tried of {', '.join(partly)}" if partly else "")
+
+
+def _edges(study: StudyResults) -> str:
+    """Which dials were found at an end of what was tried: the best one may lie beyond."""
+    found: dict[str, None] = {}
+    for arm in study.arms:
+        tuned = dict(adapt.partition(" ")[::2] for adapt in arm.composed.adapt)
+        asked = {start.partition(":")[0]: dials.split(",") if dials else [] for start, dials in tuned.items()}
+        for text in [dials for record in arm.seeds.values() for dials in record.dials.values()]:
+            chosen = parse(text)
+            for dial in asked.get(chosen.name) or chosen.grids:
+                ends = chosen.grids[dial][0], chosen.grids[dial][-1]
+                if dial != "tokens" and (at := getattr(chosen, dial)) in ends:  # no window holds as many
+                    found[f"{arm.name}, {chosen.name}: {dial} {at:g}"] = None
+    return f" At an end of what was tried: {'; '.join(found)}." if found else ""
 
 
 def documents(study: StudyResults) -> int:
@@ -143,9 +190,9 @@ def _rows(arm: ArmResults, *, several: bool) -> Iterator[list[str]]:
             *[_shown(value, ".2f") for value in means],
             _shown(mean(arm, "bits_per_byte", f"{name}/shuffled"), ".3f"),
             *trained,
-            _shown(flops, ".2g"),
-            _shown(mean(arm, "ms_per_token", name), ".2f"),
-            f"{size / 1000:,.0f}",
+            "" if name == OFF else _shown(flops, ".2g"),
+            "" if name == OFF else _shown(mean(arm, "ms_per_token", name), ".2f"),
+            "" if name == OFF else f"{size / 1000:,.0f}",
         ]
 
 
@@ -191,8 +238,12 @@ def writers(study: StudyResults) -> list[ArmResults]:
 
 RULE_HEAD = ["trained with writes", "baseline", "plain", "both + neural cache", "against baseline + writes"]
 
-# Beside the rule: how ours reads, and the baseline with dynamic evaluation.
-LEARNING = {"against baseline + dynamic evaluation": PLAIN, "both + dynamic evaluation": DYNAMIC}
+# No part of the rule, but what else a reader would set against it.
+BESIDE = {
+    "against baseline + neural cache": (PLAIN, CACHE),
+    "against baseline + dynamic evaluation": (PLAIN, DYNAMIC),
+    "both + dynamic evaluation": (DYNAMIC, DYNAMIC),
+}
 
 
 def _compared(study: StudyResults) -> list[tuple[ArmResults, ArmResults, list[Difference | None]]]:
@@ -221,26 +272,33 @@ def claims(study: StudyResults) -> list[str]:
     compared = _compared(study)
     if not compared:
         return []
-    learning = LEARNING if any(estimate(arm, DYNAMIC) for arm in study.arms if arm.seeds) else {}
-    rows, sentences = [], []
-    for arm, other, found in compared:
-        beside = [difference(arm, condition, other, DYNAMIC) for condition in learning.values()]
-        rows.append([arm.name, other.name, *map(_bounds, [*found, *beside])])
+    beside = {
+        title: [difference(arm, one, other, two) for arm, other, _ in compared]
+        for title, (one, two) in BESIDE.items()
+    }
+    beside = {title: found for title, found in beside.items() if any(found)}
+    rows = [
+        [arm.name, other.name, *map(_bounds, [*found, *[column[n] for column in beside.values()]])]
+        for n, (arm, other, found) in enumerate(compared)
+    ]
+    sentences = []
     for name in dict.fromkeys(arm.name for arm, _, _ in compared):
-        pairs = [(other.name, found[1:]) for arm, other, found in compared if arm.name == name]
-        beaten = [
-            f"`{other}`"
-            for other, two in pairs
-            if all(one and one.high is not None and one.high < 0 for one in two)
-        ]
-        rest = "." if len(beaten) == len(pairs) else ", not against the others."
-        holds = (
-            f"holds against {' and '.join(beaten)}{rest}" if beaten else "does not hold against any baseline."
-        )
-        sentences.append(f"- `{name}`: the claim {holds}")
-    if learning:
-        sentences.append("- Dynamic evaluation, training on what has been read, is no part of the rule.")
-    return [_table([*RULE_HEAD, *learning], rows), "\n".join(sentences)]
+        places = [n for n, (arm, _, _) in enumerate(compared) if arm.name == name]
+        beaten = [compared[n][1].name for n in places if all(map(_better, compared[n][2][1:]))]
+        held = f"holds against {_names(beaten)}" if beaten else "does not hold against any baseline"
+        others = ", not against the others" if 0 < len(beaten) < len(places) else ""
+        sentences.append(f"- `{name}`: the claim {held}{others}.")
+        for title, column in beside.items():
+            ahead = [compared[n][1].name for n in places if _better(column[n])]
+            behind = [compared[n][1].name for n in places if (one := column[n]) and one.low and one.low > 0]
+            words = [
+                f"{word} {_names(names)}"
+                for word, names in (("ahead of", ahead), ("behind", behind))
+                if names
+            ]
+            said = "; ".join(words) or "undecided against all"
+            sentences[-1] += f" {title[0].upper()}{title[1:]}: {said}."
+    return [_table([*RULE_HEAD, *beside], rows), "\n".join(sentences)]
 
 
 def _bounds(found: Difference | None) -> str:
@@ -249,13 +307,21 @@ def _bounds(found: Difference | None) -> str:
     if found.low is None or found.high is None:
         return f"{found.value:+.3f}"
     text = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"**{text}**" if found.high < 0 else text
+    return f"**{text}**" if found.high < 0 else f"*{text}*" if found.low > 0 else text
+
+
+def _better(found: Difference | None) -> bool:
+    return bool(found and found.high is not None and found.high < 0)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 BY_TOKENS = """\
 Does the lead end once a model has learned to copy? `hope_deltanet`, trained with writes, against its mixer, and `hope`
-against the nearest baseline: bits per byte of each read with and without writes, the three differences of the
-rule, and nats of targets whose trigram the document has shown."""
+against Titans: bits per byte of each read with and without writes, the three differences of the rule, and nats of
+targets whose trigram the window has shown."""
 # A variant that writes its CMS, and the baseline that it would be without.
 BASES = {"hope_deltanet": "gated_deltanet", "hope": "titans"}
 
@@ -287,9 +353,9 @@ def equal_tokens(studies: Sequence[StudyResults]) -> list[list[Budget]]:
 def by_tokens(studies: Sequence[StudyResults]) -> list[str]:
     """The table of one pair and budget a row."""
     head = ["trained with writes", "baseline", "training tokens", "seeds", "baseline, plain",
-            "baseline + writes at test time", "memory off", "trained with writes, plain", "lead, plain",
+            "baseline + writes at test time", "trained with writes, memory off", "the same, plain", "lead, plain",
             "both + neural cache", "against baseline + writes", "trigram seen, baseline",
-            "trigram seen, trained with writes"]  # fmt: skip
+            "the same, trained with writes"]  # fmt: skip
     rows = []
     for study, ours, theirs in itertools.chain(*equal_tokens(studies)):
         cells = [(theirs, PLAIN), (theirs, WRITES), (ours, OFF), (ours, PLAIN)]

@@ -43,6 +43,7 @@ def by_flops(studies: Sequence[StudyResults]) -> Figure:
     panels[0].set_ylabel("bits per byte (lower is better)")
     for axes, budgets in zip(panels[2:], known, strict=True):
         _draw_leads(axes, budgets)
+        axes.sharey(panels[2])
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
@@ -56,8 +57,9 @@ def _draw_leads(axes: Axes, budgets: Sequence[worth.Budget]) -> None:
             [tokens for tokens, _ in points],
             [lead.value for _, lead in points],
             yerr=[0.0 if lead.high is None else lead.high - lead.value for _, lead in points],
-            color=COLOURS[n],
-            marker="os^"[n],
+            color=("black", "dimgrey", "darkgrey")[n],  # colours are those of models
+            linestyle=("-", "--", ":")[n],
+            marker="DX*"[n],
             capsize=3,
             label=label,
         )
@@ -93,7 +95,10 @@ def by_class(study: StudyResults) -> Figure:
     """A panel a class: nats a token of every model, plain, under each adaptation, and with its memory off."""
     arms = [arm for arm in study.arms if arm.seeds]
     shown = {PLAIN: "o", worth.CACHE: "s", worth.WRITES: "^", worth.DYNAMIC: "D", worth.OFF: "x"}
-    figure = Figure(figsize=(WIDTH * 1.25, 0.34 * len(arms) + 2.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH * 1.25, 0.34 * len(arms) + 2.4), layout="constrained")
+    figure.suptitle(
+        f"Loss by what the window has shown of a token, after {worth.millions(study)} tokens; means of seeds"
+    )
     panels = figure.subplots(1, len(CLASSES), sharey=True)
     for axes, label in zip(panels, CLASSES, strict=True):
         for n, (condition, marker) in enumerate(shown.items()):

@@ -83,6 +83,7 @@ class HopeModel:
         tokens: int | None = None,
     ) -> None:
         self.model, self.device, self.settings, self.tokens = model.eval(), device, settings, tokens
+        self.head = model.head
         attends = variant_parts(model.config)[0] == "attention"
         full = attends and not model.config.attention.window
         mixer = () if attends else ("titans",)
@@ -125,7 +126,7 @@ class HFModel:
         self.model, self.device, self.tokens = model.to(device).eval(), device, tokens
         limit = getattr(model.config, "max_position_embeddings", None)
         self.max_length = int(limit) if limit else None
-        self._head = model.get_output_embeddings()
+        self.head = model.get_output_embeddings()
         # Recurrent states of transformers take one token at a time, so such a model reads every text whole.
         self.shares_state = not getattr(model, "_is_stateful", False)
 
@@ -136,10 +137,8 @@ class HFModel:
         cached = self.shares_state and not (final and state is None)
         options = {"past_key_values": copied(state)} if state is not None else {}
         # The head costs as much as several blocks: hidden states that nobody asks for do not reach it.
-        chosen = self._head is not None and at is not None
-        hook = (
-            self._head.register_forward_pre_hook(lambda _, given: (given[0][at][None],)) if chosen else None
-        )
+        chosen = self.head is not None and at is not None
+        hook = self.head.register_forward_pre_hook(lambda _, given: (given[0][at][None],)) if chosen else None
         try:
             out = self.model(input_ids=tokens_BT, use_cache=cached, **options)
         finally:
@@ -153,7 +152,7 @@ class HFModel:
     def with_hidden(self, tokens_BT: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Logits, what the head is given [B, T, D], and the cache after them."""
         given: list[Tensor] = []
-        hook = self._head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        hook = self.head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
         try:
             logits_BTV, after = self(tokens_BT, state)
         finally:

@@ -40,7 +40,6 @@ class CachedModel:
             model.shares_state,
             model.defers,
         )
-        self._head = model.model.head if isinstance(model, HopeModel) else model.model.get_output_embeddings()
 
     def __call__(
         self, tokens_BT: Tensor, state: CacheState | None, at: Places | None = None, *, final: bool = False
@@ -91,4 +90,8 @@ class CachedModel:
         """Products with every key of the cache, on average over `length` tokens."""
         del plain
         seen = min(length, self.size)
-        return 2.0 * self._head.weight.shape[1] * seen * (1 - seen / (2 * length)) if self.sharpness else 0.0
+        return (
+            2.0 * self.inner.head.weight.shape[1] * seen * (1 - seen / (2 * length))
+            if self.sharpness
+            else 0.0
+        )
