@@ -114,7 +114,7 @@ def test_locked_documents_are_opened_once(tmp_path: Path) -> None:
     page = overview([whole], PurePath("studies"), [again], "2000-01-01")
     assert "The rule once more, on 11 of the test documents" in page
     assert (
-        "| tiny | 0.12 M | cms | base | **-0.100 [-0.100, -0.100]** | **-0.100 [-0.100, -0.100]** | +0.100"
+        "| tiny | 0.12 M | cms | base | **-0.100 [-0.100, -0.100]** | **-0.100 [-0.100, -0.100]** | *+0.100"
         in page
     )
     changed = dataclasses.replace(whole.arms[0].seeds[0], sha256="other")
