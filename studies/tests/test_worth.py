@@ -271,6 +271,7 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
         in section
     )
     assert "- `cms`: the claim does not hold against any baseline." in section
+    assert "for each training.\n- Learning rates were chosen on validation text, at this budget.\n" in section
     assert "| cms | plain | 1.865 ± " in section
     assert " | 6.00 | - | - | - | - | 2e+12 | 4 | 500 | " in section, (
         "mean over seeds of new targets, and what was not measured"
@@ -281,6 +282,14 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     for arm, saved in ((cms, 0.1), (base, 0.25)):
         for record in arm.seeds.values():
             record.documents["dynamic"] = [value - saved for value in record.documents["plain"]]
+    base.seeds[0].dials["writes"] = "writes:scale=0.03,period=8,bound=0.1"
+    del base.tuned[3.0]
+    edges = " At an end of what was tried: base, writes: scale 0.03; base, writes: bound 0.1.\n"
+    assert (
+        f"{edges}- Learning rates were chosen on validation text, at this budget; not all"
+        in worth.section(whole)
+    )
+    assert "were tried of `base` (2 of 3)." in worth.section(whole)
     learning = " | against baseline + dynamic evaluation | both + dynamic evaluation |"
     assert learning not in section
     assert learning in (section := worth.section(whole))

@@ -147,8 +147,12 @@ def _rates(study: StudyResults) -> str:
     """By which study, and of which arms not every rate was tried."""
     if study.definition.rates_of:
         return f"by `{study.definition.rates_of}`"
-    partly = [f"`{arm.name}`" for arm in study.arms if arm.seeds and len(arm.tuned) < arm.rates]
-    return "at this budget" + (f"; not every rate was tried of {', '.join(partly)}" if partly else "")
+    partly = [
+        f"`{arm.name}` ({len(arm.tuned)} of {arm.rates})"
+        for arm in study.arms
+        if arm.seeds and len(arm.tuned) < arm.rates
+    ]
+    return "at this budget" + (f"; not all rates were tried of {', '.join(partly)}" if partly else "")
 
 
 def _edges(study: StudyResults) -> str:
