@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hope_data.cli import main
-from hope_data.console import INTERRUPTED
+from hope_data.console import INTERRUPTED, run
 from hope_data.engines import _uninterrupted
 from hope_data.errors import harmless
 
@@ -60,6 +60,16 @@ def test_ctrl_c_is_one_line(step: str, data: Path, many: Path, tmp_path: Path) -
         if done.returncode == 0 or (done.returncode == -signal.SIGINT and (tmp_path / str(k)).exists()):
             continue
         assert (done.returncode, done.stderr) == (130, f"{INTERRUPTED}\n")
+
+
+def test_ctrl_c_while_a_module_in_c_begins_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def begin(cause: BaseException | None) -> None:
+        raise ImportError("initialization failed") from cause
+
+    assert run(lambda: begin(KeyboardInterrupt()), whole_process=False) == 130
+    assert capsys.readouterr().err == f"{INTERRUPTED}\n"
+    with pytest.raises(ImportError, match="initialization failed"):
+        run(lambda: begin(None), whole_process=False)
 
 
 def test_ctrl_c_ends_what_does_not_return_to_python() -> None:

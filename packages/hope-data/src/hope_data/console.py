@@ -51,6 +51,10 @@ def run(command: Callable[[], None], *, whole_process: bool) -> int:
         code, message = 2, "error: there is not enough memory"
     except KeyboardInterrupt:
         code, message = 130, INTERRUPTED
+    except ImportError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C met a module in C while it began
+            raise
+        code, message = 130, INTERRUPTED
     if whole_process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C is no news
     if message:
