@@ -40,7 +40,7 @@ def run(command: Callable[[], None], *, whole_process: bool) -> int:
         if isinstance(sys.stdout, TextIOWrapper):
             # A terminal or a file's name may be of another encoding than the text.
             sys.stdout.reconfigure(errors="backslashreplace")
-        command()
+        _call(command)
         sys.stdout.flush()
         return 0
     except BrokenPipeError:
@@ -51,10 +51,6 @@ def run(command: Callable[[], None], *, whole_process: bool) -> int:
         code, message = 2, "error: there is not enough memory"
     except KeyboardInterrupt:
         code, message = 130, INTERRUPTED
-    except ImportError as error:
-        if not isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C met a module in C while it began
-            raise
-        code, message = 130, INTERRUPTED
     if whole_process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C is no news
     if message:
@@ -63,6 +59,15 @@ def run(command: Callable[[], None], *, whole_process: bool) -> int:
         # Else Python would try to flush once more at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
+
+
+def _call(command: Callable[[], None]) -> None:
+    try:
+        command()
+    except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C met a module in C while it began
+            raise error.__cause__ from None
+        raise
 
 
 def _end_soon_after_interrupt() -> None:
