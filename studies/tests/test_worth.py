@@ -331,6 +331,8 @@ def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
     page_ = overview(four, PurePath("studies"))
     row = " M | 3 | 2.065 ± 0.034 | 1.965 ± 0.034 | 2.065 ± 0.034 | 1.865 ± 0.034 | **-0.200 [-0.200, -0.200]** |"
     assert page_.count(row) == 2
+    assert "**40 of 40 results exist**, of 10 trainings, in " in page_, "four studies share them"
+    assert "## At equal cost\n\n[flops](studies/flops.md): Which one?\n" in page_
     assert (
         "## With other text, contexts, schedule or size\n\n[novels](studies/novels.md): Which one?\n" in page_
     )

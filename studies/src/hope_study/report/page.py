@@ -80,9 +80,6 @@ def _untrained(studies: Sequence[StudyResults]) -> str:
     return f" Defined, but not trained: {'; '.join(found)}." if found else ""
 
 
-EQUAL = """\
-`worth_flops`: every model was trained with the FLOPs that `hope_deltanet` takes for 1 M tokens. `worth_time`: with its
-CPU seconds, on one processor."""
 LOCKED = """\
 The rule once more, on {count} of the test documents that were locked away while all of this was written and tuned (as
 many as the usual number of tokens takes). They were opened once, on {date}, by `hope-study open`: what was trained
@@ -116,15 +113,19 @@ def _worth(
     if tokens := worth.by_tokens(adapted):
         parts += ["## By tokens trained", *tokens]
     if costly := worth.equal_cost(adapted):
-        parts += [f"## At equal cost\n\n{EQUAL}", worth.rule_table(costly)]
+        parts += ["## At equal cost", _asked(costly, folder), worth.rule_table(costly)]
     if others := worth.elsewhere(studies):
-        asked = [f"[{study.name}]({folder / study.name}.md): {study.definition.question}" for study in others]
         parts += [
             "## With other text, contexts, schedule or size",
-            " ".join(asked),
+            _asked(others, folder),
             worth.rule_table(others),
         ]
     return parts
+
+
+def _asked(studies: Sequence[StudyResults], folder: PurePath) -> str:
+    """Links and questions, in one paragraph."""
+    return " ".join(f"[{one.name}]({folder / one.name}.md): {one.definition.question}" for one in studies)
 
 
 def page(study: StudyResults) -> str:

@@ -62,10 +62,7 @@ def elsewhere(studies: Sequence[StudyResults]) -> list[StudyResults]:
 
 
 def _measured(studies: Sequence[StudyResults]) -> list[StudyResults]:
-    """Those with adaptations and results; without those that only choose rates for others."""
-    choosing = {study.definition.rates_of.partition("/")[0] for study in studies}
-    measured = [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
-    return [study for study in measured if study.name not in choosing]
+    return [study for study in studies if study.definition.adapt and any(arm.seeds for arm in study.arms)]
 
 
 def equal_cost(studies: Sequence[StudyResults]) -> list[StudyResults]:
