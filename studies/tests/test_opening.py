@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path, PurePath
 
@@ -104,7 +103,10 @@ def test_locked_documents_are_opened_once(tmp_path: Path) -> None:
     opening("tiny")
     assert len(asked.asked) == 18, "what is done is not done again"
     (folder / OPENED).write_text(json.dumps(about | {"studies": ["other"], "date": "2000-01-01"}))
-    with pytest.raises(InputError, match=r"opened on 2000-01-01 for \['other'\]; once is all"):
+    with pytest.raises(InputError, match=r"opened on 2000-01-01 for 6 trainings of \['other'\]; once is all"):
+        opening("tiny")
+    (folder / OPENED).write_text(json.dumps(about | {"trainings": about["trainings"][1:]}))
+    with pytest.raises(InputError, match=r"for 5 trainings of \['tiny'\]; once is all"):
         opening("tiny")
     [whole] = data.collect(runner.ledger)
     again = data.on_locked(whole, Store(folder))
@@ -117,6 +119,5 @@ def test_locked_documents_are_opened_once(tmp_path: Path) -> None:
         "| tiny | 0.12 M | cms | base | **-0.100 [-0.100, -0.100]** | **-0.100 [-0.100, -0.100]** | *+0.100"
         in page
     )
-    changed = dataclasses.replace(whole.arms[0].seeds[0], sha256="other")
-    whole.arms[0].seeds[0] = changed
-    assert sorted(data.on_locked(whole, Store(folder)).arms[0].seeds) == [1, 2]
+    del whole.arms[0].seeds[0]
+    assert sorted(data.on_locked(whole, Store(folder)).arms[0].seeds) == [0, 1, 2], "what was seen stays"

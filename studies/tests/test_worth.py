@@ -271,7 +271,10 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
         in section
     )
     assert "- `cms`: the claim does not hold against any baseline." in section
-    assert "for each training.\n- Learning rates were chosen on validation text, at this budget.\n" in section
+    assert (
+        "for each training.\n- Learning rates were chosen on validation text, at this budget, with one seed.\n"
+        in section
+    )
     assert "| cms | plain | 1.865 ± " in section
     assert " | 6.00 | - | - | - | - | 2e+12 | 4 | 500 | " in section, (
         "mean over seeds of new targets, and what was not measured"
@@ -286,7 +289,7 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     del base.tuned[3.0]
     edges = " At an end of what was tried: base, writes: scale 0.03; base, writes: bound 0.1.\n"
     assert (
-        f"{edges}- Learning rates were chosen on validation text, at this budget; not all"
+        f"{edges}- Learning rates were chosen on validation text, at this budget, with one seed; not all"
         in worth.section(whole)
     )
     assert "were tried of `base` (2 of 3)." in worth.section(whole)
@@ -332,6 +335,10 @@ def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
     row = " M | 3 | 2.065 ± 0.034 | 1.965 ± 0.034 | 2.065 ± 0.034 | 1.865 ± 0.034 | **-0.200 [-0.200, -0.200]** |"
     assert page_.count(row) == 2
     assert "**40 of 40 results exist**, of 10 trainings, in " in page_, "four studies share them"
+    budgets_ = "The rule with every baseline, at the other budgets:\n\n"
+    assert page_.partition(budgets_)[2].partition("## At")[0].count("| cms | base |") == 1, (
+        "longer's are above"
+    )
     assert "## At equal cost\n\n[flops](studies/flops.md): Which one?\n" in page_
     assert (
         "## With other text, contexts, schedule or size\n\n[novels](studies/novels.md): Which one?\n" in page_

@@ -1,7 +1,7 @@
 """Documents that were locked away are opened once: the kept trainings of named studies are measured on them.
 
-`reports/locked/opened.json` says when, and for which studies; a second opening, for others, is refused. The records are
-those of the trainings with what the locked documents say in the place of what was measured before.
+`reports/locked/opened.json` says when, and for which trainings; a second opening, for others, is refused. The records
+are those of the trainings with what the locked documents say in the place of what was measured before.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from hope_data.files import read_bytes
 from hope_data.publishing import write_atomic
@@ -26,12 +27,12 @@ from hope_study.study import Training
 OPENED = "opened.json"
 
 
-def opened(folder: Path) -> dict[str, object]:
-    """When they were opened, of which list, for which studies; empty before that."""
+def opened(folder: Path) -> dict[str, Any]:
+    """When they were opened, of which list, for which trainings of which studies; empty before that."""
     path = folder / OPENED
     if not path.is_file():
         return {}
-    values: dict[str, object] = json.loads(read_bytes(path))
+    values: dict[str, Any] = json.loads(read_bytes(path))
     return values
 
 
@@ -76,12 +77,17 @@ def open_locked(
         InputError: opened before for other studies, or a checkpoint that is not there; then nothing is opened.
     """
     listed, before = Locked.read(locked), opened(folder)
-    wanted = {"list": listed.sha256, "studies": sorted(names)}
+    chosen, store = trainings(ledger, names), Store(folder)
+    wanted = {
+        "list": listed.sha256,
+        "studies": sorted(names),
+        "trainings": sorted(one.sha256[:16] for one in chosen),
+    }
     if before and {key: before.get(key) for key in wanted} != wanted:
         raise InputError(
-            f"{folder / OPENED}: opened on {before.get('date')} for {before.get('studies')}; once is all they are for"
+            f"{folder / OPENED}: opened on {before.get('date')} for {len(before.get('trainings', []))} trainings of "
+            f"{before.get('studies')}; once is all they are for"
         )
-    chosen, store = trainings(ledger, names), Store(folder)
     missing = [one for one in chosen if not (work / one.config.run / "checkpoint").is_dir()]
     if missing or not chosen:
         which = missing[0].config.run if missing else ", ".join(names)

@@ -142,18 +142,13 @@ def collect(ledger: Ledger) -> list[StudyResults]:
 
 
 def on_locked(study: StudyResults, store: Store) -> StudyResults:
-    """The same trainings with what the locked documents say of them, as far as the store has it."""
-    records = store.records(study.name)
-
-    def seeds(arm: ArmResults) -> dict[int, Record]:
-        found = {seed: records.get((arm.name, record.run)) for seed, record in arm.seeds.items()}
-        return {
-            seed: record
-            for seed, record in found.items()
-            if record and record.sha256 == arm.seeds[seed].sha256
-        }
-
-    return replace(study, arms=[replace(arm, seeds=seeds(arm)) for arm in study.arms])
+    """The trainings that were measured on the locked documents, also where another rate has been chosen since."""
+    records = store.records(study.name).values()
+    arms = [
+        replace(arm, tuned={}, again=[], timed={}, seeds={r.seed: r for r in records if r.arm == arm.name})
+        for arm in study.arms
+    ]
+    return replace(study, arms=arms)
 
 
 def _arm(ledger: Ledger, arm: Arm) -> ArmResults:

@@ -37,12 +37,16 @@ def overview(
         opened: when.
     """
     done, planned = sum(study.done for study in studies), sum(study.planned for study in studies)
-    rows = ["| study | question | against | at equal tokens | at equal time |", "|---|---|---|---|---|"]
+    rows = [
+        "| study | question | measured | against | at equal tokens | at equal time |",
+        "|---|---|---|---|---|---|",
+    ]
     above = _worth(studies, folder, locked, opened)
     for study in studies:
         if study.done and not (above and study.definition.adapt):
             timed, link = study.at_equal_time(), f"[{study.name}]({folder / study.name}.md)"
-            cells = [link, study.definition.question, study.arms[0].name, _short(study)]
+            of = METRICS[study.metric].title
+            cells = [link, study.definition.question, of, study.arms[0].name, _short(study)]
             rows.append(f"| {' | '.join([*cells, _short(timed) if timed else ''])} |")
     parts = [
         "# Studies",
@@ -83,7 +87,7 @@ def _untrained(studies: Sequence[StudyResults]) -> str:
 LOCKED = """\
 The rule once more, on {count} of the test documents that were locked away while all of this was written and tuned (as
 many as the usual number of tokens takes). They were opened once, on {date}, by `hope-study open`: what was trained
-later was not measured on them."""
+later was not measured on them, and models have the learning rates that had been chosen by then."""
 
 
 def _locked(studies: Sequence[StudyResults], opened: str) -> list[str]:
@@ -112,6 +116,8 @@ def _worth(
     parts += [f"All budgets: {links}, in {_hours(adapted)}.", *_locked(locked, opened)]
     if tokens := worth.by_tokens(adapted):
         parts += ["## By tokens trained", *tokens]
+    if others := worth.other_budgets(adapted, main):
+        parts += ["The rule with every baseline, at the other budgets:", worth.rule_table(others)]
     if costly := worth.equal_cost(adapted):
         parts += ["## At equal cost", _asked(costly, folder), worth.rule_table(costly)]
     if others := worth.elsewhere(studies):

@@ -70,6 +70,12 @@ def equal_cost(studies: Sequence[StudyResults]) -> list[StudyResults]:
     return [one for one in studies if len({arm.composed.config.steps for arm in one.arms if arm.seeds}) > 1]
 
 
+def other_budgets(studies: Sequence[StudyResults], main: StudyResults) -> list[StudyResults]:
+    """Those whose arms all took as many steps, but the main one."""
+    costly = equal_cost(studies)
+    return [one for one in studies if one is not main and one not in costly]
+
+
 def widest(studies: Sequence[StudyResults]) -> StudyResults:
     """The one with the most models, of those the one trained longest."""
     return max(studies, key=lambda study: (sum(bool(arm.seeds) for arm in study.arms), tokens(study)))
@@ -141,7 +147,7 @@ def section(study: StudyResults) -> str:
 
 
 def _rates(study: StudyResults) -> str:
-    """By which study, and of which arms not every rate was tried."""
+    """By which study or how many seeds, and of which arms not every rate was tried."""
     if study.definition.rates_of:
         return f"by `{study.definition.rates_of}`"
     partly = [
@@ -149,7 +155,9 @@ def _rates(study: StudyResults) -> str:
         for arm in study.arms
         if arm.seeds and len(arm.tuned) < arm.rates
     ]
-    return "at this budget" + (f"; not all rates were tried of {', '.join(partly)}" if partly else "")
+    seeds = study.definition.rate_seeds
+    said = f"at this budget, with {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+    return said + (f"; not all rates were tried of {', '.join(partly)}" if partly else "")
 
 
 def _edges(study: StudyResults) -> str:
