@@ -7,6 +7,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import grimp
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,9 +54,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     )
 
 
-def test_readme_shows_the_table_of_the_report() -> None:
-    shown = (ROOT / "README.md").read_text().split("<!-- of reports/results.md", 1)[1].split("\n\n")[0]
+@pytest.mark.parametrize("page", ["reports/results.md", "reports/ablations.md"])
+def test_readme_shows_rows_of_the_reports(page: str) -> None:
+    shown = (ROOT / "README.md").read_text().split(f"<!-- of {page}", 1)[1].split("\n\n")[0]
     rows = [line for line in shown.splitlines() if line.startswith("|")]
-    report = (ROOT / "reports/results.md").read_text().splitlines()
+    report = (ROOT / page).read_text().splitlines()
     assert len(rows) >= 5
-    assert not [row for row in rows if row not in report], "copy the first table of reports/results.md"
+    assert not [row for row in rows if row not in report], f"copy them from {page}"

@@ -116,8 +116,8 @@ def _worth(
     parts += [f"All budgets: {links}, in {_hours(adapted)}.", *_locked(locked, opened)]
     if tokens := worth.by_tokens(adapted):
         parts += ["## By tokens trained", *tokens]
-    if others := worth.other_budgets(adapted, main):
-        parts += ["The rule with every baseline, at the other budgets:", worth.rule_table(others)]
+    if len(even := worth.at_equal_tokens(adapted)) > 1:
+        parts += ["The rule with every baseline:", worth.rule_table(even)]
     if costly := worth.equal_cost(adapted):
         parts += ["## At equal cost", _asked(costly, folder), worth.rule_table(costly)]
     if others := worth.elsewhere(studies):

@@ -70,10 +70,10 @@ def equal_cost(studies: Sequence[StudyResults]) -> list[StudyResults]:
     return [one for one in studies if len({arm.composed.config.steps for arm in one.arms if arm.seeds}) > 1]
 
 
-def other_budgets(studies: Sequence[StudyResults], main: StudyResults) -> list[StudyResults]:
-    """Those whose arms all took as many steps, but the main one."""
+def at_equal_tokens(studies: Sequence[StudyResults]) -> list[StudyResults]:
+    """The others."""
     costly = equal_cost(studies)
-    return [one for one in studies if one is not main and one not in costly]
+    return [one for one in studies if one not in costly]
 
 
 def widest(studies: Sequence[StudyResults]) -> StudyResults:
