@@ -66,7 +66,7 @@ example:
 
 Half of the test documents that no evaluation scores are listed in reports/locked.json. This measures the trainings
 of the named studies on them, with the dials found on validation text, and writes reports/locked/opened.json with the
-date. Another time, for other studies, it refuses. The checkpoints must be in runs/ablations. `hope-study report` then
+date. Another time, for other trainings, it refuses. The checkpoints must be in runs/ablations. `hope-study report` then
 prints what these documents say beside the rest. Interrupted, the same command goes on.
 """
 SEEDS = """\

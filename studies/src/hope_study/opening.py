@@ -74,7 +74,7 @@ def open_locked(
         say: told after each training.
 
     Raises:
-        InputError: opened before for other studies, or a checkpoint that is not there; then nothing is opened.
+        InputError: opened before for other trainings, or a checkpoint that is not there; then nothing is opened.
     """
     listed, before = Locked.read(locked), opened(folder)
     chosen, store = trainings(ledger, names), Store(folder)

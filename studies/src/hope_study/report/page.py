@@ -92,6 +92,7 @@ later was not measured on them, and models have the learning rates that had been
 
 def _locked(studies: Sequence[StudyResults], opened: str) -> list[str]:
     """What the locked documents say, by study."""
+    studies = [one for one in studies if any(arm.seeds for arm in one.arms)]
     if not studies:
         return []
     return [LOCKED.format(count=worth.documents(studies[0]), date=opened), worth.rule_table(studies)]
@@ -139,7 +140,8 @@ def page(study: StudyResults) -> str:
     parts = [f"# {study.name}", study.definition.question]
     if study.done:
         streamed = study.definition.stream.domains and study.lengths
-        parts += [_sentences(study), streams.table(study) if streamed else _table(study), _definitions(study)]
+        verdicts = "" if study.definition.adapt else _sentences(study)  # theirs cross documents, too: below
+        parts += [verdicts, streams.table(study) if streamed else _table(study), _definitions(study)]
         if study.definition.adapt:
             parts.append(f"## Beside a cache and writes at test time\n\n{worth.section(study)}")
         parts += [_timed(study), _rates(study), _provenance(study)]

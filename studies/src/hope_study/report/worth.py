@@ -67,7 +67,7 @@ def _measured(studies: Sequence[StudyResults]) -> list[StudyResults]:
 
 def equal_cost(studies: Sequence[StudyResults]) -> list[StudyResults]:
     """Those whose arms took different numbers of steps."""
-    return [one for one in studies if len({arm.composed.config.steps for arm in one.arms if arm.seeds}) > 1]
+    return [one for one in studies if len({arm.composed.config.steps for arm in one.arms}) > 1]
 
 
 def at_equal_tokens(studies: Sequence[StudyResults]) -> list[StudyResults]:
@@ -90,13 +90,23 @@ def _setting(study: StudyResults) -> tuple[object, ...]:
 
 def tokens(study: StudyResults) -> int:
     """Training tokens of its first arm."""
-    config = study.arms[0].composed.config
+    return trained_on(study.arms[0])
+
+
+def trained_on(arm: ArmResults) -> int:
+    """Training tokens of an arm."""
+    config = arm.composed.config
     return config.steps * config.batch_size * config.length
 
 
 def millions(study: StudyResults) -> str:
-    """The same in words."""
+    """Those of the first arm in words."""
     return f"{tokens(study) / 1e6:.2g} M"
+
+
+def _both(*arms: ArmResults) -> str:
+    """Training tokens of two arms in words, once where they are equal."""
+    return " and ".join(dict.fromkeys(f"{trained_on(arm) / 1e6:.2g} M" for arm in arms))
 
 
 def estimate(arm: ArmResults, condition: str = PLAIN) -> Difference | None:
@@ -150,13 +160,12 @@ def _rates(study: StudyResults) -> str:
     """By which study or how many seeds, and of which arms not every rate was tried."""
     if study.definition.rates_of:
         return f"by `{study.definition.rates_of}`"
-    partly = [
-        f"`{arm.name}` ({len(arm.tuned)} of {arm.rates})"
-        for arm in study.arms
-        if arm.seeds and len(arm.tuned) < arm.rates
-    ]
     seeds = study.definition.rate_seeds
+    known = [arm for arm in study.arms if arm.seeds]
+    alone = [f"`{arm.name}`" for arm in known if len(arm.tuned) == 1]
+    partly = [f"`{arm.name}`" for arm in known if 1 < len(arm.tuned) < arm.rates]
     said = f"at this budget, with {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+    said += f"; of {', '.join(alone)} one rate only was tried" if alone else ""
     return said + (f"; not all rates were tried of {', '.join(partly)}" if partly else "")
 
 
@@ -269,7 +278,7 @@ def rule(ours: ArmResults, theirs: ArmResults) -> list[Difference | None]:
 def rule_table(studies: Sequence[StudyResults]) -> str:
     """The differences of the rule in several studies."""
     rows = [
-        [study.name, millions(study), arm.name, other.name, *map(_bounds, found)]
+        [study.name, _both(arm, other), arm.name, other.name, *map(_bounds, found)]
         for study in studies
         for arm, other, found in _compared(study)
     ]
