@@ -327,12 +327,12 @@ def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
     deeper = dataclasses.replace(cms.composed.config.model, layers=7)
     large = with_steps(whole, "large", 9, model=deeper)
     assert worth.elsewhere([*four, rows, cosine, large]) == [novels, rows, cosine, large]
-    assert worth.widest(four) is longer
+    assert worth.longest(four) is longer
     bare = dataclasses.replace(base, seeds={})
     assert "Defined, but not trained" not in page_of(whole)
     assert "Defined, but not trained: tiny (base)." in page_of(dataclasses.replace(whole, arms=[cms, bare]))
     alone_ = dataclasses.replace(longer, arms=longer.arms[:1])
-    assert worth.widest([whole, alone_]) is whole
+    assert worth.longest([whole, alone_]) is whole
     page_ = overview(four, PurePath("studies"))
     row = " M | 3 | 2.065 ± 0.034 | 1.965 ± 0.034 | 2.065 ± 0.034 | 1.865 ± 0.034 | **-0.200 [-0.200, -0.200]** |"
     assert page_.count(row) == 2

@@ -105,7 +105,7 @@ def _worth(
     adapted = worth.adapted(studies)
     if not adapted:
         return []
-    main = worth.widest(adapted)
+    main = worth.longest(adapted)
     links = ", ".join(f"[{study.name}]({folder / study.name}.md)" for study in adapted)
     pictures = (
         "![Bits per byte by training FLOPs, plain and with a neural cache; below, leads by training tokens]"

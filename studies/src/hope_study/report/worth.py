@@ -76,9 +76,11 @@ def at_equal_tokens(studies: Sequence[StudyResults]) -> list[StudyResults]:
     return [one for one in studies if one not in costly]
 
 
-def widest(studies: Sequence[StudyResults]) -> StudyResults:
-    """The one with the most models, of those the one trained longest."""
-    return max(studies, key=lambda study: (sum(bool(arm.seeds) for arm in study.arms), tokens(study)))
+def longest(studies: Sequence[StudyResults]) -> StudyResults:
+    """The one trained longest, of those that have four fifths of the models of the one with most."""
+    models = [sum(bool(arm.seeds) for arm in study.arms) for study in studies]
+    wide = [study for study, count in zip(studies, models, strict=True) if count >= 0.8 * max(models)]
+    return max(wide, key=tokens)
 
 
 def _setting(study: StudyResults) -> tuple[object, ...]:

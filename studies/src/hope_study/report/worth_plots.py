@@ -21,7 +21,7 @@ def draw(studies: Sequence[StudyResults], folder: Path) -> None:
     """Draw loss by class of target of the most models, and for the overview bits per byte by training FLOPs."""
     with mpl.rc_context(STYLE):
         save(by_flops(studies), folder / "worth.png")
-        save(by_class(worth.widest(studies)), folder / "worth_by_class.png")
+        save(by_class(worth.longest(studies)), folder / "worth_by_class.png")
 
 
 def by_flops(studies: Sequence[StudyResults]) -> Figure:
@@ -42,8 +42,8 @@ def by_flops(studies: Sequence[StudyResults]) -> Figure:
         axes.set_xlabel("training, TFLOP")
     panels[0].set_ylabel("bits per byte (lower is better)")
     for axes, budgets in zip(panels[2:], known, strict=True):
+        axes.sharey(panels[2])  # before it is drawn: limits hold all
         _draw_leads(axes, budgets)
-        axes.sharey(panels[2])
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
