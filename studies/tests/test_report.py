@@ -113,7 +113,10 @@ def test_the_page_says_what_was_measured_and_what_was_not_run(
     assert capsys.readouterr().out == f"{out}\n"
     whole = out.read_text()
     assert "**18 of 25 results exist**, of 18 trainings, in 0.1 core-hours with their measurements." in whole
-    assert "| [tiny](studies/tiny.md) | Which? | hope | **better** better at 64 (+0.210); " in whole
+    assert (
+        "| [tiny](studies/tiny.md) | Which? | Answers right | hope | **better** better at 64 (+0.210); "
+        in whole
+    )
     text = (folder / "tiny.md").read_text()
     assert "better at 64 (+0.210, 95 % [+0.185, +0.235], 3 seeds)" in text
     assert "`few` against `hope`: not decided at 32 (1 seeds in common)" in text
