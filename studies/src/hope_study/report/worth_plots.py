@@ -18,7 +18,7 @@ from hope_study.report.data import ArmResults, StudyResults
 
 
 def draw(studies: Sequence[StudyResults], folder: Path) -> None:
-    """Draw loss by class of target of the most models, and for the overview bits per byte by training FLOPs."""
+    """Draw loss by class of target of the longest training, and for the overview bits per byte by training FLOPs."""
     with mpl.rc_context(STYLE):
         save(by_flops(studies), folder / "worth.png")
         save(by_class(worth.longest(studies)), folder / "worth_by_class.png")
