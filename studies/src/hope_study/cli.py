@@ -186,11 +186,9 @@ def open_command(argv: Sequence[str]) -> int:
         "hope-study open", "Measure studies' trainings on the locked test documents, once.", OPEN
     )
     parser.add_argument("names", nargs="+", metavar="STUDY", help="studies that measure adaptations")
-    listed, locked = Path("reports/locked.json"), Path("reports/locked")
-    parser.add_argument(
-        "--documents", type=Path, default=listed, metavar="FILE", help="the list; default: %(default)s"
-    )
-    parser.add_argument("--locked", type=Path, default=locked, metavar="DIR", help="default: %(default)s")
+    kept = "the list; what it says goes into the folder of its name; default: %(default)s"
+    listed = Path("reports/locked.json")
+    parser.add_argument("--documents", type=Path, default=listed, metavar="FILE", help=kept)
     parser.add_argument(
         "--work", type=Path, default=Path("runs/ablations"), metavar="DIR", help="default: %(default)s"
     )
@@ -203,7 +201,7 @@ def open_command(argv: Sequence[str]) -> int:
         _ledger(arguments),
         arguments.names,
         arguments.documents,
-        arguments.locked,
+        arguments.documents.with_suffix(""),
         arguments.work,
         hope_eval.main,
     )

@@ -27,9 +27,12 @@ def draw(studies: Sequence[StudyResults], folder: Path) -> None:
 def by_flops(studies: Sequence[StudyResults]) -> Figure:
     """Two panels, plain and with a neural cache; then the lead by training tokens, of every pair of `BASES`."""
     known = worth.equal_tokens(studies)
-    rows = 2 if len(known) > 1 else 1
-    figure = Figure(figsize=(WIDTH * 1.5, 4.4 * rows), layout="constrained")
-    panels = figure.subplots(rows, (2 + len(known)) // rows).flatten()
+    figure = Figure(figsize=(WIDTH * 1.5, 4.4 * (1 + bool(known))), layout="constrained")
+    leads = [f"lead {pair}" for pair in range(len(known))]
+    above = [name for name in (PLAIN, worth.CACHE) for _ in range(max(len(known), 1))]
+    below = [name for name in leads for _ in range(2)]
+    drawn = figure.subplot_mosaic([above, below] if below else [above])
+    panels = [drawn[name] for name in (PLAIN, worth.CACHE, *leads)]
     panels[1].sharey(panels[0])
     names = list(dict.fromkeys(arm.name for study in studies for arm in study.arms if arm.seeds))
     for axes, condition in zip(panels, (PLAIN, worth.CACHE), strict=False):
