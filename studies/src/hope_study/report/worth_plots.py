@@ -47,6 +47,9 @@ def by_flops(studies: Sequence[StudyResults]) -> Figure:
     for axes, budgets in zip(panels[2:], known, strict=True):
         axes.sharey(panels[2])  # before it is drawn: limits hold all
         _draw_leads(axes, budgets)
+    if trained := [worth.tokens(budget.study) / 1e6 for budgets in known for budget in budgets]:
+        for axes in panels[2:]:
+            axes.set_xlim(min(trained) * 0.87, max(trained) * 1.25)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
