@@ -114,6 +114,15 @@ def test_equal_runs_of_two_studies_are_trained_once(tmp_path: Path) -> None:
     assert not (tmp_path / "work/twin").exists()
 
 
+def test_records_of_another_folder_tell_only_how_long_trainings_take(tmp_path: Path) -> None:
+    first = fake(tmp_path, project(tmp_path), {0.3: 0.7, 1.0: 0.2, 3.0: 0.5})
+    assert first.run()
+    arm = first.ledger.arms[0]
+    fresh = Ledger(first.ledger.arms, Store(tmp_path / "fresh"), timed=first.ledger.store.all())
+    assert fresh.seconds(arm) == first.ledger.seconds(arm) != ASSUMED
+    assert (fresh.measured(), fresh.left(arm), fresh.total(arm)) == (2, 5, 5)
+
+
 # Hours of trainings; every other study has all its records.
 UNFINISHED = {"worth_rates", "worth_03m", "worth_1m", "worth_3m", "worth_7m", "worth_larger", "worth_novels"}
 UNFINISHED |= {"worth_flops", "worth_time", "worth_domains", "worth_classes", "signs", "signs_paper"}

@@ -17,6 +17,7 @@ from hope_train.compose import load_params
 if TYPE_CHECKING:
     from hope_study.ledger import Ledger
 
+RESULTS = Path("reports/studies")
 TOP = """\
 examples:
   hope-study run --plan                       how much there is, how long it takes
@@ -129,11 +130,13 @@ def run_command(argv: Sequence[str]) -> int:
     if unknown := set(arguments.only) - set(studies) - named:
         known = ", ".join(studies[min(unknown).split("/")[0]].arms)
         raise InputError(f"--only {min(unknown)}: no such arm; choose among {known}")
-    ledger = Ledger(arms, Store(arguments.results))
+    store = Store(arguments.results)
+    timed = [] if arguments.results == RESULTS else list(Store(RESULTS).all())
+    ledger = Ledger(arms, store, timed=timed)
     wanted = set(arguments.only) or set(studies)
     chosen = [arm for arm in arms if arm.study in wanted or f"{arm.study}/{arm.name}" in wanted]
     if arguments.plan:
-        print(estimate(Ledger(chosen, ledger.store, arms), arguments.jobs))
+        print(estimate(Ledger(chosen, store, arms, timed), arguments.jobs))
         return FINISHED
     complete = Runner(ledger, arguments.work, arguments.jobs, chosen).run()
     outputs.write([one for one in data.collect(ledger) if one.done], arguments.results)
@@ -380,9 +383,7 @@ def _parser(prog: str, about: str, epilog: str) -> argparse.ArgumentParser:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--results", type=Path, default=Path("reports/studies"), metavar="DIR", help="default: %(default)s"
-    )
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: %(default)s")
     _pipeline(parser)
 
 

@@ -27,13 +27,17 @@ class Ledger:
         arms: all arms of the studies concerned, in order.
         store: of the records.
         others: arms that those refer to.
+        timed: records of another folder, which tell how long trainings take.
     """
 
-    def __init__(self, arms: list[Arm], store: Store, others: Iterable[Arm] = ()) -> None:
+    def __init__(
+        self, arms: list[Arm], store: Store, others: Iterable[Arm] = (), timed: Iterable[Record] = ()
+    ) -> None:
         self.arms, self.store = arms, store
         self._by_name = {(arm.study, arm.name): arm for arm in (*others, *arms)}
         # A training that several studies share is done once, so it is looked up by its definition, too.
         self._by_sha256: dict[str, Record] = {}
+        self._timed = [*timed, *store.all()]
         for record in store.all():
             self._by_sha256.setdefault(record.sha256, record)
 
@@ -53,6 +57,7 @@ class Ledger:
     def keep(self, record: Record) -> None:
         """Add a record to the store."""
         self._by_sha256[record.sha256] = record
+        self._timed.append(record)
         self.store.add(record)
 
     def tuning(self, arm: Arm, find: Find | None = None) -> list[Training]:
@@ -197,7 +202,7 @@ class Ledger:
 
     def seconds(self, arm: Arm) -> float:
         """Estimate a training of this arm: as measured, else as others of its variant, else as all."""
-        records = list(self._by_sha256.values())  # another thread may add one
+        records = list(self._timed)  # another thread may add one
         same = [
             one.wall_seconds
             for one in records
@@ -209,7 +214,7 @@ class Ledger:
 
     def measured(self) -> int:
         """Count the arms that have a record."""
-        known = {(one.study, one.arm) for one in list(self._by_sha256.values())}
+        known = {(one.study, one.arm) for one in list(self._timed)}
         return sum((arm.study, arm.name) in known for arm in self.runnable())
 
 
