@@ -28,11 +28,11 @@ def by_flops(studies: Sequence[StudyResults]) -> Figure:
     """Two panels, plain and with a neural cache; then the lead by training tokens, of every pair of `BASES`."""
     known = worth.equal_tokens(studies)
     figure = Figure(figsize=(WIDTH * 1.5, 4.4 * (1 + bool(known))), layout="constrained")
-    leads = [f"lead {pair}" for pair in range(len(known))]
-    above = [name for name in (PLAIN, worth.CACHE) for _ in range(max(len(known), 1))]
-    below = [name for name in leads for _ in range(2)]
-    drawn = figure.subplot_mosaic([above, below] if below else [above])
-    panels = [drawn[name] for name in (PLAIN, worth.CACHE, *leads)]
+    leads = "cdefgh"[: len(known)]
+    above = "".join(name * max(len(known), 1) for name in "ab")
+    below = "".join(name * 2 for name in leads)
+    drawn = figure.subplot_mosaic(f"{above};{below}" if below else above)
+    panels = [drawn[name] for name in f"ab{leads}"]
     panels[1].sharey(panels[0])
     names = list(dict.fromkeys(arm.name for study in studies for arm in study.arms if arm.seeds))
     for axes, condition in zip(panels, (PLAIN, worth.CACHE), strict=False):
