@@ -270,6 +270,10 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
         "| cms | base | **-0.200 [-0.200, -0.200]** | *+0.100 [+0.100, +0.100]* | **-0.100 [-0.100, -0.100]** |"
         in section
     )
+    single = dataclasses.replace(cms, seeds={0: cms.seeds[0]})
+    assert (one := worth.difference(single, "plain", base, "plain")) is not None
+    assert (one.low, one.high, one.seeds) == (None, None, 1), "documents vary, but a seed alone decides nothing"
+    assert "| cms | base | -0.200 |" in worth.section(dataclasses.replace(whole, arms=[single, base]))
     assert "- `cms`: the claim does not hold against any baseline." in section
     assert (
         "for each training.\n- Learning rates were chosen on validation text, at this budget, with one seed.\n"

@@ -5,6 +5,7 @@ For studies that measure `adapt`. Intervals cross seeds and documents (`hope_eva
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from statistics import fmean
@@ -133,7 +134,10 @@ def _crossed(scores: Sequence[np.ndarray | None], arm: ArmResults) -> Difference
     if not known:
         return None
     size = next(record for record in arm.seeds.values() if record.documents).documents["bytes"]
-    return crossed(known, size, range(len(size)))
+    found = crossed(known, size, range(len(size)))
+    return (
+        found if found.seeds > 1 else dataclasses.replace(found, low=None, high=None)
+    )  # a seed alone decides nothing
 
 
 def section(study: StudyResults) -> str:
