@@ -272,7 +272,9 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     )
     single = dataclasses.replace(cms, seeds={0: cms.seeds[0]})
     assert (one := worth.difference(single, "plain", base, "plain")) is not None
-    assert (one.low, one.high, one.seeds) == (None, None, 1), "documents vary, but a seed alone decides nothing"
+    assert (one.low, one.high, one.seeds) == (None, None, 1), (
+        "documents vary, but a seed alone decides nothing"
+    )
     assert "| cms | base | -0.200 |" in worth.section(dataclasses.replace(whole, arms=[single, base]))
     assert "- `cms`: the claim does not hold against any baseline." in section
     assert (
