@@ -70,6 +70,8 @@ def test_two_seeds_choose_a_rate_that_another_study_takes(
     collected = data.collect(early)
     assert [(one.done, one.planned) for one in collected] == [(7, 7), (3, 3)]
     assert "learning rates chosen with seeds 0, 1; revision" in page(collected[0])
+    rates = "- delta: 0.003: 0.7000, 0.7000; 0.01: 0.4000, 0.6000; **0.03: 0.4500, 0.4500**"
+    assert f" and by seed; the mean decides:\n\n{rates}" in page(collected[0])
     assert "learning rates chosen by `tiny`; revision" in page(collected[1])
     assert "Validation loss" not in page(collected[1])
     shared = longer | {"rates_of": "tiny/delta", "arms": {"other": {"run": "gated_deltanet"}}}
@@ -276,7 +278,7 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
         "documents vary, but a seed alone decides nothing"
     )
     assert "| cms | base | -0.200 |" in worth.section(dataclasses.replace(whole, arms=[single, base]))
-    assert "- `cms`: the claim does not hold against any baseline." in section
+    assert "- `cms`: by the rule ahead of no baseline." in section
     assert (
         "for each training.\n- Learning rates were chosen on validation text, at this budget, with one seed.\n"
         in section
@@ -287,7 +289,7 @@ def test_a_claim_for_writes_needs_both_comparisons(tmp_path: Path) -> None:
     )
     for record in cms.seeds.values():
         record.documents["neural_cache"] = [value - 0.2 for value in record.documents["neural_cache"]]
-    assert "- `cms`: the claim holds against `base`." in worth.section(whole)
+    assert "- `cms`: by the rule ahead of `base`." in worth.section(whole)
     for arm, saved in ((cms, 0.1), (base, 0.25)):
         for record in arm.seeds.values():
             record.documents["dynamic"] = [value - saved for value in record.documents["plain"]]

@@ -189,7 +189,7 @@ def open_command(argv: Sequence[str]) -> int:
         "hope-study open", "Measure studies' trainings on the locked test documents, once.", OPEN
     )
     parser.add_argument("names", nargs="+", metavar="STUDY", help="studies that measure adaptations")
-    kept = "the list; what it says goes into the folder of its name; default: %(default)s"
+    kept = "the list; records go into the folder `locked` beside it; default: %(default)s"
     listed = Path("reports/locked.json")
     parser.add_argument("--documents", type=Path, default=listed, metavar="FILE", help=kept)
     parser.add_argument(
@@ -204,7 +204,7 @@ def open_command(argv: Sequence[str]) -> int:
         _ledger(arguments),
         arguments.names,
         arguments.documents,
-        arguments.documents.with_suffix(""),
+        arguments.documents.parent / "locked",
         arguments.work,
         hope_eval.main,
     )

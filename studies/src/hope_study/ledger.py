@@ -37,7 +37,7 @@ class Ledger:
         self._by_name = {(arm.study, arm.name): arm for arm in (*others, *arms)}
         # A training that several studies share is done once, so it is looked up by its definition, too.
         self._by_sha256: dict[str, Record] = {}
-        self._timed = [*timed, *store.all()]
+        self._durations = [*timed, *store.all()]
         for record in store.all():
             self._by_sha256.setdefault(record.sha256, record)
 
@@ -57,7 +57,7 @@ class Ledger:
     def keep(self, record: Record) -> None:
         """Add a record to the store."""
         self._by_sha256[record.sha256] = record
-        self._timed.append(record)
+        self._durations.append(record)
         self.store.add(record)
 
     def tuning(self, arm: Arm, find: Find | None = None) -> list[Training]:
@@ -202,7 +202,7 @@ class Ledger:
 
     def seconds(self, arm: Arm) -> float:
         """Estimate a training of this arm: as measured, else as others of its variant, else as all."""
-        records = list(self._timed)  # another thread may add one
+        records = list(self._durations)  # another thread may add one
         same = [
             one.wall_seconds
             for one in records
@@ -213,8 +213,8 @@ class Ledger:
         return fmean(same or alike or every or [ASSUMED])
 
     def measured(self) -> int:
-        """Count the arms that have a record."""
-        known = {(one.study, one.arm) for one in list(self._timed)}
+        """Count the arms of which a training's duration is known."""
+        known = {(one.study, one.arm) for one in list(self._durations)}
         return sum((arm.study, arm.name) in known for arm in self.runnable())
 
 

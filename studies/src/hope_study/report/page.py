@@ -320,7 +320,7 @@ def _rates(study: StudyResults) -> str:
         tried = sorted(arm.tuned)
         if not tried:
             continue
-        said = [_rate(arm.tuned[rate], chosen=rate == arm.chosen) for rate in tried]
+        said = [_rate(arm, rate) for rate in tried]
         note = ""
         if len(tried) < arm.rates:
             note = " (not all tried yet)"
@@ -328,11 +328,7 @@ def _rates(study: StudyResults) -> str:
             note = " (the best is at the end of what was tried)"
         rows.append(f"- {arm.name}: {'; '.join(said)}{note}")
     longer = " / at the longest validated length" if study.metric == "task_accuracy" else ""
-    several = (
-        ", of the first seed; the mean over those that chose decides"
-        if study.definition.rate_seeds > 1
-        else ""
-    )
+    several = " and by seed; the mean decides" if study.definition.rate_seeds > 1 else ""
     head = f"Validation loss (nats per token){longer} by learning rate{several}:"
     return "\n".join([head, "", *rows]) if rows else ""
 
@@ -341,12 +337,18 @@ def _solves(training: Record) -> bool:
     return training.validation.get("val_accuracy", 0.0) >= SOLVED
 
 
-def _rate(training: Record, *, chosen: bool) -> str:
+def _rate(arm: ArmResults, rate: float) -> str:
+    first = arm.tuned[rate]
+    said = [_losses(one) for one in (first, *arm.again) if one.rate == rate]
+    text = f"{first.lr:.2g}: {', '.join(said)}"
+    return f"**{text}**" if rate == arm.chosen else text
+
+
+def _losses(training: Record) -> str:
     found, prefix = training.validation, "val_loss_"
     longer = {int(key[len(prefix) :]): loss for key, loss in found.items() if key.startswith(prefix)}
     losses = [] if training.failed else [found["val_loss"], *([longer[max(longer)]] if longer else [])]
-    text = f"{training.lr:.2g}: " + (" / ".join(f"{loss:.4f}" for loss in losses) or "diverged")
-    return f"**{text}**" if chosen else text
+    return " / ".join(f"{loss:.4f}" for loss in losses) or "diverged"
 
 
 def _provenance(study: StudyResults) -> str:

@@ -41,10 +41,11 @@ from one window to the next. By column:
 - What is added at test time was tuned on 8,192 tokens of validation text for each training.{edges}
 - Learning rates were chosen on validation text, {rates}."""
 RULE = """\
-A claim that a CMS helps needs both comparisons of a row: with a neural cache on both sides, and against the baseline
-whose MLPs are written at test time only. Differences are in bits per byte, below zero is better: bold where
-the 95 % interval says better, italic where it says worse, else undecided. Intervals cross seeds and documents and are
-not corrected for their number."""
+A model is ahead by the rule where it is so in both comparisons of a row: with a neural cache on both sides, and against
+the baseline whose MLPs are written at test time only. What a CMS is worth shows in `hope_deltanet` against
+`gated_deltanet`, the same model without one; other rows compare whole models. Differences are in bits per byte, below
+zero is better: bold where the 95 % interval says better, italic where it says worse, else undecided. Intervals cross
+seeds and documents and are not corrected for their number; one seed has none."""
 
 
 def adapted(studies: Sequence[StudyResults]) -> list[StudyResults]:
@@ -78,10 +79,9 @@ def at_equal_tokens(studies: Sequence[StudyResults]) -> list[StudyResults]:
 
 
 def longest(studies: Sequence[StudyResults]) -> StudyResults:
-    """The one trained longest, of those that have two thirds of the models of the one with most."""
-    models = [sum(bool(arm.seeds) for arm in study.arms) for study in studies]
-    wide = [study for study, count in zip(studies, models, strict=True) if count >= max(models) * 2 / 3]
-    return max(wide, key=tokens)
+    """The one trained longest, of those that have a pair of `BASES`, if any has."""
+    pairs = [study for study in studies if any(_pair(study, *names) for names in BASES.items())]
+    return max(pairs or studies, key=tokens)
 
 
 def _setting(study: StudyResults) -> tuple[object, ...]:
@@ -118,7 +118,7 @@ def estimate(arm: ArmResults, condition: str = PLAIN) -> Difference | None:
 
 
 def difference(ours: ArmResults, condition: str, theirs: ArmResults, other: str) -> Difference | None:
-    """The first minus the second over their common seeds, paired by seed and document."""
+    """The first minus the second over their common seeds, paired by seed and document; one seed has no interval."""
     seeds = sorted(ours.seeds.keys() & theirs.seeds.keys())
     pairs = [(_bits(ours, seed, condition), _bits(theirs, seed, other)) for seed in seeds]
     return _crossed([a - b if a is not None and b is not None else None for a, b in pairs], ours)
@@ -135,9 +135,8 @@ def _crossed(scores: Sequence[np.ndarray | None], arm: ArmResults) -> Difference
         return None
     size = next(record for record in arm.seeds.values() if record.documents).documents["bytes"]
     found = crossed(known, size, range(len(size)))
-    return (
-        found if found.seeds > 1 else dataclasses.replace(found, low=None, high=None)
-    )  # a seed alone decides nothing
+    # A seed alone decides nothing.
+    return found if found.seeds > 1 else dataclasses.replace(found, low=None, high=None)
 
 
 def section(study: StudyResults) -> str:
@@ -309,9 +308,8 @@ def claims(study: StudyResults) -> list[str]:
     for name in dict.fromkeys(arm.name for arm, _, _ in compared):
         places = [n for n, (arm, _, _) in enumerate(compared) if arm.name == name]
         beaten = [compared[n][1].name for n in places if all(map(_better, compared[n][2][1:]))]
-        held = f"holds against {_names(beaten)}" if beaten else "does not hold against any baseline"
-        others = ", not against the others" if 0 < len(beaten) < len(places) else ""
-        sentences.append(f"- `{name}`: the claim {held}{others}.")
+        others = ", not of the others" if 0 < len(beaten) < len(places) else ""
+        sentences.append(f"- `{name}`: by the rule ahead of {_names(beaten) or 'no baseline'}{others}.")
         for title, column in beside.items():
             ahead = [compared[n][1].name for n in places if _better(column[n])]
             behind = [compared[n][1].name for n in places if (one := column[n]) and one.low and one.low > 0]
@@ -343,10 +341,10 @@ def _names(names: Sequence[str]) -> str:
 
 
 BY_TOKENS = """\
-Does the lead end once a model has learned to copy? A model with a CMS against what it would be without one
-(`hope_paper` against Titans of our form): bits per byte of each read with and without writes, the three differences of
-the rule, and nats of targets whose trigram the window has shown."""
-# A variant that writes its CMS, and the baseline that it would be without.
+Does the lead end once a model has learned to copy? `hope_deltanet` against the same model without a CMS, `hope` and
+`hope_paper` against Titans: bits per byte of each read with and without writes, the three differences of the rule, and
+nats of targets whose trigram the window has shown."""
+# A variant that writes its CMS, and the nearest baseline without: Titans do not modify themselves either.
 BASES = {"hope_deltanet": "gated_deltanet", "hope": "titans", "hope_paper": "titans"}
 
 
@@ -358,17 +356,20 @@ class Budget(NamedTuple):
     theirs: ArmResults
 
 
+def _pair(study: StudyResults, ours: str, theirs: str) -> Budget | None:
+    """The arms of two variants, if the study trained both for as many steps."""
+    arms = {arm.composed.config.model.variant: arm for arm in study.arms if arm.seeds}
+    if not {ours, theirs} <= arms.keys():
+        return None
+    budget = Budget(study, arms[ours], arms[theirs])
+    return budget if len({arm.composed.config.steps for arm in budget[1:]}) == 1 else None
+
+
 def equal_tokens(studies: Sequence[StudyResults]) -> list[list[Budget]]:
     """For every pair of `BASES` the studies that trained both for as many steps, if there are two."""
     found = []
     for ours, theirs in BASES.items():
-        budgets = []
-        for study in studies:
-            arms = {arm.composed.config.model.variant: arm for arm in study.arms if arm.seeds}
-            if {ours, theirs} <= arms.keys():
-                budget = Budget(study, arms[ours], arms[theirs])
-                if len({arm.composed.config.steps for arm in budget[1:]}) == 1:
-                    budgets.append(budget)
+        budgets = [budget for study in studies if (budget := _pair(study, ours, theirs))]
         if len(budgets) > 1:
             found.append(budgets)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 
 import matplotlib as mpl
@@ -62,7 +63,7 @@ def _draw_leads(axes: Axes, budgets: Sequence[worth.Budget]) -> None:
         axes.errorbar(
             [tokens for tokens, _ in points],
             [lead.value for _, lead in points],
-            yerr=[0.0 if lead.high is None else lead.high - lead.value for _, lead in points],
+            yerr=[nan if lead.high is None else lead.high - lead.value for _, lead in points],
             color=("black", "dimgrey", "darkgrey")[n],  # colours are those of models
             linestyle=("-", "--", ":")[n],
             marker="DX*"[n],
@@ -89,7 +90,7 @@ def _line(axes: Axes, arms: Sequence[ArmResults], condition: str, look: tuple[st
     axes.errorbar(
         [flops for flops, _ in points],
         [value.value for _, value in points],
-        yerr=[0.0 if value.high is None else value.high - value.value for _, value in points],
+        yerr=[nan if value.high is None else value.high - value.value for _, value in points],
         color=look[0],
         marker=look[1],
         capsize=3,
