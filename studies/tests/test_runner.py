@@ -125,7 +125,7 @@ def test_records_of_another_folder_tell_only_how_long_trainings_take(tmp_path: P
 
 # Hours of trainings; every other study has all its records.
 UNFINISHED = {"worth_rates", "worth_03m", "worth_1m", "worth_3m", "worth_7m", "worth_larger", "worth_novels"}
-UNFINISHED |= {"worth_flops", "worth_time", "worth_domains", "worth_classes", "signs", "signs_paper"}
+UNFINISHED |= {"worth_flops", "worth_time", "worth_domains", "worth_classes", "signs_paper"}
 
 
 def test_a_real_training_leaves_its_record_and_nothing_else(tmp_path: Path) -> None:
