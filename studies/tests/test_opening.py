@@ -13,6 +13,7 @@ from hope_eval import results
 from hope_eval.results import Checkpoint, Evaluator, Items, Results, TaskResult
 from hope_eval.tasks.locked import Locked
 from hope_model.errors import InputError
+from hope_study.cli import main
 from hope_study.opening import OPENED, open_locked
 from hope_study.report import data, worth
 from hope_study.report.page import overview
@@ -46,7 +47,9 @@ class Measuring:
         return TaskResult(name, 1, {}, 0, "", 0, 0.0, items.metrics(), items)
 
 
-def test_the_repositorys_own_were_opened_once() -> None:
+def test_the_repositorys_own_were_opened_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """For the list in git, on one day, and for the studies whose records are there."""
     folder = ROOT / "reports/locked"
     about = json.loads((folder / OPENED).read_text())
@@ -57,6 +60,9 @@ def test_the_repositorys_own_were_opened_once() -> None:
     )
     counts = {len(record.documents["bytes"]) for record in Store(folder).all()}
     assert counts == {112}
+    monkeypatch.chdir(ROOT)
+    assert main(["open", "worth_1m"]) == 2
+    assert "opened on 2026-12-01 for 24 trainings" in capsys.readouterr().err
 
 
 def test_locked_documents_are_opened_once(tmp_path: Path) -> None:

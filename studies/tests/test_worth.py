@@ -372,6 +372,11 @@ def test_budgets_stand_together_and_other_text_apart(tmp_path: Path) -> None:
         assert [axes.get_title() or axes.get_title(loc="left") for axes in drawn.axes][2:] == [
             "cms minus base"
         ] * pairs
+        leads = drawn.axes[2:]
+        assert len({(*axes.get_xlim(), *axes.get_ylim()) for axes in leads}) == 1, "to be compared by eye"
+        assert all(
+            axes.get_ylim()[0] < axes.dataLim.y0 < axes.dataLim.y1 < axes.get_ylim()[1] for axes in leads
+        )
     assert {path.name for path in (tmp_path / "plots").glob("*.png")} == {
         "worth.png",
         "worth_by_class.png",

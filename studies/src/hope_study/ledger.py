@@ -37,8 +37,9 @@ class Ledger:
         self._by_name = {(arm.study, arm.name): arm for arm in (*others, *arms)}
         # A training that several studies share is done once, so it is looked up by its definition, too.
         self._by_sha256: dict[str, Record] = {}
-        self._durations = [*timed, *store.all()]
-        for record in store.all():
+        records = list(store.all())
+        self._durations = [*timed, *records]
+        for record in records:
             self._by_sha256.setdefault(record.sha256, record)
 
     def runnable(self) -> list[Arm]:
